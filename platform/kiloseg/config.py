@@ -180,6 +180,8 @@ class Trainer:
     """Images per step over all workers together."""
     validate_every: int = 0
     """Steps between validations, each with a report and a checkpoint. 0: only after the last step."""
+    report_every: int = 20
+    """Steps between reports of the training loss."""
     seed: int = 0
     """Seeds initial weights, order of samples, augmentation and drawn negatives."""
     precision: Precision = "auto"
@@ -196,6 +198,7 @@ class Trainer:
         _require(self.steps >= 1, "trainer.steps", self.steps, "at least 1 step")
         _require(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "at least 1 image")
         _require(self.validate_every >= 0, "trainer.validate_every", self.validate_every, "0 or more steps")
+        _require(self.report_every >= 1, "trainer.report_every", self.report_every, "at least 1 step")
         _require(self.precision in precisions, "trainer.precision", self.precision, f"one of {', '.join(precisions)}")
         _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "at least 1")
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 PACKAGE_BACKBONE = "tf_efficientnet_lite0"
 
 
-def timm_options(weights: str) -> tuple[str | None, dict[str, Any]]:
+def timm_options(weights: str) -> tuple[bool | None, dict[str, Any]]:
     """How to ask segmentation-models-pytorch and, through it, timm for `weights`: (encoder_weights, further arguments).
 
     Raises:
@@ -21,14 +21,14 @@ def timm_options(weights: str) -> tuple[str | None, dict[str, Any]]:
     if weights in ("none", "package"):
         return None, {}
     if weights == "hub":
-        return "pretrained", {}
+        return True, {}
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ValueError(
             f"model.weights = {weights!r} is no file: expected none, hub, package, or a file with a timm state dict"
         )
     # timm renames keys where a model that yields features differs from the classifier the file was saved from.
-    return "pretrained", {"pretrained_cfg_overlay": {"file": str(path)}}
+    return True, {"pretrained_cfg_overlay": {"file": str(path)}}
 
 
 def load_package_weights(backbone: str, features: nn.Module) -> None:

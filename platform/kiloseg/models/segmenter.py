@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+
 import segmentation_models_pytorch as smp
 import timm
 import torch
@@ -73,11 +75,8 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
     if model.arch.lower() not in architectures:
         raise ValueError(f"model.arch = {model.arch!r} is not known; there are: {', '.join(architectures)}")
     if not timm.is_model(model.backbone):
-        near = timm.list_models(f"*{model.backbone.split('_')[0].split('.')[0]}*")[:12]
-        raise ValueError(
-            f"model.backbone = {model.backbone!r} is no timm model"
-            + (f"; near it are: {', '.join(near)}" if near else "; timm.list_models() names them all")
-        )
+        near = difflib.get_close_matches(model.backbone, timm.list_models(), n=6, cutoff=0)
+        raise ValueError(f"model.backbone = {model.backbone!r} is no timm model; the nearest names are: {', '.join(near)}")
     weights, options = timm_options(model.weights)
     try:
         network = smp.create_model(

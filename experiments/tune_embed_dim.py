@@ -1,0 +1,115 @@
+"""Which embedding dimension, which negatives?
+
+Question: how many dimensions does a pixel embedding need, and which classes should a pixel be compared with, to reach the
+best mIoU for a given number of steps; and what does each choice cost in memory?
+
+Method: Optuna (TPE) over model.embed_dim, loss.negatives.kind and .count, loss.temperature, loss.logit and optimizer.lr;
+each trial is a Ray Train run; trials that fall behind are stopped by ASHA. The score is the validation mIoU, on glyphs
+drawn in a cut of the font that training never sees.
+
+Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489, whose own
+choices are dimension 12, 7 nearest negatives, temperature 20 and distance logits.
+
+    python experiments/tune_embed_dim.py                          48 classes of glyphs, built first; about 10 minutes on 2 cores
+    python experiments/tune_embed_dim.py --data.path DIR --data.crop 512 --model.arch deeplabv3plus --num-trials 50
+    python experiments/tune_embed_dim.py --resume                 go on with the newest study
+
+Expected: see experiments/LOG.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from ray import tune
+
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+from kiloseg.data.shards import read_info
+from kiloseg.search import Study, search
+from kiloseg.summary import best_row, table, write_summary
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# A network and schedule that learn 48 classes of glyphs in about a minute on one core.
+GLYPHS_RUN = Config(
+    data=Data(crop=96, scale_min=0.9, scale_max=1.1, flip=0.0, jitter=0.3, loader_workers=0, val_samples=192),
+    model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=12),
+    loss=Loss(negatives=Negatives(kind="all"), temperature=20.0, logit="cosine"),
+    optimizer=Optimizer(name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0),
+    trainer=Trainer(steps=240, batch_size=16, validate_every=80, report_every=20),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Search embedding dimension and negative sampling."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="tune_embed_dim"))
+    run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS_RUN
+    """What all trials share. Without --data.path the glyphs data set is built and used."""
+    glyph_classes: int = 48
+    """Classes of the glyphs data set that is built when --data.path is not given."""
+    embed_dims: tuple[int, ...] = (4, 8, 16, 32)
+    """Values of model.embed_dim to choose from."""
+    kinds: tuple[str, ...] = ("all", "nearest", "random", "mixed")
+    """Values of loss.negatives.kind to choose from."""
+
+
+def build_glyphs(num_classes: int, runs: Path) -> Path:
+    """Builds the default data set if it is not there yet."""
+    out = runs / "data" / f"glyphs-{num_classes}"
+    subprocess.run(
+        [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
+        check=True,
+    )
+    return out
+
+
+def main(arguments: Arguments) -> None:
+    """Runs the study and prints what came out."""
+    study = arguments.study
+    runs = Path(study.runs).resolve()
+    path = Path(arguments.run.data.path).resolve() if arguments.run.data.path else build_glyphs(arguments.glyph_classes, runs)
+    info = read_info(path)
+    num_classes = arguments.run.data.num_classes or info.num_classes
+    base = override(arguments.run, {"data.path": str(path), "data.num_classes": num_classes})
+
+    counts = [count for count in (2, 4, 8, 16, 32) if count < num_classes]
+    space = {
+        "model.embed_dim": tune.choice(list(arguments.embed_dims)),
+        "loss.negatives.kind": tune.choice(list(arguments.kinds)),
+        "loss.negatives.count": tune.choice(counts),
+        "loss.temperature": tune.choice([10.0, 20.0, 40.0]),
+        "loss.logit": tune.choice(["distance", "cosine"]),
+        "optimizer.lr": tune.loguniform(1e-3, 1e-2),
+    }
+    result = search(study, base, space, first=[], script="experiments/tune_embed_dim.py")
+    write_summary(result.rows, result.folder, result.run)
+    result.run.end("FINISHED")
+    report(result, num_classes, info.name)
+
+
+def report(result, num_classes: int, data: str) -> None:
+    """Prints the table of the trials, the best one, and where to look."""
+    print(f"\n{len(result.rows)} trials on {data}, {num_classes} classes, in {result.seconds:.0f} s\n")
+    print(table(result.rows).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    for row in result.rows:
+        if row.error:
+            print(f"\ntrial {row.trial} ({row.outcome}): {row.error.strip().splitlines()[-1]}")
+    best = best_row(result.rows)
+    if best is None:
+        raise SystemExit("\nno trial reached a validation; the errors above say why")
+    flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.overrides.items())
+    print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
+    print(f"table, figures and predictions: {result.folder}")
+    print(f"compare in MLflow: {result.run.tracker.ui_command()}")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

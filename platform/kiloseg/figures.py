@@ -1,0 +1,83 @@
+"""Figures of a study, by matplotlib. Arrays and rows in, figures out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
+MARKERS = ("o", "s", "^", "D")
+
+
+def curves(rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str) -> Figure:
+    """Points of `rows`, a colour and marker per value of `by`, with a line through the best `y` at each `x`.
+
+    Rows without a finite `y` are left out. x is drawn on a base-2 logarithmic axis.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    rows = [row for row in rows if row.get(y) is not None and np.isfinite(row[y])]
+    for index, group in enumerate(sorted({str(row[by]) for row in rows})):
+        points = [(row[x], row[y]) for row in rows if str(row[by]) == group]
+        best = sorted({position: max(value for other, value in points if other == position) for position, _ in points}.items())
+        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        axes.plot(*zip(*best, strict=True), linewidth=1.5, alpha=0.5, label="_", **{**style, "marker": ""})
+        axes.plot(*zip(*points, strict=True), linestyle="", markersize=7, label=group, **style)
+    if rows:
+        positions = sorted({row[x] for row in rows})
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(positions, [f"{position:g}" for position in positions])
+        axes.minorticks_off()
+        axes.legend(title=by, frameon=False)
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def class_colours(num_classes: int, background: int | None) -> np.ndarray:
+    """A colour per class, uint8 of shape (C + 1, 3): hues far apart for neighbouring ids, background grey, the last (ignore) white."""
+    ids = np.arange(num_classes)
+    golden_ratio = 0.618033988749895
+    hsv = np.stack([ids * golden_ratio % 1, 0.55 + 0.4 * (ids % 3) / 2, 0.95 - 0.35 * (ids % 4) / 3], axis=1)
+    colours = (matplotlib.colors.hsv_to_rgb(hsv) * 255).astype(np.uint8)
+    if background is not None and background < num_classes:
+        colours[background] = 70
+    return np.concatenate([colours, [[255, 255, 255]]]).astype(np.uint8)
+
+
+def prediction_sheet(
+    samples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, num_classes: int, background: int | None, title: str
+) -> Figure:
+    """A row per sample: image, labels and prediction, the last two in the same colours. White is ignored.
+
+    Args:
+        samples: uint8 images (H, W, 3), int labels (H, W) with -1 for ignore, int predictions (H, W).
+        num_classes: C.
+        background: its id, drawn grey, or None.
+        title: of the figure.
+    """
+    samples = list(samples)
+    colours = class_colours(num_classes, background)
+    figure = Figure(figsize=(6.6, 2.2 * len(samples) + 0.4), layout="constrained")
+    grid = figure.subplots(len(samples), 3, squeeze=False)
+    for row, (image, labels, predicted) in zip(grid, samples, strict=True):
+        known = labels >= 0
+        right = (predicted == labels)[known].mean() if known.any() else float("nan")
+        for axes, picture, heading in zip(
+            row,
+            (image, colours[labels], colours[predicted]),
+            ("image", "labels", f"prediction, {right:.0%} right"),
+            strict=True,
+        ):
+            axes.imshow(picture, interpolation="nearest")
+            axes.set_title(heading, fontsize=9)
+            axes.set_axis_off()
+    figure.suptitle(title, fontsize=11)
+    return figure

@@ -1,0 +1,58 @@
+"""Peak memory of training steps: the allocator's on a GPU, the sum of live tensors on a CPU."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from kiloseg.memory.live_tensors import LiveTensors
+
+GIB = 2**30
+
+
+class PeakMemory:
+    """Measures the peak over the steps run inside `with peak.step(...)`; over several steps the largest counts.
+
+    On CUDA this is the allocator's peak, which costs nothing. On a CPU the process's own size says little (allocators
+    keep what they freed, libraries and workers add to it), so live tensors are counted instead: parameters, gradients,
+    optimiser state, activations, inputs. Counting slows a step, so do it for two: the second already holds the
+    optimiser's state.
+
+    Args:
+        device: where the step runs.
+        external: modules and optimisers that exist before.
+    """
+
+    def __init__(self, device: torch.device, *external: nn.Module | torch.optim.Optimizer) -> None:
+        self.device = device
+        self._external = external
+        self._peak_bytes = 0
+
+    @property
+    def kind(self) -> str:
+        """What `gib` counts: "cuda_allocated" or "cpu_live_tensors"."""
+        return "cuda_allocated" if self.device.type == "cuda" else "cpu_live_tensors"
+
+    @property
+    def gib(self) -> float:
+        """Peak in GiB (2^30 bytes)."""
+        return self._peak_bytes / GIB
+
+    @contextlib.contextmanager
+    def step(self, *inputs: Tensor) -> Iterator[None]:
+        """Measures what runs inside; `inputs` are the batch, made before."""
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield
+            self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated(self.device))
+            return
+        live = LiveTensors()
+        for module_or_optimizer in self._external:
+            live.add_state(module_or_optimizer)
+        live.add(*inputs)
+        with live:
+            yield
+        self._peak_bytes = max(self._peak_bytes, live.peak_bytes)

@@ -1,0 +1,124 @@
+"""What a finished study leaves behind: a table, figures, the best model, in MLflow and in a folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+from matplotlib.figure import Figure
+
+from kiloseg.data.pipeline import validation_batches
+from kiloseg.data.shards import read_info
+from kiloseg.evaluate import load_segmenter, predict_samples
+from kiloseg.figures import curves, prediction_sheet
+from kiloseg.tracking import TrackedRun
+
+SHEET_SAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial as the study's table lists it."""
+
+    trial: str
+    outcome: str
+    """finished, stopped (by the scheduler), oom, diverged, refused or failed."""
+    overrides: dict[str, Any]
+    miou: float | None
+    """Best validation mIoU, None where there was none."""
+    step: int
+    """Step of the last report."""
+    peak_memory_gib: float | None
+    images_per_s: float | None
+    seconds: float
+    """From the trial's start to its last report."""
+    error: str = ""
+    checkpoint: str | None = None
+    """Folder of the best checkpoint."""
+
+
+def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
+    """The trials, best first, settings by their dotted names."""
+    ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None else row.miou, reverse=True)
+    return pandas.DataFrame(
+        [
+            {
+                "trial": row.trial,
+                **row.overrides,
+                "val/miou": row.miou,
+                "peak_memory_gib": row.peak_memory_gib,
+                "train/images_per_s": row.images_per_s,
+                "step": row.step,
+                "seconds": round(row.seconds, 1),
+                "outcome": row.outcome,
+            }
+            for row in ranked
+        ]
+    )
+
+
+def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
+    """The trial with the highest mIoU, or None where none has one."""
+    scored = [row for row in rows if row.miou is not None]
+    return max(scored, key=lambda row: row.miou or 0.0, default=None)
+
+
+def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
+    """mIoU and peak memory against embedding dimension by kind of negatives, by file name; needs both settings."""
+    points = [
+        {**row.overrides, "val/miou": row.miou, "peak_memory_gib": row.peak_memory_gib}
+        for row in rows
+        if {"model.embed_dim", "loss.negatives.kind"} <= row.overrides.keys()
+    ]
+    shared: dict[str, Any] = {"x": "model.embed_dim", "by": "loss.negatives.kind", "x_label": "embedding dimension"}
+    return {
+        "miou_vs_embed_dim.png": curves(
+            points, y="val/miou", y_label="validation mIoU", title="mIoU against embedding dimension", **shared
+        ),
+        "peak_memory_vs_embed_dim.png": curves(
+            points, y="peak_memory_gib", y_label="peak memory (GiB)", title="Peak memory against embedding dimension", **shared
+        ),
+    }
+
+
+def best_sheet(row: TrialRow) -> Figure:
+    """Validation images, labels and predictions of a trial's best checkpoint."""
+    segmenter, config = load_segmenter(checkpoint_file(row))
+    info = read_info(config.data.path)
+    samples = predict_samples(segmenter, validation_batches(config.data, info), SHEET_SAMPLES)
+    return prediction_sheet(
+        samples,
+        num_classes=segmenter.num_classes,
+        background=info.background,
+        title=f"{info.name}, trial {row.trial}: validation mIoU {row.miou:.3f}",
+    )
+
+
+def checkpoint_file(row: TrialRow) -> Path:
+    """The one file in a trial's best checkpoint."""
+    if row.checkpoint is None:
+        raise ValueError(f"trial {row.trial} left no checkpoint")
+    return next(Path(row.checkpoint).glob("step-*.pt"))
+
+
+def write_summary(rows: Sequence[TrialRow], folder: Path, run: TrackedRun) -> None:
+    """Writes trials.csv and the figures to `folder`, and logs them, the best model and the best numbers to `run`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figures = study_figures(rows)
+    best = best_row(rows)
+    if best is not None and best.checkpoint is not None:
+        figures["best_predictions.png"] = best_sheet(best)
+        run.log_file(checkpoint_file(best), "best")
+    if best is not None:
+        run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
+        run.set_tags({"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()})
+    frame = table(rows)
+    frame.to_csv(folder / "trials.csv", index=False)
+    run.log_file(folder / "trials.csv")
+    run.log_table({name: column.astype(object).where(column.notna(), None).tolist() for name, column in frame.items()}, "trials.json")
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=130)
+        run.log_figure(figure, name)

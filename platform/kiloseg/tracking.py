@@ -1,0 +1,183 @@
+"""Runs and their numbers in MLflow. The one module that imports mlflow.
+
+An experiment is named after the study; a parent run stands for the study and a child run for each trial. Everything is
+written through `MlflowClient`, which holds no global state, so that trials in one process cannot mix their runs.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+# Nothing about a run leaves the machine.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("DO_NOT_TRACK", "1")
+# MLflow's own 7 retries with doubling pauses keep a user waiting for minutes before a wrong address is named.
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
+os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+
+import mlflow.exceptions
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from matplotlib.figure import Figure
+from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
+
+TRIAL_TAG = "kiloseg.trial"
+STUDY_TAG = "kiloseg.study"
+
+PARAM_LENGTH = 6000
+"""MLflow refuses parameters longer than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tracker:
+    """Where runs are kept; small and picklable, so that it can be sent to workers."""
+
+    uri: str
+    """Tracking server or database."""
+    experiment_id: str
+
+    @staticmethod
+    def open(experiment: str, runs: Path) -> Tracker:
+        """The tracker at MLFLOW_TRACKING_URI, else on SQLite in the folder `runs`; makes the experiment if need be.
+
+        Call this once, in the driver: several processes that open a new SQLite database at once crash in its migrations.
+
+        Raises:
+            ConnectionError: the server cannot be reached.
+        """
+        uri = os.environ.get("MLFLOW_TRACKING_URI")
+        artifacts = None
+        if not uri:
+            runs.mkdir(parents=True, exist_ok=True)
+            uri = f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+            artifacts = (runs.resolve() / "artifacts" / experiment).as_uri()
+        client = MlflowClient(uri)
+        try:
+            found = client.get_experiment_by_name(experiment)
+            experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
+        except mlflow.exceptions.MlflowException as error:
+            raise ConnectionError(
+                f"MLflow at {_without_password(uri)} does not answer ({str(error).splitlines()[0][:200]}); start it, correct "
+                "MLFLOW_TRACKING_URI, or unset it to use SQLite under runs/"
+            ) from error
+        return Tracker(uri=uri, experiment_id=experiment_id)
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client for this process."""
+        return MlflowClient(self.uri)
+
+    def ui_command(self) -> str:
+        """The command, or address, that opens the MLflow UI on these runs."""
+        if self.uri.startswith("http"):
+            return f"open {_without_password(self.uri)}"
+        return f".venv/bin/mlflow ui --backend-store-uri {_without_password(self.uri)} --workers 1"
+
+    def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
+        """The parent run of a study: found again by the study's name, or made."""
+        return self._find_or_create({STUDY_TAG: study}, study, params, tags)
+
+    def trial_run(self, study: TrackedRun, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
+        """The child run of a trial: found again after its worker was restarted, or made."""
+        own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
+        return self._find_or_create(own, trial, params, tags)
+
+    def find_trial(self, study: TrackedRun, trial: str) -> TrackedRun | None:
+        """The run of a trial, if it ever began."""
+        run = self._find({TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id})
+        return TrackedRun(tracker=self, run_id=run.info.run_id) if run else None
+
+    def _find(self, tags: Mapping[str, str]) -> Run | None:
+        condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
+        runs = self.client.search_runs([self.experiment_id], condition, max_results=1)
+        return runs[0] if runs else None
+
+    def _find_or_create(
+        self, own: Mapping[str, str], name: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> TrackedRun:
+        found = self._find(own)
+        if found:
+            self.client.update_run(found.info.run_id, status="RUNNING")
+            return TrackedRun(tracker=self, run_id=found.info.run_id)
+        run = self.client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_RUN_NAME: name, **own, **tags})
+        tracked = TrackedRun(tracker=self, run_id=run.info.run_id)
+        tracked.log_params(params)
+        return tracked
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedRun:
+    """One MLflow run; small and picklable."""
+
+    tracker: Tracker
+    run_id: str
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Settings of the run, by dotted name."""
+        entries = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
+        self.tracker.client.log_batch(self.run_id, params=entries)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Numbers at a step; those that are not finite are left out, since charts cannot show them."""
+        now = int(time.time() * 1000)
+        entries = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
+        self.tracker.client.log_batch(self.run_id, metrics=entries)
+
+    def set_tags(self, tags: Mapping[str, str]) -> None:
+        """Words by which the UI can filter."""
+        self.tracker.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
+
+    def log_table(self, columns: Mapping[str, list[Any]], file: str) -> None:
+        """A table artifact (JSON), which the UI shows and compares."""
+        self.tracker.client.log_table(self.run_id, dict(columns), file)
+
+    def log_dataset(self, name: str, digest: str, path: str) -> None:
+        """The data set that the run used: its name, digest (hexadecimal) and folder."""
+        dataset = Dataset(name, digest[:32], "local", json.dumps({"path": path}))
+        self.tracker.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
+
+    def log_figure(self, figure: Figure, file: str) -> None:
+        """A matplotlib figure as an image artifact."""
+        self.tracker.client.log_figure(self.run_id, figure, file)
+
+    def log_file(self, path: Path, folder: str | None = None) -> None:
+        """A file as an artifact."""
+        self.tracker.client.log_artifact(self.run_id, str(path), folder)
+
+    def end(self, status: str) -> None:
+        """Ends the run as "FINISHED", "FAILED" or "KILLED"."""
+        self.tracker.client.set_terminated(self.run_id, status)
+
+
+def source_tags(root: Path, script: str) -> dict[str, str]:
+    """Which code ran: the script's name and the git commit, "+changes" where the tree differs from it."""
+    tags = {MLFLOW_SOURCE_NAME: script}
+    commit = git_commit(root)
+    if commit:
+        tags[MLFLOW_GIT_COMMIT] = commit
+    return tags
+
+
+def git_commit(root: Path) -> str | None:
+    """The commit of a checkout, or None outside of one (a submitted job, an installed package)."""
+    try:
+        from git import InvalidGitRepositoryError, NoSuchPathError, Repo
+    except ImportError:  # GitPython raises it too where there is no git program
+        return None
+    try:
+        repository = Repo(root)
+        return repository.head.commit.hexsha + ("+changes" if repository.is_dirty() else "")
+    except (InvalidGitRepositoryError, NoSuchPathError, ValueError):
+        return None
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.partition("://")
+    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri

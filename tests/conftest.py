@@ -1,0 +1,86 @@
+"""A small real data set, and a run that is quick on it."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from kiloseg.config import Config, override
+from kiloseg.data.index import write_index
+from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, write_info, write_shard
+
+NUM_CLASSES = 6
+
+
+def make_samples(split: str, count: int, size: int = 64):
+    """Coloured squares on noise: class c has its own colour; a stripe is ignored."""
+    colours = np.random.default_rng(0).integers(0, 255, (NUM_CLASSES, 3))
+    for index in range(count):
+        rng = np.random.default_rng([len(split), index])
+        mask = np.zeros((size, size), dtype=np.int64)
+        for c in rng.permutation(np.arange(1, NUM_CLASSES))[:3]:
+            top, left = rng.integers(0, size - 24, 2)
+            mask[top : top + 24, left : left + 24] = c
+        image = np.clip(colours[mask] + rng.normal(0, 12, (size, size, 3)), 0, 255).astype(np.uint8)
+        mask[:, :2] = IGNORE_ID
+        yield Sample(key=f"{split}{index:04d}", image=image, mask=mask, meta={"index": index})
+
+
+def write_dataset(directory: Path, sizes: dict[str, list[int]]) -> DatasetInfo:
+    """Shards of the given numbers of samples for each split."""
+    directory.mkdir(parents=True, exist_ok=True)
+    splits, rows = {}, []
+    for split, counts in sizes.items():
+        samples = list(make_samples(split, sum(counts)))
+        for number, count in enumerate(counts):
+            taken, samples = samples[:count], samples[count:]
+            shard, shard_rows = write_shard(directory / f"{split}-{number:06d}.tar", taken, num_classes=NUM_CLASSES)
+            splits.setdefault(split, []).append(shard)
+            rows += [{"split": split, **row} for row in shard_rows]
+    info = DatasetInfo(
+        name="squares",
+        classes=["background", *(f"square {c}" for c in range(1, NUM_CLASSES))],
+        background=0,
+        licence="none",
+        command="tests",
+        recipe={"sizes": sizes},
+        splits=splits,
+    )
+    write_index(directory, rows)
+    write_info(directory, info)
+    return info
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("squares")
+    write_dataset(directory, {"train": [13, 9, 20], "val": [5, 6]})
+    return directory
+
+
+@pytest.fixture
+def quick(squares, tmp_path) -> Config:
+    """A run of a few seconds."""
+    return override(
+        Config(),
+        {
+            "data.path": str(squares),
+            "data.crop": 64,
+            "data.scale_min": 0.8,
+            "data.scale_max": 1.2,
+            "data.loader_workers": 0,
+            "model.arch": "fpn",
+            "model.backbone": "test_resnet",
+            "model.embed_dim": 4,
+            "loss.negatives.kind": "all",
+            "optimizer.name": "adamw",
+            "optimizer.lr": 1e-2,
+            "optimizer.backbone_lr_factor": 1.0,
+            "trainer.steps": 8,
+            "trainer.batch_size": 8,
+            "trainer.validate_every": 4,
+            "trainer.report_every": 2,
+            "trainer.output": str(tmp_path / "train"),
+            "trainer.progress": False,
+        },
+    )

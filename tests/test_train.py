@@ -1,0 +1,191 @@
+"""The loop: it learns, resumes to the same numbers, agrees between one worker and two, and stops clearly."""
+
+import multiprocessing
+import os
+
+import pytest
+import torch
+import torch.distributed
+from torch.nn.parallel import DistributedDataParallel
+
+from kiloseg.checkpoint import load_checkpoint
+from kiloseg.config import override
+from kiloseg.data.pipeline import Batch, validation_batches
+from kiloseg.data.shards import read_info
+from kiloseg.evaluate import load_segmenter, predict_samples
+from kiloseg.train import NonFiniteLossError, _step, train
+
+MEASURED = ("train/images_per_s",)
+
+
+def run(config, **keywords):
+    reports = []
+    last = train(config, reports.append, **keywords)
+    return reports, last
+
+
+def numbers(report):
+    return {name: value for name, value in report.items() if name not in MEASURED and name != "checkpoint"}
+
+
+def test_learns_and_reports(quick):
+    reports, last = run(override(quick, {"trainer.steps": 60, "trainer.validate_every": 30}))
+    losses = [report["train/loss"] for report in reports]
+    assert losses[-1] < 0.5 * losses[0]
+    assert last["val/miou"] > 0.2  # all background gives 0.1
+    assert len(last["val/iou_per_class"]) == 6
+    assert [report["step"] for report in reports if "val/miou" in report] == [30, 60]
+    assert [report["step"] for report in reports] == list(range(2, 61, 2))
+    assert last["peak_memory_kind"] == ("cuda_allocated" if torch.cuda.is_available() else "cpu_live_tensors")
+    assert 0.01 < last["peak_memory_gib"] < 2
+    assert last["train/images_per_s"] > 0
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_resumed_run_equals_uninterrupted(quick, tmp_path, loader_workers):
+    config = override(quick, {"trainer.keep_checkpoints": 9, "data.loader_workers": loader_workers})
+    config = override(config, {"loss.negatives.kind": "random", "loss.negatives.count": 2})
+    reports, last = run(config)
+    halfway = tmp_path / "train" / "step-00000004.pt"
+    resumed_reports, resumed = run(override(config, {"trainer.output": str(tmp_path / "other")}), resume=halfway)
+    assert [numbers(report) for report in resumed_reports] == [numbers(report) for report in reports if report["step"] > 4]
+    assert resumed["val/iou_per_class"] == last["val/iou_per_class"]
+    for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
+        assert torch.equal(tensor, load_checkpoint(tmp_path / "other" / "step-00000008.pt")["model"][name]), name
+
+
+def test_finished_run_is_not_run_again(quick, tmp_path):
+    _, last = run(quick)
+    reports, again = run(quick, resume=tmp_path / "train")
+    assert reports == []
+    assert numbers(again) == numbers(last)
+
+
+def test_resume_of_another_run_is_refused(quick, tmp_path):
+    run(override(quick, {"trainer.steps": 1}))
+    with pytest.raises(ValueError, match=r"model.embed_dim was 4, is 6"):
+        run(override(quick, {"trainer.steps": 1, "model.embed_dim": 6}), resume=tmp_path / "train")
+
+
+def test_damaged_checkpoint_is_passed_over(quick, tmp_path):
+    config = override(quick, {"trainer.keep_checkpoints": 9})
+    _, last = run(config)
+    newest = tmp_path / "train" / "step-00000008.pt"
+    newest.write_bytes(newest.read_bytes()[:1000])
+    with pytest.warns(UserWarning, match="step-00000008.pt is damaged"):
+        reports, again = run(config, resume=tmp_path / "train")
+    assert reports[-1]["step"] == 8
+    assert numbers(again) == numbers(last)
+
+
+def test_only_newest_checkpoints_are_kept(quick, tmp_path):
+    run(override(quick, {"trainer.validate_every": 2, "trainer.keep_checkpoints": 2}))
+    assert sorted(path.name for path in (tmp_path / "train").iterdir()) == ["step-00000006.pt", "step-00000008.pt"]
+
+
+def test_loss_that_is_not_finite_stops_the_run(quick):
+    with pytest.raises(NonFiniteLossError, match=r"nan before step \d+; lower optimizer.lr"):
+        run(override(quick, {"optimizer.name": "sgd", "optimizer.lr": 1e30, "trainer.steps": 40}))
+
+
+def test_dense_head_learns(quick):
+    reports, last = run(override(quick, {"model.head": "dense", "trainer.steps": 40, "trainer.validate_every": 0}))
+    assert reports[-1]["train/loss"] < 0.5 * reports[0]["train/loss"]
+    assert last["val/miou"] > 0.12
+
+
+def test_bf16_autocast(quick):
+    _, last = run(override(quick, {"trainer.precision": "bf16", "trainer.steps": 2}))
+    assert torch.isfinite(torch.tensor(last["train/loss"]))
+
+
+def test_checkpoint_gives_the_model_back(quick, tmp_path):
+    _, last = run(quick)
+    segmenter, config = load_segmenter(tmp_path / "train" / "step-00000008.pt")
+    assert config == quick
+    batches = list(validation_batches(config.data, read_info(config.data.path)))
+    samples = predict_samples(segmenter, batches, 3)
+    assert len(samples) == 3
+    right = torch.cat([(segmenter.predict(images) == labels)[labels >= 0] for images, labels in batches])
+    assert right.double().mean().item() == pytest.approx(last["val/pixel_accuracy"])
+
+
+def test_fewer_classes_are_one_table_away(quick):
+    _, last = run(override(quick, {"data.num_classes": 3, "trainer.steps": 1}))
+    assert len(last["val/iou_per_class"]) == 3
+
+
+def in_group(rank, world, port, work, arguments, results):
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
+    results.put((rank, work(rank, world, *arguments)))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def on_two_workers(port, work, *arguments):
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=in_group, args=(rank, 2, port, work, arguments, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    outcomes = dict(results.get(timeout=120) for _ in processes)
+    for process in processes:
+        process.join(timeout=60)
+        assert process.exitcode == 0
+    return outcomes[0], outcomes[1]
+
+
+def train_in_group(rank, world, config):
+    return run(config)
+
+
+def test_two_workers_end_with_the_same_metrics(quick):
+    config = override(quick, {"trainer.steps": 4, "trainer.validate_every": 2})
+    (reports, first), (_, second) = on_two_workers(29517, train_in_group, config)
+    assert first["val/iou_per_class"] == second["val/iou_per_class"]
+    assert [report["step"] for report in reports] == [2, 4]
+    assert "checkpoint" in first
+    assert "checkpoint" not in second, "only rank 0 writes"
+
+
+class PerPixel(torch.nn.Module):
+    """A network without batch statistics, so that halves of a batch give the same outputs as the whole."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.network = torch.nn.Conv2d(3, 4, 1)
+        self.table = torch.nn.Parameter(torch.randn(5, 4))
+
+    def forward(self, images):
+        return self.network(images.float()), self.table
+
+
+def uneven_batch():
+    generator = torch.Generator().manual_seed(2)
+    labels = torch.randint(0, 5, (4, 8, 8), generator=generator)
+    labels[:2, 1:] = -1  # the first worker has an eighth of the other's labelled pixels
+    return Batch(torch.randint(0, 9, (4, 3, 8, 8), generator=generator), labels)
+
+
+def stepped(model, batch, config, world):
+    _step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), batch, torch.device("cpu"), None, world)
+    return [parameter.detach().tolist() for parameter in model.parameters()]
+
+
+def step_in_group(rank, world, config):
+    images, labels = uneven_batch()
+    mine = slice(2 * rank, 2 * rank + 2)
+    return stepped(DistributedDataParallel(PerPixel()), Batch(images[mine], labels[mine]), config, world)
+
+
+def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick):
+    whole = stepped(PerPixel(), uneven_batch(), quick, 1)
+    start = [parameter.detach().tolist() for parameter in PerPixel().parameters()]
+    first, second = on_two_workers(29518, step_in_group, quick)
+    for mine, other, expected, before in zip(first, second, whole, start, strict=True):
+        torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)
+        assert mine == other
+        assert expected != before

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib.util
 import math
 import os
 import re
@@ -18,7 +19,7 @@ import shlex
 import time
 import typing
 import unicodedata
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +30,6 @@ import PIL
 import tyro
 from fontTools.ttLib import TTFont
 from PIL import Image, ImageDraw, ImageFont
-from sklearn.datasets import load_sample_image
 
 from kiloseg.data.build import ShardTask, build, plan_shards, up_to_date
 from kiloseg.data.shards import DESCRIPTION, IGNORE_ID, MAX_CLASSES, DataError, DatasetInfo, Sample, read_info
@@ -49,6 +49,7 @@ TRAIN_CUTS = (
 )
 VAL_CUTS = ("DejaVuSerif",)
 CUTS = {"train": TRAIN_CUTS, "val": VAL_CUTS}
+ALL_CUTS = (*TRAIN_CUTS, *VAL_CUTS)
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
@@ -66,10 +67,20 @@ MaskKind = Literal["plate", "glyph"]
 FEWEST_OBJECTS, MOST_OBJECTS = 4, 9
 PLATE_SIDES = (0.23, 0.42)
 """Smallest and largest diameter of a plate as a share of the scene: 22 to 40 pixels of 96."""
+INNER_RADIUS = {"disc": 1.0, "square": 0.8, "hexagon": math.sqrt(3) / 2}
+"""The plates, with the radius of the circle inside each as a share of the one around it."""
+PLACES = 6
+"""A plate goes to the emptiest of this many random places: half of all objects are partly hidden, 3 in 100 beyond
+NAMEABLE. With a single place it would be 25 in 100."""
 MAX_ROTATION = 15.0
 """Degrees either way: few enough that 6 and 9, or M and W, stay what they are."""
 NAMEABLE = 1 / 3
 """An object of which less than this share is visible is ignored: nobody could name it."""
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+# What a stream of random numbers is for, so that no two streams are the same.
+_COUNTS, _ROUND, _SCENE = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +99,15 @@ class Recipe:
     train_samples: int = 4000
     """Scenes in split train."""
     val_samples: int = 400
-    """Scenes in split val, with about 6.5 objects each. Below num_classes / 6.5 some classes never occur in it."""
+    """Scenes in split val, 6.5 objects each on average. Every class is placed objects / classes times, rounded down or
+    up; about 3 in 100 objects end up hidden, so plan for several rounds: val_samples above num_classes / 2."""
     size: int = 96
     """Side of a scene in pixels, at least 64; plates have 0.23 to 0.42 of it."""
     seed: int = 0
     """Another seed gives other scenes of the same classes."""
     frequency: Frequency = "uniform"
-    """Class frequency in train. uniform: shuffled rounds over all classes, so that counts of placed objects differ by at
-    most 1. zipf: class k is drawn in proportion to 1/k. Val is always uniform."""
+    """Class frequency in train. uniform: shuffled rounds over all classes, so that the number of objects of any two
+    classes differs by at most 1. zipf: class k is drawn in proportion to 1/k. Val is always uniform."""
     mask: MaskKind = "plate"
     """What is labelled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
     alone; the plate then counts as background."""
@@ -105,13 +117,20 @@ class Recipe:
     """Processes that draw."""
 
     def __post_init__(self) -> None:
-        _require(2 <= self.num_classes <= MAX_CLASSES, "num_classes", self.num_classes, "at least 2, with the background")
+        _require(
+            2 <= self.num_classes <= MAX_CLASSES, "num_classes", self.num_classes, "at least 2, with the background"
+        )
         for name in ("train_samples", "val_samples", "shard_size", "processes"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.size >= 64, "size", self.size, "at least 64 pixels, below which characters cannot be read")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name, kinds in (("frequency", Frequency), ("mask", MaskKind)):
-            _require(getattr(self, name) in typing.get_args(kinds), name, getattr(self, name), f"one of {', '.join(typing.get_args(kinds))}")
+            _require(
+                getattr(self, name) in typing.get_args(kinds),
+                name,
+                getattr(self, name),
+                f"one of {', '.join(typing.get_args(kinds))}",
+            )
 
     def content(self) -> dict[str, Any]:
         """All that decides the bytes of the shards, as JSON-able values."""
@@ -141,13 +160,14 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
 SHAPE_SIDE = 24
 """Shapes are compared as drawings of 24 x 24 cells."""
 
-SAME_SHAPE = 1.25
-"""Cells of ink by which two shapes must differ at least (see `_differences`).
+SAME_SHAPE = 1.3
+"""Cells of ink by which two shapes must differ at least (see `_alike`).
 
-Measured over the 2,833 candidates that draw anything, matplotlib 3.11: a threshold of 1.0 leaves 2,061 characters, 1.25
-leaves 2,036, 1.5 leaves 2,003, 2 leaves 1,952 and 3 leaves 1,878. Copies of a shape in another size or weight lie
-below it (0/O 0.24, degree sign/O 0.43, logical or/V 1.1), different letters far above (8/B 4.9, 5/S 18, Z/2 44); what is
-nearest above are pairs of accents such as breve and caron. So it stands as high as leaves some more than 2,000.
+Measured with matplotlib 3.11 and Pillow 13: of 2,788 candidates 1.3 leaves 2,020 characters, 1.4 leaves 2,005, 2 leaves
+1,946 and 3 leaves 1,873. It is the highest value that leaves 2,000 with some to spare for other versions of the fonts.
+Below it lie copies in another size or weight (0/O 0.24, degree sign/O 0.43, logical or/V 1.1, ring operator/O 1.28) and
+a few accents (macron/breve on E 0.6); far above it different letters (8/B 4.9, 5/S 18, 1/I 27, Z/2 44). The nearest
+that stay are pairs of accents, arrows and braille.
 """
 
 
@@ -158,24 +178,26 @@ def distinct_characters(limit: int) -> list[str]:
     longer list are the list for n.
     """
     candidates = _candidates()
-    fonts = [_font(cut, 96) for cut in (*TRAIN_CUTS, *VAL_CUTS)]
+    fonts = [_font(cut, 96) for cut in ALL_CUTS]
     chosen: list[str] = []
-    chosen_shapes = np.zeros((0, len(fonts), SHAPE_SIDE, SHAPE_SIDE), np.float32)
+    chosen_shapes: list[Shapes] = []
     block = 128
     for start in range(0, len(candidates), block):
-        drawn = [(character, _shapes(character, fonts)) for character in candidates[start : start + block]]
-        visible = [(character, shapes) for character, shapes in drawn if shapes is not None]
+        drawn = [(character, _ink(character, fonts)) for character in candidates[start : start + block]]
+        visible = [(character, ink) for character, ink in drawn if ink is not None]
         if not visible:
             continue
-        block_shapes = np.stack([shapes for _, shapes in visible])
-        apart_from_chosen = _differences(block_shapes, chosen_shapes).min(1, initial=np.inf) > SAME_SHAPE
-        within = _differences(block_shapes, block_shapes)
+        shapes = Shapes.of(np.stack([ink for _, ink in visible]))
+        taken = np.zeros(len(visible), bool)
+        for earlier in chosen_shapes:
+            taken |= _alike(shapes, earlier).any(1)
+        within = _alike(shapes, shapes)
         accepted: list[int] = []
-        for number in np.flatnonzero(apart_from_chosen):
-            if within[number, accepted].min(initial=np.inf) > SAME_SHAPE:
-                accepted.append(int(number))
+        for number in np.flatnonzero(~taken).tolist():
+            if not within[number, accepted].any():
+                accepted.append(number)
         chosen += [visible[number][0] for number in accepted]
-        chosen_shapes = np.concatenate([chosen_shapes, block_shapes[accepted]])
+        chosen_shapes.append(Shapes(fine=shapes.fine[accepted], coarse=shapes.coarse[accepted]))
         if len(chosen) >= limit:
             break
     return chosen[:limit]
@@ -183,60 +205,90 @@ def distinct_characters(limit: int) -> list[str]:
 
 def _candidates() -> list[str]:
     """Letters, numbers, punctuation and symbols that all cuts have: familiar ones first, then by code point."""
-    covered = set.intersection(*(set(TTFont(_font_path(cut), lazy=True).getBestCmap()) for cut in (*TRAIN_CUTS, *VAL_CUTS)))
+    covered = set.intersection(*map(_characters_of, ALL_CUTS))
     familiar = [*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1), *range(ord("0"), ord("9") + 1)]
     others = sorted(covered - set(familiar))
-    # Raised and lowered letters are the letter itself, a little bolder: nobody tells them apart on a plate.
     return [
-        chr(code)
-        for code in familiar + others
-        if unicodedata.category(chr(code))[0] in "LNPS" and not unicodedata.decomposition(chr(code)).startswith(("<super>", "<sub>"))
+        character
+        for character in map(chr, familiar + others)
+        if unicodedata.category(character)[0] in "LNPS" and not _is_copy(character)
     ]
 
 
-def _shapes(character: str, fonts: list[ImageFont.FreeTypeFont]) -> np.ndarray | None:
+def _characters_of(cut: str) -> set[int]:
+    with TTFont(_font_path(cut), lazy=True) as font:
+        return set(font.getBestCmap())
+
+
+def _is_copy(character: str) -> bool:
+    """Raised, lowered and small capital letters: the letter itself, a little bolder.
+
+    Some would pass the comparison, but nobody tells them from the letter on a plate.
+    """
+    copied = unicodedata.decomposition(character).startswith(("<super>", "<sub>"))
+    return copied or "SMALL CAPITAL" in unicodedata.name(character)
+
+
+def _ink(character: str, fonts: list[ImageFont.FreeTypeFont]) -> np.ndarray | None:
     """What a reader sees of a character: float32 ink of 0 to 1 of shape (cuts, SHAPE_SIDE, SHAPE_SIDE).
 
     Position and size carry nothing on a plate, so the drawing is cropped to its ink and stretched to a square: all
     dashes and the full stop become one shape. None where a cut draws nothing.
     """
-    shapes = []
+    cuts = []
     for font in fonts:
         # Grey edges would make the crop, and so the shape of a plain bar, depend on fractions of a pixel.
-        drawing = _draw(character, font).point([0] * 128 + [255] * 128)
+        drawing = _draw(character, font).convert("1", dither=Image.Dither.NONE).convert("L")
         box = drawing.getbbox()
         if box is None:
             return None
-        shapes.append(np.asarray(drawing.resize((SHAPE_SIDE, SHAPE_SIDE), Image.Resampling.BOX, box=box)))
-    return np.stack(shapes).astype(np.float32) / 255
+        cuts.append(np.asarray(drawing.resize((SHAPE_SIDE, SHAPE_SIDE), Image.Resampling.BOX, box=box)))
+    return np.stack(cuts).astype(np.float32) / 255
 
 
-def _differences(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Cells of ink by which shapes differ, least over all pairs of cuts: (n, cuts, s, s) and (m, cuts, s, s) to (n, m).
+@dataclass(frozen=True, kw_only=True)
+class Shapes:
+    """Characters as they are compared.
 
-    Ink of either counts where the other has none within one cell, so that edges which fall a little differently, or
-    strokes a little bolder, make no difference, but an accent or a bar does.
+    `fine` is float32 of shape (n, cuts, 2, cells): the ink in each cell, and how far each cell is from ink, which is 1
+    minus the most ink in the 3 x 3 cells around it. `coarse` has the sums of that ink and the minima of that distance
+    over blocks of 3 x 3 cells.
     """
-    n, num_cuts, *_ = first.shape
-    m = len(second)
-    if m == 0:
-        return np.zeros((n, 0), np.float32)
-    # ink_a . far_b + far_a . ink_b as one product
-    left = np.concatenate([first.reshape(n * num_cuts, -1), _far_from_ink(first).reshape(n * num_cuts, -1)], axis=1)
-    least = np.full((n, m), np.inf, np.float32)
-    for cut in range(num_cuts):
-        shapes = second[:, cut]
-        right = np.concatenate([_far_from_ink(shapes).reshape(m, -1), shapes.reshape(m, -1)], axis=1)
-        np.minimum(least, (left @ right.T).reshape(n, num_cuts, m).min(1), out=least)
-    return least
+
+    fine: np.ndarray
+    coarse: np.ndarray
+
+    @staticmethod
+    def of(ink: np.ndarray) -> Shapes:
+        """From the ink of shape (n, cuts, SHAPE_SIDE, SHAPE_SIDE)."""
+        n, cuts, side, _ = ink.shape
+        padded = np.pad(ink, [(0, 0), (0, 0), (1, 1), (1, 1)])
+        rows = np.maximum.reduce([padded[..., shift : shift + side, :] for shift in range(3)])
+        far = 1 - np.maximum.reduce([rows[..., shift : shift + side] for shift in range(3)])
+        fine = np.stack([ink, far], axis=2)
+        blocks = fine.reshape(n, cuts, 2, side // 3, 3, side // 3, 3)
+        coarse = np.stack([blocks[:, :, 0].sum((3, 5)), blocks[:, :, 1].min((3, 5))], axis=2)
+        return Shapes(fine=fine.reshape(n, cuts, 2, -1), coarse=coarse.reshape(n, cuts, 2, -1))
 
 
-def _far_from_ink(shapes: np.ndarray) -> np.ndarray:
-    """1 minus the most ink in the 3 x 3 cells around each cell of (..., s, s)."""
-    side = shapes.shape[-1]
-    padded = np.pad(shapes, [(0, 0)] * (shapes.ndim - 2) + [(1, 1), (1, 1)])
-    rows = np.maximum.reduce([padded[..., shift : shift + side, :] for shift in range(3)])
-    return 1 - np.maximum.reduce([rows[..., shift : shift + side] for shift in range(3)])
+def _alike(first: Shapes, second: Shapes) -> np.ndarray:
+    """Whether characters look alike in any two cuts: bool of shape (n, m).
+
+    Shapes differ by the ink of either that lies where the other has none within one cell. So edges that fall a little
+    differently, or strokes a little bolder, make no difference, but an accent or a bar does.
+    """
+    n, cuts = first.fine.shape[:2]
+    m = len(second.fine)
+    # Ink of the one times distance of the other, both ways in one product. Over blocks it is a lower bound, which
+    # spares the exact sum for all but a few in 1,000 pairs.
+    bounds = first.coarse.reshape(n * cuts, -1) @ second.coarse[:, :, ::-1].reshape(m * cuts, -1).T
+    a, b = np.nonzero(bounds <= SAME_SHAPE)
+    fine_a = first.fine.reshape(n * cuts, 2, -1)[a]
+    fine_b = second.fine.reshape(m * cuts, 2, -1)[b, ::-1]
+    same = np.einsum("pkc,pkc->p", fine_a, fine_b) <= SAME_SHAPE
+    alike = np.zeros((n, m), bool)
+    alike[a[same] // cuts, b[same] // cuts] = True
+    return alike
 
 
 def _font_path(cut: str) -> Path:
@@ -280,7 +332,7 @@ class Placement:
 
 
 def make_samples(task: ShardTask, *, recipe: Recipe, characters: list[str]) -> Iterator[Sample]:
-    """Draws the samples of one shard; sample `index` of a split depends on (seed, split, index) and the recipe alone."""
+    """Draws the samples of one shard; each depends on its number in the split and on the recipe alone."""
     split = list(CUTS).index(task.split)
     numbers = _object_counts(recipe, task.split, task.stop)
     ends = np.cumsum(numbers)
@@ -294,10 +346,6 @@ def make_samples(task: ShardTask, *, recipe: Recipe, characters: list[str]) -> I
         yield Sample(key=f"{task.split}-{index:07d}", image=image, mask=mask, meta={"objects": objects})
 
 
-# What a stream of random numbers is for, so that no two streams are the same one.
-_COUNTS, _ROUND, _SCENE = range(3)
-
-
 def _object_counts(recipe: Recipe, split: str, num_samples: int) -> np.ndarray:
     """Objects in each of the first `num_samples` scenes; a longer answer begins with the shorter one."""
     rng = np.random.default_rng([recipe.seed, list(CUTS).index(split), _COUNTS])
@@ -308,8 +356,12 @@ def _rounds(seed: int, split: int, num_characters: int, start: int, stop: int) -
     """Class ids of the objects numbered `start` to `stop` - 1, where each round over all classes is shuffled anew."""
     numbers = np.arange(start, stop)
     rounds = numbers // num_characters
-    orders = {r: np.random.default_rng([seed, split, _ROUND, r]).permutation(num_characters) for r in set(rounds.tolist())}
-    return np.array([orders[r][number % num_characters] + 1 for r, number in zip(rounds.tolist(), numbers, strict=True)])
+    orders = {
+        r: np.random.default_rng([seed, split, _ROUND, r]).permutation(num_characters) for r in set(rounds.tolist())
+    }
+    return np.array(
+        [orders[r][number % num_characters] + 1 for r, number in zip(rounds.tolist(), numbers, strict=True)]
+    )
 
 
 def _zipf(rng: np.random.Generator, num_characters: int, count: int) -> np.ndarray:
@@ -339,7 +391,7 @@ def _scene(
             image[window] += alpha[..., None] * (colour - image[window])
         plate_cells = plate >= 0.5
         # Hairlines thinner than a pixel never reach half coverage.
-        glyph_cells = glyph >= 0.5 * glyph.max()
+        glyph_cells = plate_cells & (glyph >= 0.5 * glyph.max())
         owner[window][plate_cells] = number
         strokes[window][plate_cells] = glyph_cells[plate_cells]
         placed.append((window, plate_cells, plate_cells.sum(), glyph_cells.sum()))
@@ -348,12 +400,16 @@ def _scene(
 
     mask = np.zeros((size, size), np.uint16)
     objects = []
-    for number, (placement, (window, plate_cells, plate_area, glyph_area)) in enumerate(zip(placements, placed, strict=True)):
+    for number, (placement, (window, plate_cells, plate_area, glyph_area)) in enumerate(
+        zip(placements, placed, strict=True)
+    ):
         seen = owner[window] == number
         seen_strokes = seen & strokes[window]
         # A plate without its character names nothing, so the worse of the two counts.
-        visible = min(seen.sum() / plate_area, seen_strokes.sum() / glyph_area)
-        mask[window][seen if recipe.mask == "plate" else seen_strokes] = placement.class_id if visible >= NAMEABLE else IGNORE_ID
+        visible = round(float(min(seen.sum() / plate_area, seen_strokes.sum() / glyph_area)), 3)
+        mask[window][seen if recipe.mask == "plate" else seen_strokes] = (
+            placement.class_id if visible >= NAMEABLE else IGNORE_ID
+        )
         rows, columns = np.flatnonzero(plate_cells.any(1)), np.flatnonzero(plate_cells.any(0))
         top, left = window[0].start, window[1].start
         objects.append(
@@ -361,9 +417,14 @@ def _scene(
                 "character": placement.character,
                 "class": placement.class_id,
                 "cut": placement.cut,
-                "visible": round(float(visible), 3),
+                "visible": visible,
                 # left, top, right, bottom of the whole plate in pixels, right and bottom exclusive
-                "box": [int(left + columns[0]), int(top + rows[0]), int(left + columns[-1] + 1), int(top + rows[-1] + 1)],
+                "box": [
+                    int(left + columns[0]),
+                    int(top + rows[0]),
+                    int(left + columns[-1] + 1),
+                    int(top + rows[-1] + 1),
+                ],
             }
         )
     return image, mask, objects
@@ -371,7 +432,12 @@ def _scene(
 
 @functools.lru_cache
 def _photographs() -> list[Image.Image]:
-    return [Image.fromarray(load_sample_image(name)) for name in PHOTOGRAPHS]
+    # Read beside the package: its own load_sample_image would import SciPy in every process, which takes seconds.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the backgrounds are scikit-learn's photographs: pip install 'kiloseg[glyphs]'")
+    folder = Path(spec.origin).parent / "datasets" / "images"
+    return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
 
 
 def _background(rng: np.random.Generator, size: int) -> np.ndarray:
@@ -420,12 +486,6 @@ def _place(
     return placements
 
 
-PLACES = 6
-"""The emptiest of this many random places is taken."""
-
-LUMINANCE = np.array([0.299, 0.587, 0.114])
-
-
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Any colour for the plate; for the character one that is much darker or much lighter."""
     plate = rng.uniform(0, 255, size=3)
@@ -433,10 +493,6 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     if plate @ LUMINANCE < 128:
         glyph = 255 - glyph
     return plate.astype(np.float32), glyph.astype(np.float32)
-
-
-# Radius of the circle inside each plate, of that around it.
-INNER_RADIUS = {"disc": 1.0, "square": 0.8, "hexagon": math.sqrt(3) / 2}
 
 
 def _object(placement: Placement, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
@@ -519,9 +575,10 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
         )
     num_val_objects = _object_counts(recipe, "val", recipe.val_samples).sum()
     if num_val_objects < len(characters):
+        enough = math.ceil(recipe.val_samples * len(characters) / num_val_objects)
         print(
-            f"note: {recipe.val_samples} val samples hold {num_val_objects} objects, so not every one of the {len(characters)} "
-            f"characters occurs in val; --val-samples {math.ceil(recipe.val_samples * len(characters) / num_val_objects)} would do"
+            f"note: val_samples = {recipe.val_samples} hold {num_val_objects} objects, so that not all of the "
+            f"{len(characters)} characters occur in val; it takes at least {enough}"
         )
     info = DatasetInfo(
         name=NAME,
@@ -548,7 +605,9 @@ def _summary(info: DatasetInfo) -> str:
     shards = [shard for split in info.splits for shard in info.shards(split)]
     samples = ", ".join(f"{info.num_samples(split)} {split}" for split in info.splits)
     megabytes = sum(shard.bytes for shard in shards) / 1e6
-    return f"{info.num_classes} classes, samples {samples}, {len(shards)} shards, {megabytes:.1f} MB, digest {info.digest}"
+    return (
+        f"{info.num_classes} classes, samples {samples}, {len(shards)} shards, {megabytes:.1f} MB, digest {info.digest}"
+    )
 
 
 def _check_folder(out: Path) -> None:
@@ -564,13 +623,17 @@ def _check_folder(out: Path) -> None:
         except DataError as error:
             raise DataError(f"{out} holds something that is no readable data set ({error}); {mend}") from error
         if name != NAME:
-            raise DataError(f"{out} holds the data set {name!r}: expected a new folder or an earlier build of {NAME!r}; {mend}")
+            raise DataError(
+                f"{out} holds the data set {name!r}: expected a new folder or an earlier build of {NAME!r}; {mend}"
+            )
         return
     # A build that was interrupted leaves shards without dataset.json, and may be begun again.
     own = re.compile(r"((train|val)-\d+\.tar|index\.parquet|dataset\.json)(\.partial)?")
     foreign = sorted(path.name for path in out.iterdir() if not own.fullmatch(path.name))
     if foreign:
-        raise DataError(f"{out} has no {DESCRIPTION} but holds {foreign[0]!r}: expected a new, empty or glyphs folder; {mend}")
+        raise DataError(
+            f"{out} has no {DESCRIPTION} but holds {foreign[0]!r}: expected a new, empty or glyphs folder; {mend}"
+        )
 
 
 if __name__ == "__main__":

@@ -186,6 +186,8 @@ class Trainer:
     """Seeds initial weights, order of samples, augmentation and drawn negatives."""
     precision: Precision = "auto"
     """auto: bf16 autocast on a GPU that has it, else fp32."""
+    channels_last: bool = True
+    """Keep feature maps with channels innermost: 1.1 to 1.25 x faster convolutions on a CPU, and what tensor cores want."""
     output: str = "runs/train"
     """Folder for checkpoints."""
     keep_checkpoints: int = 2

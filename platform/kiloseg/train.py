@@ -71,6 +71,8 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
 
     torch.manual_seed(trainer.seed)
     segmenter = Segmenter(config.model, num_classes).to(device)
+    if trainer.channels_last:
+        segmenter.network.to(memory_format=torch.channels_last)
     optimizer = build_optimizer(segmenter, config.optimizer)
     state = None if resume is None else _load(resume)
     start, last_report = 0, {}

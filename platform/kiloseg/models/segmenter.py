@@ -52,6 +52,8 @@ class Segmenter(nn.Module):
             images_B3HW: uint8, H and W multiples of 32.
         """
         normalised = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
+        if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
+            normalised = normalised.contiguous(memory_format=torch.channels_last)
         return self.network(normalised), None if self.table is None else self.table()
 
     @torch.no_grad()

@@ -35,7 +35,7 @@ from kiloseg.data.build import ShardTask, build, plan_shards, up_to_date
 from kiloseg.data.shards import DESCRIPTION, IGNORE_ID, MAX_CLASSES, DataError, DatasetInfo, Sample, read_info
 
 NAME = "glyphs"
-VERSION = 1
+VERSION = 2
 """Raised with every change of this file that changes a sample."""
 
 TRAIN_CUTS = (

@@ -19,7 +19,6 @@ Expected: see experiments/LOG.md.
 
 from __future__ import annotations
 
-import dataclasses
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -29,9 +28,9 @@ from typing import Annotated
 import tyro
 from ray import tune
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+from kiloseg.config import Config, Data, Loss, Model, Negatives, NegativesKind, Optimizer, Trainer, override
 from kiloseg.data.shards import read_info
-from kiloseg.search import Study, search
+from kiloseg.search import Study, StudyResult, search
 from kiloseg.summary import best_row, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -41,7 +40,9 @@ GLYPHS_RUN = Config(
     data=Data(crop=96, scale_min=0.9, scale_max=1.1, flip=0.0, jitter=0.3, loader_workers=0, val_samples=192),
     model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=12),
     loss=Loss(negatives=Negatives(kind="all"), temperature=20.0, logit="cosine"),
-    optimizer=Optimizer(name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0),
+    optimizer=Optimizer(
+        name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
+    ),
     trainer=Trainer(steps=240, batch_size=16, validate_every=80, report_every=20),
 )
 
@@ -57,7 +58,7 @@ class Arguments:
     """Classes of the glyphs data set that is built when --data.path is not given."""
     embed_dims: tuple[int, ...] = (4, 8, 16, 32)
     """Values of model.embed_dim to choose from."""
-    kinds: tuple[str, ...] = ("all", "nearest", "random", "mixed")
+    kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
     """Values of loss.negatives.kind to choose from."""
 
 
@@ -75,7 +76,11 @@ def main(arguments: Arguments) -> None:
     """Runs the study and prints what came out."""
     study = arguments.study
     runs = Path(study.runs).resolve()
-    path = Path(arguments.run.data.path).resolve() if arguments.run.data.path else build_glyphs(arguments.glyph_classes, runs)
+    path = (
+        Path(arguments.run.data.path).resolve()
+        if arguments.run.data.path
+        else build_glyphs(arguments.glyph_classes, runs)
+    )
     info = read_info(path)
     num_classes = arguments.run.data.num_classes or info.num_classes
     base = override(arguments.run, {"data.path": str(path), "data.num_classes": num_classes})
@@ -95,7 +100,7 @@ def main(arguments: Arguments) -> None:
     report(result, num_classes, info.name)
 
 
-def report(result, num_classes: int, data: str) -> None:
+def report(result: StudyResult, num_classes: int, data: str) -> None:
     """Prints the table of the trials, the best one, and where to look."""
     print(f"\n{len(result.rows)} trials on {data}, {num_classes} classes, in {result.seconds:.0f} s\n")
     print(table(result.rows).to_string(index=False, float_format=lambda value: f"{value:.4g}"))

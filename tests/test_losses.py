@@ -65,7 +65,9 @@ def test_equals_dense_reference(kind, logit, dtype, tolerance):
     negatives = Negatives(kind=kind, count=K)
     torch.manual_seed(3)
     ours = loss_and_gradients(
-        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=7.0, logit=logit), pixels, table
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=7.0, logit=logit),
+        pixels,
+        table,
     )
     wide_pixels, wide_table = (tensor.detach().double().requires_grad_() for tensor in (pixels, table))
     torch.manual_seed(3)
@@ -82,7 +84,9 @@ def test_every_other_class_as_negative_is_the_exact_softmax(kind, logit):
     pixels, table, labels = batch()
     exact, every = (
         loss_and_gradients(
-            lambda negatives=negatives: embedding_cross_entropy(pixels, table, labels, negatives=negatives, logit=logit),
+            lambda negatives=negatives: embedding_cross_entropy(
+                pixels, table, labels, negatives=negatives, logit=logit
+            ),
             pixels,
             table,
         )
@@ -197,7 +201,9 @@ def test_finite_where_a_pixel_lies_on_a_class(logit):
 def test_zero_embedding_is_finite():
     pixels = torch.zeros(1, D, 2, 2, requires_grad=True)
     table = torch.eye(D)
-    embedding_cross_entropy(pixels, table, torch.zeros(1, 8, 8, dtype=torch.int64), negatives=Negatives(kind="all")).backward()
+    embedding_cross_entropy(
+        pixels, table, torch.zeros(1, 8, 8, dtype=torch.int64), negatives=Negatives(kind="all")
+    ).backward()
     assert torch.isfinite(pixels.grad).all()
 
 

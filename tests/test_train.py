@@ -48,7 +48,9 @@ def test_resumed_run_equals_uninterrupted(quick, tmp_path, loader_workers):
     reports, last = run(config)
     halfway = tmp_path / "train" / "step-00000004.pt"
     resumed_reports, resumed = run(override(config, {"trainer.output": str(tmp_path / "other")}), resume=halfway)
-    assert [numbers(report) for report in resumed_reports] == [numbers(report) for report in reports if report["step"] > 4]
+    assert [numbers(report) for report in resumed_reports] == [
+        numbers(report) for report in reports if report["step"] > 4
+    ]
     assert resumed["val/iou_per_class"] == last["val/iou_per_class"]
     for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
         assert torch.equal(tensor, load_checkpoint(tmp_path / "other" / "step-00000008.pt")["model"][name]), name

@@ -27,10 +27,12 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], *, keep: 
             torch.save({"format": FORMAT, "step": step, **state}, file)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        partial.replace(path)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         partial.unlink(missing_ok=True)
-        raise OSError(f"checkpoint {path} could not be written ({error}); make room and resume, older ones are kept") from error
+        raise OSError(
+            f"checkpoint {path} could not be written ({error}); make room and resume, older ones are kept"
+        ) from error
     for old in sorted(directory.glob(PATTERN))[:-keep]:
         old.unlink()
     return path

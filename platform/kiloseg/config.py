@@ -81,12 +81,16 @@ class Data:
 
     def __post_init__(self) -> None:
         if self.num_classes is not None:
-            _require(2 <= self.num_classes <= 65535, "data.num_classes", self.num_classes, "2 to 65,535, or None for all")
+            _require(
+                2 <= self.num_classes <= 65535, "data.num_classes", self.num_classes, "2 to 65,535, or None for all"
+            )
         if self.val_samples is not None:
             _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
         _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")
-        _require(self.scale_max >= self.scale_min, "data.scale_max", self.scale_max, f"at least scale_min = {self.scale_min}")
+        _require(
+            self.scale_max >= self.scale_min, "data.scale_max", self.scale_max, f"at least scale_min = {self.scale_min}"
+        )
         _require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability from 0 to 1")
         _require(0 <= self.jitter <= 1, "data.jitter", self.jitter, "a strength from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
@@ -113,7 +117,9 @@ class Model:
     def __post_init__(self) -> None:
         heads = typing.get_args(Head)
         _require(self.head in heads, "model.head", self.head, f"one of {', '.join(heads)}")
-        _require(self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes")
+        _require(
+            self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
+        )
         _require(bool(self.weights), "model.weights", self.weights, "none, hub, package or a file")
 
 
@@ -136,7 +142,12 @@ class Loss:
         _require(self.logit in logits, "loss.logit", self.logit, f"one of {', '.join(logits)}")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
         _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
-        _require(0 <= self.separation_margin <= 2, "loss.separation_margin", self.separation_margin, "0 to 2, a distance of unit vectors")
+        _require(
+            0 <= self.separation_margin <= 2,
+            "loss.separation_margin",
+            self.separation_margin,
+            "0 to 2, a distance of unit vectors",
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

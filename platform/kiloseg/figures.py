@@ -14,35 +14,46 @@ COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
 MARKERS = ("o", "s", "^", "D")
 
 
-def curves(rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str) -> Figure:
+def curves(
+    rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str
+) -> Figure:
     """Points of `rows`, a colour and marker per value of `by`, with a line through the best `y` at each `x`.
 
-    Rows without a finite `y` are left out. x is drawn on a base-2 logarithmic axis.
+    Rows without a finite `y` are left out; those whose "complete" is False (stopped early) are drawn hollow. x is drawn on
+    a base-2 logarithmic axis.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
     rows = [row for row in rows if row.get(y) is not None and np.isfinite(row[y])]
     for index, group in enumerate(sorted({str(row[by]) for row in rows})):
-        points = [(row[x], row[y]) for row in rows if str(row[by]) == group]
-        best = sorted({position: max(value for other, value in points if other == position) for position, _ in points}.items())
-        style = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        members = [row for row in rows if str(row[by]) == group]
+        points = [(row[x], row[y]) for row in members]
+        best = sorted(
+            {position: max(value for other, value in points if other == position) for position, _ in points}.items()
+        )
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
         axes.plot(*zip(*best, strict=True), linewidth=1.5, alpha=0.5, label="_", **{**style, "marker": ""})
-        axes.plot(*zip(*points, strict=True), linestyle="", markersize=7, label=group, **style)
+        axes.plot([], [], linestyle="", markersize=7, label=group, **style)
+        for row in members:
+            inside = style["color"] if row.get("complete", True) else "white"
+            axes.plot(row[x], row[y], linestyle="", markersize=7, markerfacecolor=inside, **style)
     if rows:
         positions = sorted({row[x] for row in rows})
         axes.set_xscale("log", base=2)
         axes.set_xticks(positions, [f"{position:g}" for position in positions])
         axes.minorticks_off()
         axes.legend(title=by, frameon=False)
+    if any(not row.get("complete", True) for row in rows):
+        title += " (hollow: stopped early)"
+    axes.set_ylim(0, 1.08 * max((row[y] for row in rows), default=1.0) or 1.0)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
-    axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def class_colours(num_classes: int, background: int | None) -> np.ndarray:
-    """A colour per class, uint8 of shape (C + 1, 3): hues far apart for neighbouring ids, background grey, the last (ignore) white."""
+    """Colours of classes, uint8 of shape (C + 1, 3): neighbouring ids far apart in hue, background grey, the last, for ignore, white."""
     ids = np.arange(num_classes)
     golden_ratio = 0.618033988749895
     hsv = np.stack([ids * golden_ratio % 1, 0.55 + 0.4 * (ids % 3) / 2, 0.95 - 0.35 * (ids % 4) / 3], axis=1)
@@ -53,7 +64,11 @@ def class_colours(num_classes: int, background: int | None) -> np.ndarray:
 
 
 def prediction_sheet(
-    samples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]], *, num_classes: int, background: int | None, title: str
+    samples: Iterable[tuple[np.ndarray, np.ndarray, np.ndarray]],
+    *,
+    num_classes: int,
+    background: int | None,
+    title: str,
 ) -> Figure:
     """A row per sample: image, labels and prediction, the last two in the same colours. White is ignored.
 

@@ -78,7 +78,9 @@ class StudyResult:
     seconds: float
 
 
-def search(study: Study, base: Config, space: Mapping[str, Any], *, first: list[dict[str, Any]], script: str) -> StudyResult:
+def search(
+    study: Study, base: Config, space: Mapping[str, Any], *, first: list[dict[str, Any]], script: str
+) -> StudyResult:
     """Runs the study to its end. A trial that fails or runs out of memory is a row of the result like any other.
 
     Args:
@@ -96,7 +98,9 @@ def search(study: Study, base: Config, space: Mapping[str, Any], *, first: list[
         override(base, values)
     unknown = space.keys() - flatten(base).keys()
     if unknown:
-        raise ValueError(f"no setting is called {', '.join(sorted(unknown))}; the settings are: {', '.join(flatten(base))}")
+        raise ValueError(
+            f"no setting is called {', '.join(sorted(unknown))}; the settings are: {', '.join(flatten(base))}"
+        )
     runs = Path(study.runs).resolve()
     storage = runs / "ray"
     study_id = _newest(storage, study.name) if study.resume else f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
@@ -116,10 +120,12 @@ def search(study: Study, base: Config, space: Mapping[str, Any], *, first: list[
     # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
     # own, and trials that held a CPU while waiting for their workers' would block each other for ever.
     trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
-    callbacks = [_EndRuns(run, base.trainer.steps)]
+    callbacks = [_EndRuns(run, base.trainer.steps), _Progress(study.num_trials, base.trainer.steps)]
     try:
         if study.resume:
-            tuner = tune.Tuner.restore(str(storage / study_id), trainable, param_space=dict(space), restart_errored=True)
+            tuner = tune.Tuner.restore(
+                str(storage / study_id), trainable, param_space=dict(space), restart_errored=True
+            )
         else:
             tuner = tune.Tuner(
                 trainable,
@@ -140,14 +146,16 @@ def search(study: Study, base: Config, space: Mapping[str, Any], *, first: list[
                     storage_path=str(storage),
                     failure_config=FailureConfig(max_failures=2),
                     callbacks=callbacks,
-                    verbose=1,
+                    verbose=0,  # its tables fill the screen; _Progress prints a line a report
                 ),
             )
         grid = tuner.fit()
     except BaseException:
         run.end("FAILED")
         raise
-    return StudyResult(rows=_rows(grid, base), run=run, folder=runs / "studies" / study_id, seconds=time.perf_counter() - begin)
+    return StudyResult(
+        rows=_rows(grid, base), run=run, folder=runs / "studies" / study_id, seconds=time.perf_counter() - begin
+    )
 
 
 def start_ray() -> None:
@@ -186,7 +194,9 @@ def concurrency(resources: Resources) -> int:
     needs = {"CPU": resources.cpus_per_worker * resources.workers, "GPU": resources.gpus_per_worker * resources.workers}
     fitting = min(int(cluster.get(name, 0) // need) for name, need in needs.items() if need)
     if fitting < 1:
-        raise ValueError(f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs")
+        raise ValueError(
+            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs"
+        )
     return fitting
 
 
@@ -199,7 +209,9 @@ def _newest(storage: Path, name: str) -> str:
 
 def _sampler(study: Study) -> optuna.samplers.BaseSampler:
     # The default of 10 random trials would make a study of 8 a random search.
-    return optuna.samplers.TPESampler(n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed
+    )
 
 
 def _scheduler(study: Study, base: Config) -> TrialScheduler:
@@ -241,6 +253,45 @@ class _EndRuns(tune.Callback):
             logger.warning("MLflow run of trial %s could not be ended (%s)", trial.trial_id, error)
 
 
+class _Progress(tune.Callback):
+    """Prints a line for each trial that starts, reports a validation, or ends."""
+
+    def __init__(self, num_trials: int, steps: int) -> None:
+        self.num_trials = num_trials
+        self.steps = steps
+        self.began = time.time()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        settings = " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.config.items())
+        self._print(trial, f"starts ({len(trials)} of {self.num_trials}): {settings}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        if result.get("outcome") in FAILED_OUTCOMES:
+            self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
+        else:
+            self._print(
+                trial,
+                f"step {result[STEP]}/{self.steps}  {METRIC} {result[METRIC]:.4f}  loss {result['train/loss']:.3f}  "
+                f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB",
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        if _outcome(trial.last_result or {}, self.steps) == "stopped":
+            self._print(trial, "is stopped early")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._print(trial, "failed")
+
+    def _print(self, trial: Trial, text: str) -> None:
+        print(f"{time.time() - self.began:6.0f} s  trial {trial.trial_id}  {text}", flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def _outcome(last: Mapping[str, Any], steps: int) -> str:
     outcome = str(last.get("outcome", "failed"))
     return "stopped" if outcome == "finished" and last.get(STEP, 0) < steps else outcome
@@ -266,6 +317,7 @@ def _rows(grid: ResultGrid, base: Config) -> list[TrialRow]:
                 peak_memory_gib=last.get("peak_memory_gib"),
                 images_per_s=last.get("train/images_per_s"),
                 seconds=float(last.get("time_total_s", 0.0)),
+                train_seconds=float(last.get("train_s", 0.0)),
                 error=str(result.error or last.get("error", "")),
                 checkpoint=None if scored is None else scored.get("checkpoint_path"),
             )

@@ -35,6 +35,8 @@ class TrialRow:
     images_per_s: float | None
     seconds: float
     """From the trial's start to its last report."""
+    train_seconds: float
+    """Of those, in the training function itself; the rest is start-up and orchestration."""
     error: str = ""
     checkpoint: str | None = None
     """Folder of the best checkpoint."""
@@ -53,6 +55,7 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
                 "train/images_per_s": row.images_per_s,
                 "step": row.step,
                 "seconds": round(row.seconds, 1),
+                "train_seconds": round(row.train_seconds, 1),
                 "outcome": row.outcome,
             }
             for row in ranked
@@ -69,7 +72,12 @@ def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
 def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
     """mIoU and peak memory against embedding dimension by kind of negatives, by file name; needs both settings."""
     points = [
-        {**row.overrides, "val/miou": row.miou, "peak_memory_gib": row.peak_memory_gib}
+        {
+            **row.overrides,
+            "val/miou": row.miou,
+            "peak_memory_gib": row.peak_memory_gib,
+            "complete": row.outcome != "stopped",
+        }
         for row in rows
         if {"model.embed_dim", "loss.negatives.kind"} <= row.overrides.keys()
     ]
@@ -79,7 +87,11 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
             points, y="val/miou", y_label="validation mIoU", title="mIoU against embedding dimension", **shared
         ),
         "peak_memory_vs_embed_dim.png": curves(
-            points, y="peak_memory_gib", y_label="peak memory (GiB)", title="Peak memory against embedding dimension", **shared
+            points,
+            y="peak_memory_gib",
+            y_label="peak memory (GiB)",
+            title="Peak memory against embedding dimension",
+            **shared,
         ),
     }
 
@@ -114,11 +126,16 @@ def write_summary(rows: Sequence[TrialRow], folder: Path, run: TrackedRun) -> No
         run.log_file(checkpoint_file(best), "best")
     if best is not None:
         run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
-        run.set_tags({"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()})
+        run.set_tags(
+            {"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()}
+        )
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)
     run.log_file(folder / "trials.csv")
-    run.log_table({name: column.astype(object).where(column.notna(), None).tolist() for name, column in frame.items()}, "trials.json")
+    run.log_table(
+        {str(name): column.astype(object).where(column.notna(), None).tolist() for name, column in frame.items()},
+        "trials.json",
+    )
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=130)
         run.log_figure(figure, name)

@@ -23,9 +23,9 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 
 import mlflow.exceptions
+from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
-from matplotlib.figure import Figure
 from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
 
 TRIAL_TAG = "kiloseg.trial"
@@ -84,7 +84,9 @@ class Tracker:
         """The parent run of a study: found again by the study's name, or made."""
         return self._find_or_create({STUDY_TAG: study}, study, params, tags)
 
-    def trial_run(self, study: TrackedRun, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
+    def trial_run(
+        self, study: TrackedRun, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]
+    ) -> TrackedRun:
         """The child run of a trial: found again after its worker was restarted, or made."""
         own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
         return self._find_or_create(own, trial, params, tags)

@@ -60,7 +60,11 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
         NonFiniteLossError: the loss is NaN or infinite; checkpoints written before are kept.
     """
     rank, world = _group()
-    device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if torch.cuda.is_available() else torch.device("cpu")
+    device = (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
@@ -83,13 +87,19 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
         start, last_report = state["step"], state["report"]
     autocast = _autocast(trainer.precision, device)
     peak = PeakMemory(device, segmenter, optimizer)
-    model = DistributedDataParallel(segmenter, device_ids=[device] if device.type == "cuda" else None) if world > 1 else segmenter
+    model = (
+        DistributedDataParallel(segmenter, device_ids=[device] if device.type == "cuda" else None)
+        if world > 1
+        else segmenter
+    )
     model.train()
 
     clock = _Clock(device)
     mean_loss = _RunningMean(device)
     samples = batches.from_step(start)
-    bar = tqdm(total=trainer.steps, initial=start, desc="train", disable=None if trainer.progress and rank == 0 else True)
+    bar = tqdm(
+        total=trainer.steps, initial=start, desc="train", disable=None if trainer.progress and rank == 0 else True
+    )
     for step in range(start, trainer.steps):
         warm = step >= start + COUNTED_STEPS
         with clock.running(images=trainer.batch_size if warm else 0):
@@ -166,7 +176,10 @@ def _step(
 
 
 def _share_of_pixels(labels_BHW: Tensor) -> Tensor:
-    """This worker's labelled pixels over the mean of all workers, so that averaged gradients are those of the mean over all pixels."""
+    """This worker's labelled pixels over the mean of all workers.
+
+    DDP averages gradients over workers; with this factor that is the gradient of the mean over all pixels.
+    """
     mine = (labels_BHW >= 0).sum().float()
     total = mine.clone()
     torch.distributed.all_reduce(total)
@@ -181,7 +194,9 @@ def _group() -> tuple[int, int]:
 
 def _autocast(precision: Precision, device: torch.device) -> torch.autocast | None:
     able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
+    return (
+        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
+    )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:
@@ -198,7 +213,9 @@ def _check_same_run(config: Config, stored: dict[str, Any]) -> None:
     changed = [name for name in now if name not in _MAY_DIFFER and now[name] != stored.get(name)]
     if changed:
         changes = "; ".join(f"{name} was {stored.get(name)!r}, is {now[name]!r}" for name in changed)
-        raise ValueError(f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another trainer.output")
+        raise ValueError(
+            f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another trainer.output"
+        )
 
 
 class _RunningMean:
@@ -219,7 +236,8 @@ class _RunningMean:
         self._count = 0
         if not math.isfinite(mean):
             raise NonFiniteLossError(
-                f"the training loss is {mean} before step {step}; lower optimizer.lr, add optimizer.warmup_steps or set optimizer.clip_norm"
+                f"the training loss is {mean} before step {step}; lower optimizer.lr, add optimizer.warmup_steps or set "
+                "optimizer.clip_norm"
             )
         return mean
 

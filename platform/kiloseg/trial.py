@@ -8,7 +8,6 @@ again and goes on from the newest checkpoint, in the same MLflow run.
 from __future__ import annotations
 
 import logging
-import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -104,9 +103,11 @@ def _work(given: dict[str, Any]) -> None:
     reporter = _Reporter(settings, given["trial"], given["overrides"], rank)
     try:
         with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
-            config = override(settings.base, {**given["overrides"], "trainer.output": scratch, "trainer.progress": False})
+            config = override(
+                settings.base, {**given["overrides"], "trainer.output": scratch, "trainer.progress": False}
+            )
             resume = ray.train.get_checkpoint()
-            reporter.startup_s = time.perf_counter() - began
+            reporter.begin(began)
             if resume is None:
                 last = train(config, reporter)
             else:
@@ -131,6 +132,7 @@ class _Reporter:
 
     def __init__(self, settings: TrialSettings, trial: str, overrides: Mapping[str, Any], rank: int) -> None:
         self.rank = rank
+        self._train_began = time.perf_counter()
         self.startup_s = 0.0
         self.step = 0
         self.run: Any = None
@@ -141,9 +143,14 @@ class _Reporter:
     def _open(self, settings: TrialSettings, trial: str, params: Mapping[str, Any]) -> None:
         self.run = settings.tracking.tracker.trial_run(settings.tracking, trial, params, {})
 
+    def begin(self, worker_began: float) -> None:
+        """Marks the end of the worker's own start-up (imports, finding the MLflow run) and the start of training."""
+        self._train_began = time.perf_counter()
+        self.startup_s = self._train_began - worker_began
+
     def __call__(self, report: dict[str, Any]) -> None:
         self.step = report[STEP]
-        numbers = {name: value for name, value in report.items() if isinstance(value, int | float)}
+        numbers: dict[str, Any] = {name: value for name, value in report.items() if isinstance(value, int | float)}
         if self.run is not None:
             logged = {name: value for name, value in numbers.items() if name != STEP}
             self._track(lambda: self.run.log_metrics(logged, step=self.step))
@@ -153,9 +160,15 @@ class _Reporter:
         if self.rank == 0:
             folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
             source = Path(report["checkpoint"])
-            os.replace(source, folder / source.name)
+            source.replace(folder / source.name)
             checkpoint = Checkpoint.from_directory(folder)
-        numbers |= {"oom": 0, "outcome": "finished", "peak_memory_kind": report["peak_memory_kind"], "startup_s": self.startup_s}
+        numbers |= {
+            "oom": 0,
+            "outcome": "finished",
+            "peak_memory_kind": report["peak_memory_kind"],
+            "startup_s": self.startup_s,
+            "train_s": time.perf_counter() - self._train_began,
+        }
         ray.train.report(numbers, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
 
     def finish(self, last: Mapping[str, Any]) -> None:
@@ -174,11 +187,18 @@ class _Reporter:
         if self.run is not None:
             self._track(lambda: self.run.set_tags({"outcome": outcome, "error": str(error)[:500]}))
             self._track(lambda: self.run.log_metrics({"oom": int(outcome == "oom")}, step=self.step))
-        ray.train.report({STEP: self.step, METRIC: 0.0, "oom": int(outcome == "oom"), "outcome": outcome, "error": str(error)[:500]})
+        ray.train.report(
+            {STEP: self.step, METRIC: 0.0, "oom": int(outcome == "oom"), "outcome": outcome, "error": str(error)[:500]}
+        )
 
     def _track(self, action: Any) -> None:
         """Tracking that fails costs its own numbers only: training goes on, and Ray's results hold every validation."""
         try:
             action()
         except Exception as error:
-            logger.warning("MLflow did not take numbers of step %d (%s: %s); training goes on", self.step, type(error).__name__, error)
+            logger.warning(
+                "MLflow did not take numbers of step %d (%s: %s); training goes on",
+                self.step,
+                type(error).__name__,
+                error,
+            )

@@ -27,7 +27,9 @@ class Augment:
         self.after_crop = v2.Compose(
             [
                 v2.RandomHorizontalFlip(data.flip),
-                v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength) if strength else v2.Identity(),
+                v2.ColorJitter(brightness=strength, contrast=strength, saturation=strength)
+                if strength
+                else v2.Identity(),
             ]
         )
 

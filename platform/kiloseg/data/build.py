@@ -13,7 +13,17 @@ from typing import Any
 from tqdm import tqdm
 
 from kiloseg.data.index import write_index
-from kiloseg.data.shards import DESCRIPTION, DataError, DatasetInfo, Sample, Shard, check_shards, read_info, write_info, write_shard
+from kiloseg.data.shards import (
+    DESCRIPTION,
+    DataError,
+    DatasetInfo,
+    Sample,
+    Shard,
+    check_shards,
+    read_info,
+    write_info,
+    write_shard,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +37,7 @@ class ShardTask:
 
     @property
     def name(self) -> str:
+        """File name of the shard."""
         return f"{self.split}-{self.number:06d}.tar"
 
 
@@ -73,10 +84,15 @@ def build(
         raise ValueError(f"processes = {processes}: expected at least 1")
     directory.mkdir(parents=True, exist_ok=True)
     (directory / DESCRIPTION).unlink(missing_ok=True)
+    for old in directory.glob("*.tar"):  # a recipe with fewer samples would leave shards that nothing lists
+        old.unlink()
     finished: dict[ShardTask, tuple[Shard, list[dict[str, Any]]]] = {}
     total = sum(task.stop - task.start for task in tasks)
     # Spawned, not forked: a builder may be called from a process that holds threads (Ray, a notebook).
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool, tqdm(total=total, unit=" samples", desc=info.name) as bar:
+    with (
+        ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool,
+        tqdm(total=total, unit=" samples", desc=info.name) as bar,
+    ):
         futures = {pool.submit(_write, directory, task, make_samples, info.num_classes): task for task in tasks}
         try:
             for future in as_completed(futures):

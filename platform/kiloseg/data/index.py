@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -30,7 +29,7 @@ def write_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
     """Writes index.parquet with the columns of SCHEMA."""
     partial = directory / (NAME + ".partial")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=SCHEMA), partial)
-    os.replace(partial, directory / NAME)
+    partial.replace(directory / NAME)
 
 
 def read_index(directory: Path | str, split: str | None = None) -> pyarrow.Table:

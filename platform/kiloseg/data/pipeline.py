@@ -39,7 +39,9 @@ def count_classes(data: Data, info: DatasetInfo) -> int:
         DataError: `data.num_classes` asks for more than there are.
     """
     if data.num_classes is not None and data.num_classes > info.num_classes:
-        raise DataError(f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes")
+        raise DataError(
+            f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes"
+        )
     return data.num_classes or info.num_classes
 
 
@@ -49,8 +51,8 @@ def label_table(info: DatasetInfo, num_classes: int) -> np.ndarray:
     Classes from `num_classes` on become background where the data set has one among the kept classes, else -1.
     """
     table = np.full(IGNORE_ID + 1, _UNKNOWN, dtype=np.int32)
-    kept_background = info.background is not None and info.background < num_classes
-    table[: info.num_classes] = info.background if kept_background else -1
+    background = info.background
+    table[: info.num_classes] = -1 if background is None or background >= num_classes else background
     table[:num_classes] = np.arange(num_classes)
     table[IGNORE_ID] = -1
     return table
@@ -65,16 +67,19 @@ class _Decoder:
 
     def __call__(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         where = f"{sample['__url__']}: sample {sample['__key__']}"
-        image_bytes = sample.get("jpg") or sample.get("png")
-        for part, content in (("image (.jpg or .png)", image_bytes), ("mask (.mask.png)", sample.get("mask.png"))):
-            if content is None:
-                raise DataError(f"{where} has no {part}; it has: {', '.join(k for k in sample if not k.startswith('__'))}")
+        image_bytes, mask_bytes = sample.get("jpg") or sample.get("png"), sample.get("mask.png")
+        if image_bytes is None or mask_bytes is None:
+            missing = "image (.jpg or .png)" if image_bytes is None else "mask (.mask.png)"
+            parts = ", ".join(part for part in sample if not part.startswith("__"))
+            raise DataError(f"{where} has no {missing}; it has: {parts}")
         try:
-            image, mask = decode_image(image_bytes), decode_mask(sample["mask.png"])
+            image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
             raise DataError(f"{where} cannot be decoded: {error}") from error
         if image.shape[:2] != mask.shape:
-            raise DataError(f"{where}: mask is {mask.shape}, its image {image.shape[:2]} (height, width); they must be equal")
+            raise DataError(
+                f"{where}: mask is {mask.shape}, its image {image.shape[:2]} (height, width); they must be equal"
+            )
         labels = self.table[mask]
         if labels.min(initial=0) == _UNKNOWN:
             unknown = int(mask[labels == _UNKNOWN][0])
@@ -87,7 +92,9 @@ class _Decoder:
 class _TrainStream(IterableDataset[Batch]):
     """One loader process's batches of one epoch; the epoch is shared memory, so that living processes see it change."""
 
-    def __init__(self, data: Data, info: DatasetInfo, *, batch_size: int, steps: int, seed: int, rank: int, world: int) -> None:
+    def __init__(
+        self, data: Data, info: DatasetInfo, *, batch_size: int, steps: int, seed: int, rank: int, world: int
+    ) -> None:
         self.data, self.batch_size, self.steps = data, batch_size, steps
         self.seed, self.rank, self.world = seed, rank, world
         self.shards = info.shards("train")
@@ -137,14 +144,20 @@ class TrainBatches:
         ValueError: `batch_size` cannot be split evenly over the workers.
     """
 
-    def __init__(self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
+    def __init__(
+        self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
         if batch_size % world:
-            raise ValueError(f"trainer.batch_size = {batch_size} cannot be split over {world} workers; use a multiple of {world}")
+            raise ValueError(
+                f"trainer.batch_size = {batch_size} cannot be split over {world} workers; use a multiple of {world}"
+            )
         check_shards(data.path, info, "train")
         samples = info.num_samples("train")
         self.steps_per_epoch, self.left_out = divmod(samples, batch_size)
         if self.steps_per_epoch == 0:
-            raise DataError(f"{data.path} has {samples} training samples, fewer than one batch of {batch_size}; lower trainer.batch_size")
+            raise DataError(
+                f"{data.path} has {samples} training samples, fewer than one batch of {batch_size}; lower trainer.batch_size"
+            )
         self._stream = _TrainStream(
             data, info, batch_size=batch_size // world, steps=self.steps_per_epoch, seed=seed, rank=rank, world=world
         )

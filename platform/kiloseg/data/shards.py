@@ -10,7 +10,6 @@ import dataclasses
 import hashlib
 import io
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +71,7 @@ class DatasetInfo:
 
     @property
     def num_classes(self) -> int:
+        """C, background included."""
         return len(self.classes)
 
     @property
@@ -87,6 +87,7 @@ class DatasetInfo:
         return self.splits[split]
 
     def num_samples(self, split: str) -> int:
+        """Samples of a split; raises as `shards`."""
         return sum(shard.samples for shard in self.shards(split))
 
 
@@ -155,11 +156,15 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
     with webdataset.TarWriter(str(partial), encoder=False, mtime=0, user="kiloseg", group="kiloseg") as tar:
         for sample in samples:
             if sample.key in keys or not sample.key or set(sample.key) & set("./"):
-                raise DataError(f"{path.name}: key {sample.key!r} must be unique in its shard, without dots and slashes")
+                raise DataError(
+                    f"{path.name}: key {sample.key!r} must be unique in its shard, without dots and slashes"
+                )
             keys.add(sample.key)
             suffix, image, size = _encode_image(sample.image)
             if sample.mask.shape != size:
-                raise DataError(f"{path.name}: sample {sample.key}: mask is {sample.mask.shape}, its image {size} (height, width)")
+                raise DataError(
+                    f"{path.name}: sample {sample.key}: mask is {sample.mask.shape}, its image {size} (height, width)"
+                )
             ids, pixels = np.unique(sample.mask, return_counts=True)
             labelled = ids != IGNORE_ID
             ids, pixels = ids[labelled], pixels[labelled]
@@ -186,12 +191,13 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
                     "class_pixels": pixels.tolist(),
                 }
             )
-    os.replace(partial, path)
+    partial.replace(path)
     shard = Shard(name=path.name, samples=len(rows), bytes=path.stat().st_size, sha256=file_sha256(path))
     return shard, rows
 
 
 def file_sha256(path: Path) -> str:
+    """Digest of a file, hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -212,7 +218,7 @@ def write_info(directory: Path, info: DatasetInfo) -> None:
     }
     partial = directory / (DESCRIPTION + ".partial")
     partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(partial, directory / DESCRIPTION)
+    partial.replace(directory / DESCRIPTION)
 
 
 def read_info(directory: Path | str) -> DatasetInfo:
@@ -223,7 +229,9 @@ def read_info(directory: Path | str) -> DatasetInfo:
     """
     path = Path(directory) / DESCRIPTION
     if not path.is_file():
-        raise DataError(f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one")
+        raise DataError(
+            f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one"
+        )
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content["format"] != FORMAT:

@@ -76,7 +76,9 @@ def read(directory: Path, parts: Sequence[Segment]) -> Iterator[dict[str, Any]]:
         except FileNotFoundError as error:
             raise DataError(f"{path} is missing; restore it or build the data set again") from error
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            raise DataError(f"{path} cannot be read after {position} samples ({error}); restore it or build it again") from error
+            raise DataError(
+                f"{path} cannot be read after {position} samples ({error}); restore it or build it again"
+            ) from error
         if position < segment.stop:
             raise DataError(
                 f"{path} ends after {position} samples, dataset.json lists {segment.shard.samples}; restore it or build it again"

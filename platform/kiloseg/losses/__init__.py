@@ -6,4 +6,11 @@ from kiloseg.losses.embedding import check_labels, embedding_cross_entropy
 from kiloseg.losses.objective import objective
 from kiloseg.losses.separation import class_separation
 
-__all__ = ["Negatives", "check_labels", "class_separation", "dense_cross_entropy", "embedding_cross_entropy", "objective"]
+__all__ = [
+    "Negatives",
+    "check_labels",
+    "class_separation",
+    "dense_cross_entropy",
+    "embedding_cross_entropy",
+    "objective",
+]

@@ -117,7 +117,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> Tensor:
         wants_grad = any(ctx.needs_input_grad)
-        B, D, h, w = pixels_BDhw.shape
+        B, _, h, w = pixels_BDhw.shape
         _, H, W = labels_BHW.shape
         C = rows_CD.shape[0]
         bands = Bands((h, w), (H, W), pixels_BDhw)
@@ -147,7 +147,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_pixels, grad_rows = ctx.saved_tensors
         return grad_pixels * grad_loss, grad_rows * grad_loss, None, None
 
@@ -190,7 +190,9 @@ def _band(
     cosine_PS = o_PD @ candidates_SD.T
     barred_PS = _barred(cosine_PS, target_P, drawn, setting.negatives)
     z_PS, slope_PS = _logits(cosine_PS, setting)
-    z_PS.masked_fill_(barred_PS, -torch.inf) if barred_PS is not None else z_PS.scatter_(1, target_P[:, None], -torch.inf)
+    z_PS.masked_fill_(barred_PS, -torch.inf) if barred_PS is not None else z_PS.scatter_(
+        1, target_P[:, None], -torch.inf
+    )
 
     logsumexp_P = torch.logaddexp(torch.logsumexp(z_PS, dim=1), z_target_P)
     loss = torch.dot(logsumexp_P - z_target_P, weight_P)

@@ -10,7 +10,9 @@ from kiloseg.losses.embedding import embedding_cross_entropy
 from kiloseg.losses.separation import class_separation
 
 
-def objective(outputs_BDhw: Tensor, table_CD: Tensor | None, labels_BHW: Tensor, loss: Loss) -> tuple[Tensor, Tensor | None]:
+def objective(
+    outputs_BDhw: Tensor, table_CD: Tensor | None, labels_BHW: Tensor, loss: Loss
+) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of labelled pixels, and the weighted regulariser, which does not depend on the batch.
 
     The two come apart because only the first has to be averaged over labelled pixels of all workers.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ class LiveTensors(TorchDispatchMode):
             if key in self._storages:
                 continue
             size = storage.nbytes()
-            self._storages[key] = weakref.ref(storage, lambda _, key=key, size=size: self._forget(key, size))
+            self._storages[key] = weakref.ref(storage, self._forgetting(key, size))
             self.live_bytes += size
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
@@ -46,7 +47,9 @@ class LiveTensors(TorchDispatchMode):
             tensors = [*holder.parameters(), *holder.buffers()]
             tensors += [parameter.grad for parameter in holder.parameters() if parameter.grad is not None]
         else:
-            tensors = [leaf for state in holder.state.values() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)]
+            tensors = [
+                leaf for state in holder.state.values() for leaf in tree_leaves(state) if isinstance(leaf, Tensor)
+            ]
         self.add(*tensors)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -54,6 +57,9 @@ class LiveTensors(TorchDispatchMode):
         self.add(*(leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)))
         return result
 
-    def _forget(self, key: int, size: int) -> None:
-        del self._storages[key]
-        self.live_bytes -= size
+    def _forgetting(self, key: int, size: int) -> Callable[[Any], None]:
+        def forget(_: Any) -> None:
+            del self._storages[key]
+            self.live_bytes -= size
+
+        return forget

@@ -29,12 +29,16 @@ class IoU:
             ValueError: other shapes, or ids outside the classes.
         """
         if predicted_BHW.shape != labels_BHW.shape:
-            raise ValueError(f"predictions {tuple(predicted_BHW.shape)} and labels {tuple(labels_BHW.shape)}: expected equal shapes")
+            raise ValueError(
+                f"predictions {tuple(predicted_BHW.shape)} and labels {tuple(labels_BHW.shape)}: expected equal shapes"
+            )
         valid = labels_BHW != self.ignore_index
         predicted, labels = predicted_BHW[valid], labels_BHW[valid]
         for name, ids in (("predictions", predicted), ("labels", labels)):
             if len(ids) and not 0 <= int(ids.min()) <= int(ids.max()) < self.num_classes:
-                raise ValueError(f"{name} hold ids {int(ids.min())} to {int(ids.max())}: expected 0 to {self.num_classes - 1}")
+                raise ValueError(
+                    f"{name} hold ids {int(ids.min())} to {int(ids.max())}: expected 0 to {self.num_classes - 1}"
+                )
         for row, ids in zip(self.counts_3C, (labels[predicted == labels], predicted, labels), strict=True):
             row += torch.bincount(ids, minlength=self.num_classes)
 

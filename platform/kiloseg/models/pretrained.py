@@ -59,7 +59,9 @@ def _rename(stored: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
     renamed = {}
     for (name, target), tensor in zip(names.items(), stored.values(), strict=True):
         if target.shape != tensor.shape:
-            raise ValueError(f"weights of the package have shape {tuple(tensor.shape)} for {name}, expected {tuple(target.shape)}")
+            raise ValueError(
+                f"weights of the package have shape {tuple(tensor.shape)} for {name}, expected {tuple(target.shape)}"
+            )
         if name in wanted:
             renamed[name] = tensor
     return renamed

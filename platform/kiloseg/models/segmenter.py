@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from typing import Any
 
 import segmentation_models_pytorch as smp
 import timm
@@ -31,6 +32,7 @@ class Segmenter(nn.Module):
         ValueError: an architecture, backbone or weights that do not exist; the message names what does.
     """
 
+    network: Any
     mean_311: Tensor
     std_311: Tensor
 
@@ -64,7 +66,9 @@ class Segmenter(nn.Module):
         if table_CD is not None:
             return nearest_class(pixels_BDhw, table_CD, size=size)
         # One image at a time, so that the dense head is not charged with a whole batch of full-size logits.
-        logits = (F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False) for one in pixels_BDhw)
+        logits = (
+            F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False) for one in pixels_BDhw
+        )
         return torch.cat([one.argmax(1) for one in logits])
 
     def backbone_parameters(self) -> list[nn.Parameter]:
@@ -78,7 +82,9 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         raise ValueError(f"model.arch = {model.arch!r} is not known; there are: {', '.join(architectures)}")
     if not timm.is_model(model.backbone):
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=6, cutoff=0)
-        raise ValueError(f"model.backbone = {model.backbone!r} is no timm model; the nearest names are: {', '.join(near)}")
+        raise ValueError(
+            f"model.backbone = {model.backbone!r} is no timm model; the nearest names are: {', '.join(near)}"
+        )
     weights, options = timm_options(model.weights)
     try:
         network = smp.create_model(
@@ -88,7 +94,10 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         if weights is None:
             reason = f"model.arch = {model.arch!r} cannot be built over model.backbone = {model.backbone!r}"
         else:
-            reason = f"model.weights = {model.weights!r} could not be loaded for {model.backbone!r}; without a network use a file, package or none"
+            reason = (
+                f"model.weights = {model.weights!r} could not be loaded for {model.backbone!r}; without a network use a "
+                "file, package or none"
+            )
         raise ValueError(f"{reason} ({type(error).__name__}: {error})") from error
     if model.weights == "package":
         load_package_weights(model.backbone, network.encoder.model)

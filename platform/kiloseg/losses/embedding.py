@@ -22,12 +22,16 @@ from kiloseg.config import Logit, Negatives
 from kiloseg.upsample import Bands
 
 BAND_BYTES = 4 * 2**20
-"""Size aimed at for one P x S matrix of scores; about two of them live at once."""
+"""Size aimed at for one matrix of a band; two or three of them live at once."""
 
 _MIN_SQUARED_DISTANCE = 1e-7
 """2 - 2 o.e of unit vectors is no more exact than this in float32; below it a distance has no slope."""
 
 _NORM_EPS = 1e-12
+
+_SAFE_EXPONENT = 80.0
+"""exp(-80) is far from underflow in float32. Logits of unit vectors span at most 2 tau, so up to tau = 40 a softmax needs
+no maximum of its own."""
 
 
 @dataclass(frozen=True)
@@ -117,28 +121,34 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> Tensor:
         wants_grad = any(ctx.needs_input_grad)
-        B, _, h, w = pixels_BDhw.shape
+        B, D, h, w = pixels_BDhw.shape
         _, H, W = labels_BHW.shape
         C = rows_CD.shape[0]
+        negatives = setting.negatives
         bands = Bands((h, w), (H, W), pixels_BDhw)
         # The mean over labelled pixels as a weight of each, which needs no value read back from the device.
         weight = 1 / (labels_BHW != setting.ignore_index).sum().clamp(min=1).to(pixels_BDhw.dtype)
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         grad_rows = torch.zeros_like(rows_CD) if wants_grad else None
+        widest = negatives.count + 1 if negatives.kind == "random" else C
+        if negatives.kind in ("nearest", "mixed"):
+            widest = max(widest, negatives.count * D)
+        max_rows = max(setting.band_bytes // (pixels_BDhw.element_size() * widest * W), 1)
         for image in range(B):
-            drawn = _draw(setting.negatives, C, rows_CD.device)
-            candidates = C if drawn is None or setting.negatives.kind == "mixed" else len(drawn)
-            max_rows = max(setting.band_bytes // (pixels_BDhw.element_size() * candidates * W), 1)
+            drawn = _draw(negatives, C, rows_CD.device)
             widened_hWD = bands.widen(pixels_BDhw[image])
             grad_hWD = torch.zeros_like(widened_hWD) if wants_grad else None
-            for band, cells in bands.spans(max_rows):
-                labels_P = labels_BHW[image, band].reshape(-1)
-                raw_PD = bands.take(widened_hWD, band, cells)
-                band_loss, grad_PD = _band(raw_PD, rows_CD, labels_P, weight, drawn, setting, grad_rows)
-                loss += band_loss
-                if grad_hWD is not None and grad_PD is not None:
-                    bands.give(grad_hWD, grad_PD, band, cells)
+            for rows, cells in bands.spans(max_rows):
+                labels_P = labels_BHW[image, rows].reshape(-1)
+                band = _Band(bands.take(widened_hWD, rows, cells), rows_CD, labels_P, weight, setting)
+                if negatives.kind in ("all", "random"):
+                    band.compare_with_all(drawn, grad_rows)
+                else:
+                    band.compare_with_nearest(drawn, grad_rows)
+                loss += band.loss
+                if grad_hWD is not None:
+                    bands.give(grad_hWD, band.grad_raw(), rows, cells)
             if grad_pixels is not None and grad_hWD is not None:
                 grad_pixels[image] = bands.narrow(grad_hWD)
         if wants_grad:
@@ -159,98 +169,121 @@ def _draw(negatives: Negatives, C: int, device: torch.device) -> Tensor | None:
     return torch.randperm(C)[: negatives.count + 1].to(device)
 
 
-def _band(
-    raw_PD: Tensor,
-    rows_CD: Tensor,
-    labels_P: Tensor,
-    weight: Tensor,
-    drawn: Tensor | None,
-    setting: _Setting,
-    grad_rows: Tensor | None,
-) -> tuple[Tensor, Tensor | None]:
-    """Loss of a band, and the gradient to its raw embeddings; the table's gradient is added to `grad_rows`."""
-    valid_P = labels_P != setting.ignore_index
-    weight_P = weight * valid_P
-    target_P = labels_P.where(valid_P, 0)
-    norm_P1 = torch.linalg.vector_norm(raw_PD, dim=1, keepdim=True).clamp_(min=_NORM_EPS)
-    o_PD = raw_PD / norm_P1
+class _Band:
+    """Loss and gradients of the P pixels of one band of rows.
 
-    # The target is computed by itself, from differences: it is the one class whose distance goes to 0.
-    target_PD = rows_CD[target_P]
-    if setting.logit == "distance":
-        away_PD = o_PD - target_PD
-        distance_P1 = torch.linalg.vector_norm(away_PD, dim=1, keepdim=True)
-        z_target_P = distance_P1[:, 0] * -setting.temperature
-    else:
-        z_target_P = (o_PD * target_PD).sum(1) * setting.temperature
+    The target is computed by itself, from the difference of the vectors: it is the one class whose distance goes to 0,
+    where 2 - 2 o.e has no digits left. All exponentials are of z - z_max, with z_max = tau for cosines and 0 for
+    distances, the highest that unit vectors allow.
+    """
 
-    kind = setting.negatives.kind
-    drawn_only = kind == "random"
-    candidates_SD = rows_CD[drawn] if drawn_only and drawn is not None else rows_CD
-    cosine_PS = o_PD @ candidates_SD.T
-    barred_PS = _barred(cosine_PS, target_P, drawn, setting.negatives)
-    z_PS, slope_PS = _logits(cosine_PS, setting)
-    z_PS.masked_fill_(barred_PS, -torch.inf) if barred_PS is not None else z_PS.scatter_(
-        1, target_P[:, None], -torch.inf
-    )
+    def __init__(self, raw_PD: Tensor, rows_CD: Tensor, labels_P: Tensor, weight: Tensor, setting: _Setting) -> None:
+        self.rows_CD = rows_CD
+        self.tau = setting.temperature
+        self.cosine = setting.logit == "cosine"
+        self.negatives = setting.negatives
+        valid_P = labels_P != setting.ignore_index
+        self.weight_P = weight * valid_P
+        self.target_P = labels_P.where(valid_P, 0)
+        self.norm_P1 = torch.linalg.vector_norm(raw_PD, dim=1, keepdim=True).clamp_(min=_NORM_EPS)
+        self.o_PD = raw_PD / self.norm_P1
+        target_PD = rows_CD[self.target_P]
+        # slope_target_PD: gradient of the target's logit along o; its negative, mirrored, is that along e.
+        if self.cosine:
+            self.z_target_P = ((self.o_PD * target_PD).sum(1) - 1).mul_(self.tau)
+            self.slope_o_PD, self.slope_e_PD = target_PD.mul_(self.tau), self.o_PD * self.tau
+        else:
+            away_PD = self.o_PD - target_PD
+            distance_P1 = torch.linalg.vector_norm(away_PD, dim=1, keepdim=True)
+            self.z_target_P = distance_P1[:, 0] * -self.tau
+            self.slope_e_PD = away_PD.mul_(self.tau / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
+            self.slope_o_PD = -self.slope_e_PD
+        self.loss = raw_PD.new_zeros(())
+        self.grad_o_PD = raw_PD
 
-    logsumexp_P = torch.logaddexp(torch.logsumexp(z_PS, dim=1), z_target_P)
-    loss = torch.dot(logsumexp_P - z_target_P, weight_P)
-    if grad_rows is None:
-        return loss, None
+    def compare_with_all(self, drawn: Tensor | None, grad_rows: Tensor | None) -> None:
+        """Softmax over every class, or over the drawn ones; no pixel uses more than two P x S matrices."""
+        candidates_SD = self.rows_CD if drawn is None else self.rows_CD[drawn]
+        z_PS, distance_PS = self._logits(self._products(candidates_SD))
+        if 2 * self.tau > _SAFE_EXPONENT:
+            top_P1 = torch.maximum(z_PS.amax(1, keepdim=True), self.z_target_P[:, None])
+            z_PS.sub_(top_P1)
+            self.z_target_P = self.z_target_P - top_P1[:, 0]
+        weight_PS = z_PS.exp_()
+        if drawn is None:
+            weight_PS.scatter_(1, self.target_P[:, None], 0)
+        else:
+            allowed_PS = drawn[None, :] != self.target_P[:, None]
+            weight_PS.mul_(allowed_PS & (allowed_PS.cumsum(1) <= self.negatives.count))
+        pull_P1, push_P1 = self._settle(weight_PS.sum(1))
+        if grad_rows is None:
+            return
+        if distance_PS is not None:
+            weight_PS.div_(distance_PS)
+        # Factors of a pixel are applied to P x D matrices, not to the P x S one.
+        self.grad_o_PD = (weight_PS @ candidates_SD).mul_(push_P1).addcmul_(pull_P1, self.slope_o_PD)
+        grad_candidates_SD = weight_PS.T @ (self.o_PD * push_P1)
+        if drawn is None:
+            grad_rows.add_(grad_candidates_SD)
+        else:
+            grad_rows.index_add_(0, drawn, grad_candidates_SD)
+        grad_rows.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
 
-    # d loss / d z: softmax, minus 1 at the target, times the pixel's weight.
-    pull_P1 = ((z_target_P - logsumexp_P).exp_() - 1).mul_(weight_P)[:, None]
-    push_PS = z_PS.sub_(logsumexp_P[:, None]).exp_().mul_(weight_P[:, None])
-    if slope_PS is None:
-        push_PS.mul_(setting.temperature)
-        pull_P1 = pull_P1 * setting.temperature
-        along_PD = target_PD
-        grad_target_PD = pull_P1 * o_PD
-    else:
-        push_PS.mul_(slope_PS)
-        along_PD = away_PD * (-setting.temperature / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
-        grad_target_PD = -pull_P1 * along_PD
-    grad_o_PD = torch.addmm(pull_P1 * along_PD, push_PS, candidates_SD)
-    grad_rows.index_add_(0, target_P, grad_target_PD)
-    if drawn_only and drawn is not None:
-        grad_rows.index_add_(0, drawn, push_PS.T @ o_PD)
-    else:
-        grad_rows.addmm_(push_PS.T, o_PD)
-    # Through the normalisation: the part along o vanishes.
-    radial_P1 = (grad_o_PD * o_PD).sum(1, keepdim=True)
-    return loss, torch.addcmul(grad_o_PD, o_PD, radial_P1, value=-1).div_(norm_P1)
+    def compare_with_nearest(self, drawn: Tensor | None, grad_rows: Tensor | None) -> None:
+        """Softmax over each pixel's own K classes: one P x C matrix of products for the search, then P x K x D."""
+        K = self.negatives.count
+        num_nearest = K if drawn is None else K - K // 2
+        # Ranking by this is ranking by the cosine, upwards for cosine logits, downwards for distances.
+        rank_PC = self._products(self.rows_CD)
+        away = -torch.inf if self.cosine else torch.inf
+        rank_PC.scatter_(1, self.target_P[:, None], away)
+        rank_PK, chosen_PK = rank_PC.topk(num_nearest, dim=1, largest=self.cosine, sorted=False)
+        if drawn is not None:
+            free_PC = torch.ones_like(rank_PC, dtype=torch.bool)
+            free_PC.scatter_(1, chosen_PK, False).scatter_(1, self.target_P[:, None], False)
+            # Earlier draws first: the highest of K + 1, K, ..., 1 among the free ones.
+            order = torch.arange(len(drawn), 0, -1, device=drawn.device)
+            also_PK = drawn[(free_PC[:, drawn] * order).topk(K // 2, dim=1, sorted=False).indices]
+            chosen_PK = torch.cat([chosen_PK, also_PK], dim=1)
+            rank_PK = torch.cat([rank_PK, rank_PC.gather(1, also_PK)], dim=1)
+        z_PK, distance_PK = self._logits(rank_PK)
+        top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
+        self.z_target_P = self.z_target_P - top_P1[:, 0]
+        weight_PK = z_PK.sub_(top_P1).exp_()
+        pull_P1, push_P1 = self._settle(weight_PK.sum(1))
+        if grad_rows is None:
+            return
+        if distance_PK is not None:
+            weight_PK.div_(distance_PK)
+        weight_PK.mul_(push_P1)
+        self.grad_o_PD = torch.bmm(weight_PK[:, None], self.rows_CD[chosen_PK])[:, 0].addcmul_(pull_P1, self.slope_o_PD)
+        grad_rows.index_add_(0, chosen_PK.view(-1), (weight_PK[:, :, None] * self.o_PD[:, None]).flatten(0, 1))
+        grad_rows.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
 
+    def grad_raw(self) -> Tensor:
+        """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
+        radial_P1 = (self.grad_o_PD * self.o_PD).sum(1, keepdim=True)
+        return torch.addcmul(self.grad_o_PD, self.o_PD, radial_P1, value=-1).div_(self.norm_P1)
 
-def _logits(cosine_PS: Tensor, setting: _Setting) -> tuple[Tensor, Tensor | None]:
-    """Logits from cosines, in place, and for distances d z / d cosine."""
-    if setting.logit == "cosine":
-        return cosine_PS.mul_(setting.temperature), None
-    squared_PS = cosine_PS.mul_(-2).add_(2)
-    distance_PS = squared_PS.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
-    slope_PS = distance_PS.reciprocal().mul_(setting.temperature)
-    return distance_PS.mul_(-setting.temperature), slope_PS
+    def _products(self, candidates_SD: Tensor) -> Tensor:
+        """tau (o.e - 1), or the squared distance 2 - 2 o.e, as one product: constants ride along as a further column."""
+        scale, shift = (self.tau, -self.tau) if self.cosine else (-2.0, 2.0)
+        ones_S1 = candidates_SD.new_ones((len(candidates_SD), 1))
+        shift_P1 = self.o_PD.new_full((len(self.o_PD), 1), shift)
+        return torch.cat([self.o_PD * scale, shift_P1], 1) @ torch.cat([candidates_SD, ones_S1], 1).T
 
+    def _logits(self, products: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits of `_products`, and for distance logits the distances."""
+        if self.cosine:
+            return products, None
+        distance = products.clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_()
+        return distance * -self.tau, distance
 
-def _barred(cosine_PS: Tensor, target_P: Tensor, drawn: Tensor | None, negatives: Negatives) -> Tensor | None:
-    """Which candidates are not negatives of a pixel, as a boolean (P, S); None where that is the target alone."""
-    K = negatives.count
-    if negatives.kind == "all":
-        return None
-    if negatives.kind == "random":
-        assert drawn is not None
-        return ~_first_allowed(drawn[None, :] != target_P[:, None], K)
-    num_nearest = K if negatives.kind == "nearest" else K - K // 2
-    others_PS = cosine_PS.scatter(1, target_P[:, None], -torch.inf)
-    nearest_PK = others_PS.topk(num_nearest, dim=1, sorted=False).indices
-    barred_PS = torch.ones_like(cosine_PS, dtype=torch.bool).scatter_(1, nearest_PK, False)
-    if negatives.kind == "mixed":
-        assert drawn is not None
-        free_PS = barred_PS.scatter(1, target_P[:, None], False)[:, drawn]
-        barred_PS[:, drawn] &= ~_first_allowed(free_PS, K // 2)
-    return barred_PS
-
-
-def _first_allowed(allowed_PS: Tensor, count: int) -> Tensor:
-    """The first `count` allowed candidates of each pixel."""
-    return allowed_PS & (allowed_PS.cumsum(1) <= count)
+    def _settle(self, negatives_P: Tensor) -> tuple[Tensor, Tensor]:
+        """From the sum of exponentials over negatives: the loss, and the factors of the target's and negatives' gradients."""
+        target_P = self.z_target_P.exp()
+        total_P = negatives_P + target_P
+        self.loss = torch.dot(total_P.log() - self.z_target_P, self.weight_P)
+        pull_P1 = (-negatives_P / total_P * self.weight_P)[:, None]
+        push_P1 = (self.weight_P * self.tau / total_P)[:, None]
+        return pull_P1, push_P1

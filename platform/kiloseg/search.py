@@ -137,7 +137,6 @@ def search(
                     max_concurrent_trials=study.max_concurrent or concurrency(resources),
                     search_alg=OptunaSearch(sampler=_sampler(study), points_to_evaluate=first),
                     scheduler=_scheduler(study, base),
-                    reuse_actors=True,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
                 ),

@@ -132,10 +132,9 @@ def write_summary(rows: Sequence[TrialRow], folder: Path, run: TrackedRun) -> No
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)
     run.log_file(folder / "trials.csv")
-    run.log_table(
-        {str(name): column.astype(object).where(column.notna(), None).tolist() for name, column in frame.items()},
-        "trials.json",
-    )
+    # JSON has no NaN.
+    columns = {str(name): [None if pandas.isna(value) else value for value in frame[name]] for name in frame}
+    run.log_table(columns, "trials.json")
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=130)
         run.log_figure(figure, name)

@@ -63,8 +63,9 @@ class Tracker:
             found = client.get_experiment_by_name(experiment)
             experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
         except mlflow.exceptions.MlflowException as error:
+            reason = str(error).splitlines()[0].replace(uri, _without_password(uri))[:200]
             raise ConnectionError(
-                f"MLflow at {_without_password(uri)} does not answer ({str(error).splitlines()[0][:200]}); start it, correct "
+                f"MLflow at {_without_password(uri)} does not answer ({reason}); start it, correct "
                 "MLFLOW_TRACKING_URI, or unset it to use SQLite under runs/"
             ) from error
         return Tracker(uri=uri, experiment_id=experiment_id)

@@ -43,7 +43,7 @@ GLYPHS_RUN = Config(
     optimizer=Optimizer(
         name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
     ),
-    trainer=Trainer(steps=240, batch_size=16, validate_every=80, report_every=20),
+    trainer=Trainer(steps=160, batch_size=16, validate_every=40, report_every=20),
 )
 
 

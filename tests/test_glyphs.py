@@ -13,14 +13,13 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFont
 
+import glyphs
+from glyph_characters import ALL_CUTS, font_path
 from kiloseg.data.build import ShardTask
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.shards import IGNORE_ID, DataError, decode_image, decode_mask, read_info, write_shard
 
 SCRIPT = Path(__file__).parents[1] / "datasets" / "glyphs.py"
-# The builder is a script beside the package. Its folder stays on the path, since spawned processes import it by name.
-sys.path.insert(0, str(SCRIPT.parent))
-import glyphs  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -247,10 +246,10 @@ def test_different_characters_are_chosen_together(characters):
     assert set("\N{GREEK CAPITAL LETTER OMEGA}\N{CYRILLIC CAPITAL LETTER ZHE}\N{LEFTWARDS ARROW}éè") <= set(characters)
 
 
-@pytest.mark.parametrize("cut", glyphs.ALL_CUTS)
+@pytest.mark.parametrize("cut", ALL_CUTS)
 def test_no_two_chosen_drawings_are_equal(characters, cut):
     """Against a measure of its own: intersection over union of other drawings, 40 x 40 from 200 pixels an em."""
-    font = ImageFont.truetype(glyphs._font_path(cut), 200, layout_engine=ImageFont.Layout.BASIC)
+    font = ImageFont.truetype(font_path(cut), 200, layout_engine=ImageFont.Layout.BASIC)
     cells = np.zeros((len(characters), 40 * 40), np.float32)
     for number, character in enumerate(characters):
         drawing = Image.new("L", (700, 500))

@@ -243,7 +243,7 @@ def test_separation_of_equal_rows_is_finite():
 
 
 def test_dense_baseline_equals_torch():
-    pixels, _, labels = batch()
+    _, _, labels = batch()
     logits = torch.randn(2, C, 4, 3, dtype=torch.float32)
     upsampled = F.interpolate(logits, size=labels.shape[1:], mode="bilinear", align_corners=False)
     torch.testing.assert_close(dense_cross_entropy(logits, labels), F.cross_entropy(upsampled, labels, ignore_index=-1))

@@ -53,7 +53,10 @@ def curves(
 
 
 def class_colours(num_classes: int, background: int | None) -> np.ndarray:
-    """Colours of classes, uint8 of shape (C + 1, 3): neighbouring ids far apart in hue, background grey, the last, for ignore, white."""
+    """Colours of classes, uint8 of shape (C + 1, 3).
+
+    Neighbouring ids are far apart in hue, the background is grey, and the last colour, for ignore (-1), is white.
+    """
     ids = np.arange(num_classes)
     golden_ratio = 0.618033988749895
     hsv = np.stack([ids * golden_ratio % 1, 0.55 + 0.4 * (ids % 3) / 2, 0.95 - 0.35 * (ids % 4) / 3], axis=1)

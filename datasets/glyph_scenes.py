@@ -1,0 +1,365 @@
+"""The scenes of the glyphs data set: characters on coloured plates before photographs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import importlib.util
+import math
+import os
+import shlex
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import matplotlib
+import numpy as np
+import PIL
+from PIL import Image
+
+from glyph_characters import CUTS, draw, font
+from kiloseg.data.build import ShardTask
+from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
+
+NAME = "glyphs"
+VERSION = 2
+"""Raised with every change of this file that changes a sample."""
+
+PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+
+Frequency = Literal["uniform", "zipf"]
+MaskKind = Literal["plate", "glyph"]
+
+FEWEST_OBJECTS, MOST_OBJECTS = 4, 9
+PLATE_SIDES = (0.23, 0.42)
+"""Smallest and largest diameter of a plate as a share of the scene: 22 to 40 pixels of 96."""
+INNER_RADIUS = {"disc": 1.0, "square": 0.8, "hexagon": math.sqrt(3) / 2}
+"""The plates, with the radius of the circle inside each as a share of the one around it."""
+PLACES = 6
+"""A plate goes to the emptiest of this many random places: half of all objects are partly hidden, 3 in 100 beyond
+NAMEABLE. With a single place it would be 25 in 100."""
+MAX_ROTATION = 15.0
+"""Degrees either way: few enough that 6 and 9, or M and W, stay what they are."""
+NAMEABLE = 1 / 3
+"""An object of which less than this share is visible is ignored: nobody could name it."""
+
+LUMINANCE = np.array([0.299, 0.587, 0.114])
+
+# What a stream of random numbers is for, so that no two streams are the same.
+_COUNTS, _ROUND, _SCENE = range(3)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Builds the glyphs data set: characters on coloured plates before photographs, one class per character.
+
+    An equal recipe gives an equal digest, whatever the number of processes. A folder that was already built from this
+    recipe is left as it is.
+    """
+
+    out: Path
+    """Folder for dataset.json, index.parquet and the shards; new, empty, or an earlier build of this data set."""
+    num_classes: int = 64
+    """Classes including the background, from 2 to about 2,000; a refusal names the exact maximum. A-Z, a-z and 0-9 come
+    first, without those that look like an earlier one, then the others by code point."""
+    train_samples: int = 4000
+    """Scenes in split train."""
+    val_samples: int = 400
+    """Scenes in split val, 6.5 objects each on average. Every class is placed objects / classes times, rounded down or
+    up; about 3 in 100 objects end up hidden, so plan for several rounds: val_samples above num_classes / 2."""
+    size: int = 96
+    """Side of a scene in pixels, at least 64; plates have 0.23 to 0.42 of it."""
+    seed: int = 0
+    """Another seed gives other scenes of the same classes."""
+    frequency: Frequency = "uniform"
+    """Class frequency in train. uniform: shuffled rounds over all classes, so that the number of objects of any two
+    classes differs by at most 1. zipf: class k is drawn in proportion to 1/k. Val is always uniform."""
+    mask: MaskKind = "plate"
+    """What is labelled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
+    alone; the plate then counts as background."""
+    shard_size: int = 500
+    """Samples in a shard."""
+    processes: int = os.cpu_count() or 1
+    """Processes that draw."""
+
+    def __post_init__(self) -> None:
+        _require(
+            2 <= self.num_classes <= MAX_CLASSES, "num_classes", self.num_classes, "at least 2, with the background"
+        )
+        for name in ("train_samples", "val_samples", "shard_size", "processes"):
+            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        _require(self.size >= 64, "size", self.size, "at least 64 pixels, below which characters cannot be read")
+        _require(self.seed >= 0, "seed", self.seed, "0 or more")
+        for name, kinds in (("frequency", Frequency), ("mask", MaskKind)):
+            _require(
+                getattr(self, name) in typing.get_args(kinds),
+                name,
+                getattr(self, name),
+                f"one of {', '.join(typing.get_args(kinds))}",
+            )
+
+    def content(self) -> dict[str, Any]:
+        """All that decides the bytes of the shards, as JSON-able values."""
+        fields = dataclasses.asdict(self)
+        del fields["out"], fields["processes"]
+        # Pillow draws, resizes and compresses, matplotlib brings the fonts, and NumPy may change its generators.
+        libraries = {"pillow": PIL.__version__, "matplotlib": matplotlib.__version__, "numpy": np.__version__}
+        return {"builder": NAME, "version": VERSION, **fields, **libraries}
+
+    def command(self) -> str:
+        """The command line that gives this recipe."""
+        words = ["python", "datasets/glyphs.py", "--out", str(self.out)]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("out", "processes") and value != field.default:
+                words += ["--" + field.name.replace("_", "-"), str(value)]
+        return shlex.join(words)
+
+
+def _require(condition: bool, name: str, value: object, expected: str) -> None:
+    if not condition:
+        raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """One object: a plate with its character, in pixels of the scene and radians."""
+
+    class_id: int
+    character: str
+    cut: str
+    centre: tuple[float, float]
+    radius: float
+    """Of the circle around the plate."""
+    angle: float
+    plate: str
+    plate_colour: np.ndarray
+    """float32 RGB, 0 to 255."""
+    glyph_colour: np.ndarray
+    fill: float
+    """Half the diagonal of the character's box, as a share of the circle inside the plate."""
+
+
+def make_samples(task: ShardTask, *, recipe: Recipe, characters: list[str]) -> Iterator[Sample]:
+    """Draws the samples of one shard; each depends on its number in the split and on the recipe alone."""
+    split = list(CUTS).index(task.split)
+    numbers = object_counts(recipe, task.split, task.stop)
+    ends = np.cumsum(numbers)
+    for index in range(task.start, task.stop):
+        rng = np.random.default_rng([recipe.seed, split, _SCENE, index])
+        if task.split == "train" and recipe.frequency == "zipf":
+            class_ids = _zipf(rng, len(characters), numbers[index])
+        else:
+            class_ids = _rounds(recipe.seed, split, len(characters), ends[index] - numbers[index], ends[index])
+        image, mask, objects = _scene(rng, recipe, characters, class_ids, CUTS[task.split])
+        yield Sample(key=f"{task.split}-{index:07d}", image=image, mask=mask, meta={"objects": objects})
+
+
+def object_counts(recipe: Recipe, split: str, num_samples: int) -> np.ndarray:
+    """Objects in each of the first `num_samples` scenes; a longer answer begins with the shorter one."""
+    rng = np.random.default_rng([recipe.seed, list(CUTS).index(split), _COUNTS])
+    return rng.integers(FEWEST_OBJECTS, MOST_OBJECTS + 1, size=num_samples)
+
+
+def _rounds(seed: int, split: int, num_characters: int, start: int, stop: int) -> np.ndarray:
+    """Class ids of the objects numbered `start` to `stop` - 1, where each round over all classes is shuffled anew."""
+    numbers = np.arange(start, stop)
+    rounds = numbers // num_characters
+    orders = {
+        r: np.random.default_rng([seed, split, _ROUND, r]).permutation(num_characters) for r in set(rounds.tolist())
+    }
+    return np.array(
+        [orders[r][number % num_characters] + 1 for r, number in zip(rounds.tolist(), numbers, strict=True)]
+    )
+
+
+def _zipf(rng: np.random.Generator, num_characters: int, count: int) -> np.ndarray:
+    """Class ids with probability in proportion to 1 / id."""
+    ends = _harmonic(num_characters)
+    return np.searchsorted(ends, rng.random(count) * ends[-1], side="right") + 1
+
+
+@functools.lru_cache
+def _harmonic(number: int) -> np.ndarray:
+    return np.cumsum(1 / np.arange(1, number + 1))
+
+
+def _scene(
+    rng: np.random.Generator, recipe: Recipe, characters: list[str], class_ids: np.ndarray, cuts: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
+    size = recipe.size
+    image = _background(rng, size)
+    owner = np.full((size, size), -1, np.int8)
+    strokes = np.zeros((size, size), bool)
+    placements = _place(rng, size, characters, class_ids, cuts)
+    placed = []
+    for number, placement in enumerate(placements):
+        window, plate, glyph = _object(placement, size)
+        for alpha, colour in ((plate, placement.plate_colour), (glyph, placement.glyph_colour)):
+            image[window] += alpha[..., None] * (colour - image[window])
+        plate_cells = plate >= 0.5
+        # Hairlines thinner than a pixel never reach half coverage.
+        glyph_cells = plate_cells & (glyph >= 0.5 * glyph.max())
+        owner[window][plate_cells] = number
+        strokes[window][plate_cells] = glyph_cells[plate_cells]
+        placed.append((window, plate_cells, plate_cells.sum(), glyph_cells.sum()))
+    image += rng.uniform(2, 10) * rng.standard_normal(image.shape, np.float32)
+    image = np.clip(image + 0.5, 0, 255).astype(np.uint8)
+
+    mask = np.zeros((size, size), np.uint16)
+    objects = []
+    for number, (placement, (window, plate_cells, plate_area, glyph_area)) in enumerate(
+        zip(placements, placed, strict=True)
+    ):
+        seen = owner[window] == number
+        seen_strokes = seen & strokes[window]
+        # A plate without its character names nothing, so the worse of the two counts.
+        visible = round(float(min(seen.sum() / plate_area, seen_strokes.sum() / glyph_area)), 3)
+        mask[window][seen if recipe.mask == "plate" else seen_strokes] = (
+            placement.class_id if visible >= NAMEABLE else IGNORE_ID
+        )
+        rows, columns = np.flatnonzero(plate_cells.any(1)), np.flatnonzero(plate_cells.any(0))
+        top, left = window[0].start, window[1].start
+        objects.append(
+            {
+                "character": placement.character,
+                "class": placement.class_id,
+                "cut": placement.cut,
+                "visible": visible,
+                # left, top, right, bottom of the whole plate in pixels, right and bottom exclusive
+                "box": [
+                    int(left + columns[0]),
+                    int(top + rows[0]),
+                    int(left + columns[-1] + 1),
+                    int(top + rows[-1] + 1),
+                ],
+            }
+        )
+    return image, mask, objects
+
+
+@functools.lru_cache
+def _photographs() -> list[Image.Image]:
+    # Read beside the package: its own load_sample_image would import SciPy in every process, which takes seconds.
+    spec = importlib.util.find_spec("sklearn")
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError("the backgrounds are scikit-learn's photographs: pip install 'kiloseg[glyphs]'")
+    folder = Path(spec.origin).parent / "datasets" / "images"
+    return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
+
+
+def _background(rng: np.random.Generator, size: int) -> np.ndarray:
+    """A random square of a photograph, mirrored or not, brighter or darker: float32 of shape (size, size, 3)."""
+    photographs = _photographs()
+    photograph = photographs[rng.integers(len(photographs))]
+    side = rng.uniform(0.3, 1) * min(photograph.size)
+    left, top = rng.random(2) * (np.array(photograph.size) - side)
+    crop = photograph.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
+    pixels = np.asarray(crop, np.float32)
+    if rng.random() < 0.5:
+        pixels = pixels[:, ::-1]
+    return pixels * np.float32(rng.uniform(0.6, 1.3))
+
+
+def _place(
+    rng: np.random.Generator, size: int, characters: list[str], class_ids: np.ndarray, cuts: tuple[str, ...]
+) -> list[Placement]:
+    """Random plates, wholly inside the scene, in the order they are drawn in."""
+    placements: list[Placement] = []
+    for class_id in class_ids.tolist():
+        radius = rng.uniform(*PLATE_SIDES) * size / 2
+        centres = rng.uniform(radius + 1, size - radius - 1, size=(PLACES, 2))
+        if placements:
+            others = np.array([other.centre for other in placements])
+            reach = np.array([other.radius for other in placements]) + radius
+            gaps = np.hypot(*(centres[:, None] - others).transpose(2, 0, 1)) / reach
+            centre = centres[gaps.min(1).argmax()]
+        else:
+            centre = centres[0]
+        plate_colour, glyph_colour = _colours(rng)
+        placements.append(
+            Placement(
+                class_id=class_id,
+                character=characters[class_id - 1],
+                cut=cuts[rng.integers(len(cuts))],
+                centre=(float(centre[0]), float(centre[1])),
+                radius=radius,
+                angle=math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION)),
+                plate=list(INNER_RADIUS)[rng.integers(len(INNER_RADIUS))],
+                plate_colour=plate_colour,
+                glyph_colour=glyph_colour,
+                fill=rng.uniform(0.85, 1.0),
+            )
+        )
+    return placements
+
+
+def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Any colour for the plate; for the character one that is much darker or much lighter."""
+    plate = rng.uniform(0, 255, size=3)
+    glyph = rng.uniform(0, 60, size=3)
+    if plate @ LUMINANCE < 128:
+        glyph = 255 - glyph
+    return plate.astype(np.float32), glyph.astype(np.float32)
+
+
+def _object(placement: Placement, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
+    """Where in the scene an object lies, and the coverage 0 to 1 of its plate and its character there.
+
+    Returns:
+        (rows, columns) and two float32 arrays of that shape.
+    """
+    x, y = placement.centre
+    left, top = (math.floor(c - placement.radius - 1) for c in (x, y))
+    right, bottom = (math.ceil(c + placement.radius + 1) for c in (x, y))
+    left, top, right, bottom = max(left, 0), max(top, 0), min(right, size), min(bottom, size)
+    cos, sin = math.cos(placement.angle), math.sin(placement.angle)
+    dx = (np.arange(left, right, dtype=np.float32) + 0.5 - x)[None, :]
+    dy = (np.arange(top, bottom, dtype=np.float32) + 0.5 - y)[:, None]
+    plate = np.clip(0.5 - _outside(placement, cos * dx + sin * dy, cos * dy - sin * dx), 0, 1)
+    glyph = _glyph(placement, size, (right - left, bottom - top), (x - left, y - top), cos, sin)
+    return (slice(top, bottom), slice(left, right)), plate, glyph * plate
+
+
+def _outside(placement: Placement, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Distance in pixels to the plate's edge, negative inside, for points in the plate's own upright frame."""
+    inner = INNER_RADIUS[placement.plate] * placement.radius
+    if placement.plate == "disc":
+        return np.hypot(u, v) - inner
+    if placement.plate == "hexagon":
+        return np.maximum(abs(v), math.sqrt(3) / 2 * abs(u) + abs(v) / 2) - inner
+    corner = 0.5 * inner
+    a, b = abs(u) - (inner - corner), abs(v) - (inner - corner)
+    return np.hypot(np.maximum(a, 0), np.maximum(b, 0)) + np.minimum(np.maximum(a, b), 0) - corner
+
+
+def _glyph(
+    placement: Placement, size: int, shape: tuple[int, int], centre: tuple[float, float], cos: float, sin: float
+) -> np.ndarray:
+    """Coverage of the turned character in a window of shape (width, height), its box centred at `centre`."""
+    drawing = _tight(placement.cut, placement.character, size)
+    inner = INNER_RADIUS[placement.plate] * placement.radius
+    scale = 2 * placement.fill * inner / math.hypot(*drawing.size)
+    # Shrunk by a proper filter to twice its size, then turned at that resolution, then halved: no jagged strokes.
+    width, height = (max(1, round(2 * scale * side)) for side in drawing.size)
+    shrunk = drawing.resize((width, height), Image.Resampling.LANCZOS)
+    padded = Image.new("L", (width + 4, height + 4))
+    padded.paste(shrunk, (2, 2))
+    x, y = 2 * centre[0], 2 * centre[1]
+    middle_x, middle_y = padded.width / 2, padded.height / 2
+    turn = (cos, sin, middle_x - cos * x - sin * y, -sin, cos, middle_y + sin * x - cos * y)
+    turned = padded.transform((2 * shape[0], 2 * shape[1]), Image.Transform.AFFINE, turn, Image.Resampling.BICUBIC)
+    return np.asarray(turned.reduce(2), np.float32) / 255
+
+
+@functools.lru_cache(maxsize=1024)
+def _tight(cut: str, character: str, em: int) -> Image.Image:
+    """A character cropped to its ink. An em of the scene's size is larger than any plate, so it is only ever shrunk."""
+    drawing = draw(character, font(cut, em))
+    return drawing.crop(drawing.getbbox())
+
+
+# The command

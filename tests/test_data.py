@@ -43,6 +43,15 @@ reads_by_webdataset = pytest.mark.filterwarnings(
 )  # its own reader leaves it open
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The images here are small, and threads that wait for each other cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 def encoded(image, kind="PNG"):
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, kind)
@@ -435,7 +444,7 @@ def test_from_step_crosses_epochs(numbered, loader_workers):
         for epoch in range(3)
         for batch in train_batches(numbered, loader_workers=loader_workers).epoch(epoch)
     ]
-    for start in (0, 3, steps - 1, steps, steps + 4):
+    for start in (3, steps, 2 * steps - 1):
         endless = train_batches(numbered, loader_workers=loader_workers).from_step(start)
         count = 2 * steps + 3 - start
         assert [identities(next(endless)) for _ in range(count)] == epochs[start : start + count]

@@ -1,10 +1,8 @@
 """Networks give maps of D channels, prediction is the nearest class, weights arrive, checkpoints are whole or absent."""
 
-import itertools
 import os
 import pickle
 import re
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +18,7 @@ from kiloseg.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from kiloseg.config import Model
 from kiloseg.models import ClassTable, Segmenter, nearest_class
 
-SIZE = (128, 160)
+SIZE = (64, 96)
 
 STRIDES = {
     "deeplabv3": 8,
@@ -37,6 +35,15 @@ STRIDES = {
     "upernet": 4,
 }
 """Image pixels per cell of the map that each architecture gives, its own last upsampling taken out."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """The maps here are small, and threads that wait for each other cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 def images(count=2, size=SIZE, seed=0):
@@ -60,9 +67,10 @@ def test_every_architecture_is_known_here():
 @pytest.mark.parametrize("arch", STRIDES)
 def test_architectures_give_maps_of_the_outputs(arch, head):
     model = segmenter(9, arch=arch, head=head, backbone="test_vit" if arch == "dpt" else "test_resnet")
-    outputs, table = model(images())
+    height, width = (128, 160) if arch == "pan" else SIZE  # pan pools its coarsest map three times more
+    outputs, table = model(images(size=(height, width)))
     stride = STRIDES[arch]
-    assert outputs.shape == (2, 5 if head == "embedding" else 9, SIZE[0] // stride, SIZE[1] // stride)
+    assert outputs.shape == (2, 5 if head == "embedding" else 9, height // stride, width // stride)
     assert outputs.isfinite().all()
     assert outputs.std() > 0
     if head == "embedding":
@@ -76,7 +84,7 @@ def test_architectures_give_maps_of_the_outputs(arch, head):
 
 
 def test_architecture_may_be_spelled_in_capitals():
-    assert segmenter(arch="FPN")(images())[0].shape == (2, 5, 32, 40)
+    assert segmenter(arch="FPN")(images())[0].shape == (2, 5, 16, 24)
 
 
 def test_table_starts_on_the_sphere_with_other_rows_for_other_seeds():
@@ -265,9 +273,10 @@ def test_file_with_weights_of_another_network(tmp_path, of):
 
 def test_file_with_weights_of_another_width(tmp_path):
     path = tmp_path / "other.pth"
-    torch.save({name: tensor[:3] for name, tensor in timm.create_model("test_resnet").state_dict().items()}, path)
+    stored = timm.create_model("test_resnet").state_dict()
+    torch.save(stored | {"conv1.0.weight": stored["conv1.0.weight"][:3]}, path)
     with pytest.raises(
-        ValueError, match=f"model.weights = '{path}' could not be loaded for 'test_resnet'.*size mismatch"
+        ValueError, match=rf"(?s)model.weights = '{path}' could not be loaded for 'test_resnet'.*size mismatch"
     ):
         segmenter(weights=str(path))
 
@@ -338,29 +347,30 @@ WRITE_WITH_LIMIT = """
 import resource, sys, torch
 from pathlib import Path
 from kiloseg.checkpoint import save_checkpoint
-directory, limit = Path(sys.argv[1]), int(sys.argv[2])
+directory = Path(sys.argv[1])
 save_checkpoint(directory, 1, {"weight": torch.ones(10)}, keep=1)
-resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-try:
-    save_checkpoint(directory, 2, {"weight": torch.ones(300_000)}, keep=1)
-except OSError as error:
-    print(error)
+for limit in (500_000, 0):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    try:
+        save_checkpoint(directory, 2, {"weight": torch.ones(300_000)}, keep=1)
+    except OSError as error:
+        print(error)
 """
 
 
-@pytest.mark.parametrize("limit", [0, 500_000])
-def test_checkpoint_that_finds_no_room_leaves_the_older_ones(tmp_path, limit):
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY
+def test_checkpoint_that_finds_no_room_leaves_the_older_ones(tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", WRITE_WITH_LIMIT, str(tmp_path), str(limit)],
+        [sys.executable, "-c", WRITE_WITH_LIMIT, str(tmp_path)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1] / "platform")},
         capture_output=True,
         text=True,
         check=True,
         timeout=120,
     )
-    assert f"checkpoint {tmp_path}/step-00000002.pt could not be written (" in done.stdout
-    assert "make room and resume, older ones are kept" in done.stdout
+    half, none = done.stdout.splitlines()
+    for message in (half, none):
+        assert message.startswith(f"checkpoint {tmp_path}/step-00000002.pt could not be written (")
+        assert message.endswith("make room and resume, older ones are kept")
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     assert torch.equal(load_checkpoint(tmp_path / "step-00000001.pt")["weight"], torch.ones(10))
 
@@ -389,7 +399,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, writer):
     created, path = tmp_path / "created", tmp_path / "step-00000001.pt"
     content = {"format": "kiloseg-checkpoint-1", "step": 1, "model": touches(created)}
     if writer == "pickle":
-        path.write_bytes(pickle.dumps(content))
+        path.write_bytes(pickle.dumps(content, protocol=2))
         pickle.loads(path.read_bytes())
     else:
         torch.save(content, path, _use_new_zipfile_serialization=writer == "torch")
@@ -439,10 +449,3 @@ def test_newest_whole_checkpoint_is_taken(tmp_path):
     with pytest.warns(UserWarning, match="step-00000003.pt is damaged") as warned:
         assert load_newest(tmp_path)["step"] == 2
     assert len(warned) == 1
-
-
-def test_same_seed_same_weights_whatever_was_drawn_before():
-    first = segmenter().state_dict()
-    torch.rand(5)
-    again = segmenter().state_dict()
-    assert all(torch.equal(a, b) for a, b in zip(itertools.chain(first.values()), again.values(), strict=True))

@@ -19,20 +19,18 @@ def curves(
 ) -> Figure:
     """Points of `rows`, a colour and marker per value of `by`, with a line through the best `y` at each `x`.
 
-    Rows without a finite `y` are left out; those whose "complete" is False (stopped early) are drawn hollow. x is drawn on
-    a base-2 logarithmic axis.
+    Rows without a finite `y` are left out; those whose "complete" is False (stopped early) are drawn hollow and take no
+    part in the line. x is drawn on a base-2 logarithmic axis.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
     rows = [row for row in rows if row.get(y) is not None and np.isfinite(row[y])]
     for index, group in enumerate(sorted({str(row[by]) for row in rows})):
         members = [row for row in rows if str(row[by]) == group]
-        points = [(row[x], row[y]) for row in members]
-        best = sorted(
-            {position: max(value for other, value in points if other == position) for position, _ in points}.items()
-        )
+        complete = [(row[x], row[y]) for row in members if row.get("complete", True)]
+        best = {position: max(value for other, value in complete if other == position) for position, _ in complete}
         style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
-        axes.plot(*zip(*best, strict=True), linewidth=1.5, alpha=0.5, label="_", **{**style, "marker": ""})
+        axes.plot(sorted(best), [best[position] for position in sorted(best)], alpha=0.5, color=style["color"])
         axes.plot([], [], linestyle="", markersize=7, label=group, **style)
         for row in members:
             inside = style["color"] if row.get("complete", True) else "white"

@@ -411,6 +411,15 @@ def test_mask_of_another_file_format(tmp_path, value):
     refused(lambda: read_all(tmp_path), f"{SAMPLE_B} cannot be decoded: ", "16-bit one-channel PNG")
 
 
+@taken
+def test_image_of_16_bits_would_turn_white(tmp_path):
+    pixels = np.linspace(0, 65535, 32 * 32).reshape(32, 32).astype(np.uint16)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    with_sample_b(tmp_path, {"png": buffer.getvalue()})
+    refused(lambda: read_all(tmp_path), f"{SAMPLE_B} cannot be decoded: ")
+
+
 @raw_error
 @pytest.mark.parametrize("member", ["png", "mask.png"])
 def test_header_that_promises_billions_of_pixels(tmp_path, member):
@@ -524,7 +533,10 @@ REFUSED = {
 }
 
 REFUSED_UNNAMED = {
-    "id below 0": (sample(mask=np.full((4, 6), -1)), "s.tar: sample bad: "),
+    "id below 0": (
+        sample(mask=np.full((4, 6), -1)),
+        "s.tar: sample bad: mask has class id -1, expected 0 to 2 or 65535 for ignore",
+    ),
     "mask of floats": (sample(mask=np.zeros((4, 6))), "s.tar: sample bad: "),
     "image of floats": (sample(image=np.zeros((4, 6, 3))), "s.tar: sample bad: "),
     "image that is none": (sample(image=b"junk"), "s.tar: sample bad: "),

@@ -133,6 +133,12 @@ def test_override_changes_these_settings_and_no_other():
     assert before == Config(), "the given config stays as it was"
 
 
+def test_overrides_add_up():
+    first = {"model.embed_dim": 7, "loss.negatives.count": 3, "loss.temperature": 5.0}
+    second = {"model.arch": "unet", "loss.negatives.kind": "random", "loss.logit": "cosine"}
+    assert flatten(override(override(Config(), first), second)) == flatten(Config()) | first | second
+
+
 def test_override_of_nothing_is_the_same_config():
     assert override(Config(), {}) == Config()
 

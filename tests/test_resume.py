@@ -1,0 +1,97 @@
+"""The script of a study is killed and started again with --resume."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas
+import pytest
+from mlflow import MlflowClient
+
+ROOT = Path(__file__).parents[1]
+
+
+def command(squares, runs, *more):
+    flags = {
+        "data.path": squares,
+        "data.crop": 64,
+        "data.loader-workers": 0,
+        "model.backbone": "test_resnet",
+        "model.weights": "none",
+        "trainer.steps": 8,
+        "trainer.batch-size": 8,
+        "trainer.validate-every": 4,
+        "optimizer.warmup-steps": 0,
+        "num-trials": 3,
+        "max-concurrent": 1,
+        "runs": runs,
+    }
+    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
+    return [sys.executable, str(ROOT / "experiments" / "tune_embed_dim.py"), *words, "--no-early-stopping", *more]
+
+
+def until(path, text, seconds):
+    """Waits for a line of output; returns what came so far."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        output = path.read_text()
+        if text in output:
+            return output
+        time.sleep(0.2)
+    raise AssertionError(f"{text!r} did not come in {seconds} s:\n{path.read_text()}")
+
+
+@pytest.mark.timeout(500)
+def test_killed_study_goes_on(squares, tmp_path):
+    runs, log = tmp_path / "runs", tmp_path / "first.log"
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            command(squares, runs), stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+        until(log, "starts (2 of 3)", 200)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    first = [line.split()[3] for line in log.read_text().splitlines() if "step 8/8" in line]
+    assert len(first) == 1, "one trial had ended"
+
+    second = subprocess.run(
+        command(squares, runs, "--resume"), capture_output=True, text=True, timeout=300, check=False
+    )
+    assert second.returncode == 0, second.stdout + second.stderr
+    assert f"trial {first[0]}  starts" not in second.stdout, "a finished trial is not run again"
+    (folder,) = (runs / "studies").iterdir()
+    table = pandas.read_csv(folder / "trials.csv", dtype={"trial": str})
+    assert len(table) == 3
+    assert set(table["outcome"]) == {"finished"}
+    assert first[0] in set(table["trial"])
+
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("tune_embed_dim")
+    tracked = client.search_runs([experiment.experiment_id])
+    trials = [run.data.tags["kiloseg.trial"] for run in tracked if "kiloseg.trial" in run.data.tags]
+    assert sorted(trials) == sorted(table["trial"]), "no trial has two runs"
+    assert {run.info.status for run in tracked} == {"FINISHED"}
+    (parent,) = (run for run in tracked if "kiloseg.trial" not in run.data.tags)
+    assert parent.data.metrics["best/miou"] == pytest.approx(table["val/miou"].max(), rel=1e-6)
+
+
+def test_help_is_useful(tmp_path):
+    output = subprocess.run(
+        [sys.executable, str(ROOT / "experiments" / "tune_embed_dim.py"), "--help"],
+        capture_output=True,
+        text=True,
+        check=True,
+        cwd=tmp_path,
+    ).stdout
+    for text in (
+        "--num-trials",
+        "--max-concurrent",
+        "--resume",
+        "--data.path",
+        "--loss.negatives.kind",
+        "experiments/LOG.md",
+    ):
+        assert text in output

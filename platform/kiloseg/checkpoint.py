@@ -33,7 +33,8 @@ def save_checkpoint(directory: Path, step: int, state: dict[str, Any], *, keep: 
         raise OSError(
             f"checkpoint {path} could not be written ({error}); make room and resume, older ones are kept"
         ) from error
-    for old in sorted(directory.glob(PATTERN))[:-keep]:
+    older = sorted(set(directory.glob(PATTERN)) - {path})
+    for old in older[: max(len(older) - keep + 1, 0)]:
         old.unlink()
     return path
 
@@ -46,6 +47,8 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {path} does not exist") from None
     except Exception as error:  # torch raises many kinds for a damaged file
         raise ValueError(f"checkpoint {path} is damaged ({type(error).__name__}); use the one before it") from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:

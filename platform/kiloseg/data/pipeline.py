@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import random
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -67,7 +68,7 @@ class _Decoder:
 
     def __call__(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
         where = f"{sample['__url__']}: sample {sample['__key__']}"
-        image_bytes, mask_bytes = sample.get("jpg") or sample.get("png"), sample.get("mask.png")
+        image_bytes, mask_bytes = sample.get("jpg", sample.get("png")), sample.get("mask.png")
         if image_bytes is None or mask_bytes is None:
             missing = "image (.jpg or .png)" if image_bytes is None else "mask (.mask.png)"
             parts = ", ".join(part for part in sample if not part.startswith("__"))
@@ -98,6 +99,7 @@ class _TrainStream(IterableDataset[Batch]):
         self.data, self.batch_size, self.steps = data, batch_size, steps
         self.seed, self.rank, self.world = seed, rank, world
         self.shards = info.shards("train")
+        self.left_out = info.num_samples("train") - steps * batch_size * world
         self.decode = _Decoder(info, count_classes(data, info))
         self.augment = Augment(data)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
@@ -110,8 +112,9 @@ class _TrainStream(IterableDataset[Batch]):
         worker = (process + skip) % workers
         skipped = skip // workers + (worker < skip % workers)
         first, last = share(self.steps, worker, workers)
-        start = (self.rank * self.steps + first) * self.batch_size
-        stop = (self.rank * self.steps + last) * self.batch_size
+        offset = random.Random(f"left out {self.seed} {epoch}").randint(0, self.left_out)
+        start = offset + (self.rank * self.steps + first) * self.batch_size
+        stop = offset + (self.rank * self.steps + last) * self.batch_size
         raw = read(Path(self.data.path), segments(shuffled(self.shards, self.seed, epoch), start, stop))
         raw = shuffle(raw, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
         raw = itertools.islice(raw, skipped * self.batch_size, None)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import itertools
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -17,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import webdataset
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 FORMAT = "kiloseg-shards-1"
 IGNORE_ID = 65535
@@ -114,7 +115,7 @@ def decode_mask(data: bytes) -> np.ndarray:
     Raises:
         ValueError: any other kind of image; an 8-bit mask may have lost ids above 255 and is refused.
     """
-    with Image.open(io.BytesIO(data)) as image:
+    with _open(data, "PNG") as image:
         if not image.mode.startswith("I"):
             raise ValueError(
                 f"mask is a {image.format} of mode {image.mode}: expected a 16-bit one-channel PNG, "
@@ -125,14 +126,29 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 def decode_image(data: bytes) -> np.ndarray:
     """A uint8 image of shape (H, W, 3) from the bytes of a JPEG or PNG; greyscale is repeated to three channels."""
-    with Image.open(io.BytesIO(data), formats=("JPEG", "PNG")) as image:
+    with _open(data, "JPEG", "PNG") as image:
+        if image.mode.startswith("I"):
+            raise ValueError(
+                "its image has one channel of 16 bits, of which Pillow keeps no detail: expected 8 bits a channel"
+            )
         return np.array(image.convert("RGB"))
+
+
+def _open(data: bytes, *formats: str) -> Image.Image:
+    """Raises ValueError for any other format, and for a header that promises more pixels than Pillow takes."""
+    try:
+        return Image.open(io.BytesIO(data), formats=formats)
+    except UnidentifiedImageError:
+        wanted = "a 16-bit one-channel PNG" if formats == ("PNG",) else "a JPEG or PNG"
+        raise ValueError(f"its {len(data)} bytes are no file of that kind: expected {wanted}") from None
+    except Image.DecompressionBombError as error:
+        raise ValueError(str(error)) from error
 
 
 def _encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]]:
     """File suffix, bytes and (height, width)."""
     if isinstance(image, bytes):
-        with Image.open(io.BytesIO(image), formats=("JPEG", "PNG")) as opened:
+        with _open(image, "JPEG", "PNG") as opened:
             return ("jpg" if opened.format == "JPEG" else "png"), image, (opened.height, opened.width)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
@@ -160,7 +176,10 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
                     f"{path.name}: key {sample.key!r} must be unique in its shard, without dots and slashes"
                 )
             keys.add(sample.key)
-            suffix, image, size = _encode_image(sample.image)
+            try:
+                suffix, image, size = _encode_image(sample.image)
+            except (OSError, TypeError, ValueError) as error:
+                raise DataError(f"{path.name}: sample {sample.key}: {error}") from error
             if sample.mask.shape != size:
                 raise DataError(
                     f"{path.name}: sample {sample.key}: mask is {sample.mask.shape}, its image {size} (height, width)"
@@ -168,16 +187,21 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
             ids, pixels = np.unique(sample.mask, return_counts=True)
             labelled = ids != IGNORE_ID
             ids, pixels = ids[labelled], pixels[labelled]
-            if len(ids) and ids[-1] >= num_classes:
+            outside = ids[(ids < 0) | (ids >= num_classes)]
+            if len(outside):
                 raise DataError(
-                    f"{path.name}: sample {sample.key}: mask has class id {ids[-1]}, expected 0 to {num_classes - 1} "
+                    f"{path.name}: sample {sample.key}: mask has class id {outside[0]}, expected 0 to {num_classes - 1} "
                     f"or {IGNORE_ID} for ignore"
                 )
+            try:
+                mask = encode_mask(sample.mask)
+            except ValueError as error:
+                raise DataError(f"{path.name}: sample {sample.key}: {error}") from error
             tar.write(
                 {
                     "__key__": sample.key,
                     suffix: image,
-                    "mask.png": encode_mask(sample.mask),
+                    "mask.png": mask,
                     "json": json.dumps(sample.meta, sort_keys=True).encode(),
                 }
             )
@@ -247,7 +271,8 @@ def read_info(directory: Path | str) -> DatasetInfo:
             splits=splits,
         )
         declared = content["num_classes"], content["ignore_id"]
-    except (KeyError, TypeError, AttributeError, json.JSONDecodeError) as error:
+        _check_kinds(info)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from error
     if declared != (info.num_classes, IGNORE_ID) or not 2 <= info.num_classes <= MAX_CLASSES:
         raise DataError(
@@ -261,6 +286,17 @@ def read_info(directory: Path | str) -> DatasetInfo:
             if "/" in shard.name or "\\" in shard.name or shard.name.startswith("."):
                 raise DataError(f"{path}: shard name {shard.name!r} must be a plain file name beside dataset.json")
     return info
+
+
+def _check_kinds(info: DatasetInfo) -> None:
+    """Raises TypeError."""
+    if not isinstance(info.classes, list) or not all(isinstance(name, str) for name in info.classes):
+        raise TypeError("classes must be a list of names")
+    if info.background is not None and type(info.background) is not int:
+        raise TypeError("background must be a class id or null")
+    for shard in itertools.chain.from_iterable(info.splits.values()):
+        if not isinstance(shard.name, str) or not all(type(n) is int and n >= 0 for n in (shard.samples, shard.bytes)):
+            raise TypeError(f"{shard} must have a name and whole numbers")
 
 
 def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:

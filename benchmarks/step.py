@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 import tyro
 
-from kiloseg.config import Config, Loss, Model, Negatives, NegativesKind, Optimizer
+from kiloseg.config import Config, Logit, Loss, Model, Negatives, NegativesKind, Optimizer
 from kiloseg.losses import objective
 from kiloseg.memory import PeakMemory
 from kiloseg.models import Segmenter
@@ -37,13 +37,15 @@ class Arguments:
     arch: str = "fpn"
     backbone: str = "tf_efficientnet_lite0"
     embed_dim: int = 12
+    logit: Logit = "cosine"
+    """cosine, as in `make demo`, or distance."""
     count: int = 8
     """Negatives per pixel where the kind has a number."""
     size: int = 96
     """Side of the square images in pixels."""
     batch: int = 16
     """Images per step."""
-    rounds: int = 7
+    rounds: int = 5
     """Times each case is run."""
     csv: Path = Path("runs/benchmarks/step.csv")
     """Where the table is written."""
@@ -64,7 +66,9 @@ class Case:
             embed_dim=arguments.embed_dim,
             head="dense" if name == "dense" else "embedding",
         )
-        self.config = Config(model=model, loss=Loss(negatives=negatives), optimizer=Optimizer(name="adamw"))
+        self.config = Config(
+            model=model, loss=Loss(negatives=negatives, logit=arguments.logit), optimizer=Optimizer(name="adamw")
+        )
         torch.manual_seed(0)
         self.segmenter = Segmenter(model, num_classes).to(device)
         self.segmenter.network.to(memory_format=torch.channels_last)

@@ -386,7 +386,6 @@ def test_left_out_samples_change_from_epoch_to_epoch(numbered):
     assert len({frozenset(samples) for samples in left_out}) > 1
 
 
-@pytest.mark.xfail(strict=True, reason="with one shard the same samples are left out in every epoch")
 def test_one_shard_leaves_out_other_samples_in_other_epochs(tmp_path):
     shard, _ = write_shard(tmp_path / "train.tar", numbered_samples(range(11)), num_classes=300)
     described(tmp_path, [shard], 300)

@@ -110,16 +110,17 @@ def test_target_is_never_its_own_negative(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("band_bytes", [1, 3000, 2**20])
-def test_size_of_bands_changes_nothing(kind, band_bytes):
+@pytest.mark.parametrize("tile_bytes", [1, 3000, 2**20])
+def test_size_of_tiles_and_bands_changes_nothing(kind, tile_bytes, monkeypatch):
+    monkeypatch.setattr("kiloseg.losses.embedding.BAND_BYTES", tile_bytes // 3)
     pixels, table, labels = batch()
     results = []
-    for size in (band_bytes, 5000):
+    for size in (tile_bytes, 5000):
         torch.manual_seed(0)
         results.append(
             loss_and_gradients(
                 lambda size=size: embedding_cross_entropy(
-                    pixels, table, labels, negatives=Negatives(kind=kind, count=K), band_bytes=size
+                    pixels, table, labels, negatives=Negatives(kind=kind, count=K), tile_bytes=size
                 ),
                 pixels,
                 table,
@@ -134,7 +135,7 @@ def test_any_ratio_of_sizes(size):
     pixels, table, labels = batch(size=size)
     negatives = Negatives(kind="all")
     ours = loss_and_gradients(
-        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, band_bytes=2000), pixels, table
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, tile_bytes=2000), pixels, table
     )
     expected = loss_and_gradients(lambda: reference(pixels, table, labels, "all", 0, 20.0, "distance"), pixels, table)
     for got, want in zip(ours, expected, strict=True):

@@ -266,7 +266,6 @@ def test_file_that_holds_no_weights(tmp_path, content):
         segmenter(weights=f"{tmp_path}/broken.pth")
 
 
-@pytest.mark.xfail(strict=True, reason="the network keeps its random weights without a word")
 @pytest.mark.parametrize("of", ["test_vit", "nothing"])
 def test_file_with_weights_of_another_network(tmp_path, of):
     path = tmp_path / "other.pth"
@@ -339,7 +338,6 @@ def test_only_the_newest_are_kept(tmp_path, keep):
     assert load_newest(tmp_path)["step"] == 100
 
 
-@pytest.mark.xfail(strict=True, reason="a file of a longer run in the folder makes it delete what it has just written")
 @pytest.mark.parametrize("keep", [1, 2])
 def test_what_was_just_written_is_never_dropped(tmp_path, keep):
     for step in (1000, 2000):
@@ -439,7 +437,6 @@ def test_damaged_checkpoint_is_named(tmp_path, part):
         load_checkpoint(path)
 
 
-@pytest.mark.xfail(strict=True, reason="a file that is not there is called damaged")
 def test_missing_checkpoint_is_not_called_damaged(tmp_path):
     with pytest.raises((ValueError, FileNotFoundError)) as caught:
         load_checkpoint(tmp_path / "step-00000001.pt")

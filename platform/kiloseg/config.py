@@ -7,6 +7,7 @@ Every setting has exactly one definition, here. Command lines (tyro), searches (
 from __future__ import annotations
 
 import dataclasses
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,7 +22,8 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
-    if not condition:
+    finite = not isinstance(value, float) or math.isfinite(value)
+    if not (condition and finite):
         raise ValueError(f"{name} = {value!r}: expected {expected}")
 
 
@@ -37,17 +39,19 @@ class Negatives:
 
     def __post_init__(self) -> None:
         kinds = typing.get_args(NegativesKind)
-        _require(self.kind in kinds, "negatives.kind", self.kind, f"one of {', '.join(kinds)}")
-        _require(self.count >= 1, "negatives.count", self.count, "at least 1 negative per pixel")
+        _require(self.kind in kinds, "loss.negatives.kind", self.kind, f"one of {', '.join(kinds)}")
+        _require(self.count >= 1, "loss.negatives.count", self.count, "at least 1 negative per pixel")
         if self.kind == "mixed":
-            _require(self.count >= 2, "negatives.count", self.count, "at least 2 for kind 'mixed', which halves them")
+            _require(
+                self.count >= 2, "loss.negatives.count", self.count, "at least 2 for kind 'mixed', which halves them"
+            )
 
     def check_classes(self, num_classes: int) -> None:
         """Raises ValueError where `count` asks for more negatives than `num_classes` - 1 other classes can give."""
         if self.kind != "all" and self.count > num_classes - 1:
             raise ValueError(
-                f"negatives.count = {self.count}: {num_classes} classes leave a pixel only {num_classes - 1} others; "
-                f"lower negatives.count to {num_classes - 1} or use negatives.kind = 'all'"
+                f"loss.negatives.count = {self.count}: {num_classes} classes leave a pixel only {num_classes - 1} others; "
+                f"lower loss.negatives.count to {num_classes - 1} or use loss.negatives.kind = 'all'"
             )
 
 
@@ -287,7 +291,9 @@ def _check_type(config: Any, name: str, value: Any) -> None:
         owner = getattr(owner, part)
     expected = typing.get_type_hints(type(owner))[last]
     if not _fits(value, expected):
-        shown = expected.__name__ if isinstance(expected, type) else str(expected).replace("typing.", "")
+        if typing.get_origin(expected) is Literal:
+            raise ValueError(f"{name} = {value!r}: expected one of {', '.join(typing.get_args(expected))}")
+        shown = expected.__name__ if isinstance(expected, type) else str(expected)
         raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: expected {shown}")
 
 

@@ -41,7 +41,7 @@ def count_classes(data: Data, info: DatasetInfo) -> int:
     """
     if data.num_classes is not None and data.num_classes > info.num_classes:
         raise DataError(
-            f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes"
+            f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes; lower it"
         )
     return data.num_classes or info.num_classes
 

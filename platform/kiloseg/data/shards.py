@@ -84,7 +84,10 @@ class DatasetInfo:
     def shards(self, split: str) -> list[Shard]:
         """Raises DataError for a split that the data set lacks."""
         if split not in self.splits:
-            raise DataError(f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}")
+            raise DataError(
+                f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}. Build it with "
+                f"both train and val: {self.command}"
+            )
         return self.splits[split]
 
     def num_samples(self, split: str) -> int:

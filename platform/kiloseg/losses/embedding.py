@@ -11,6 +11,7 @@ classes of a band (all C, or the drawn ones).
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,12 @@ from torch.autograd.function import once_differentiable
 from kiloseg.config import Logit, Negatives
 from kiloseg.upsample import Bands
 
-BAND_BYTES = 4 * 2**20
-"""Size aimed at for one matrix of a band; two or three of them live at once."""
+TILE_BYTES = 2 * 2**20
+"""Size aimed at for one matrix of scores. On two CPU cores and 1,000 classes 2 MiB was the fastest: smaller ones pay for
+calls, larger ones leave the cache (0.43 s at 0.25 MiB, 0.24 s at 2 MiB, 0.39 s at 8 MiB for 147,456 pixels)."""
+
+BAND_BYTES = 2**20
+"""Size aimed at for one P x D matrix of a band; about ten of them live at once."""
 
 _MIN_SQUARED_DISTANCE = 1e-7
 """2 - 2 o.e of unit vectors is no more exact than this in float32; below it a distance has no slope."""
@@ -44,7 +49,7 @@ class _Setting:
     temperature: float
     logit: Logit
     ignore_index: int
-    band_bytes: int
+    tile_bytes: int
 
 
 def embedding_cross_entropy(
@@ -56,7 +61,7 @@ def embedding_cross_entropy(
     temperature: float = 20.0,
     logit: Logit = "distance",
     ignore_index: int = -1,
-    band_bytes: int = BAND_BYTES,
+    tile_bytes: int = TILE_BYTES,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels of embeddings against their own class and chosen negatives.
 
@@ -65,9 +70,9 @@ def embedding_cross_entropy(
     a pixel other than its own; "random" draws K classes anew for every image (from torch's CPU generator), its own left
     out; "mixed" takes K - K // 2 nearest and K // 2 drawn that are not among those.
 
-    Memory: B*D*h*w + C*D for the gradients, h*W*D and about two matrices of `band_bytes` while it runs, whatever C, K
-    and H*W (a band has at least one row: W * C scores at the worst). Gradients are computed in the forward pass, in
-    float32 (float64 if the pixels are) also under autocast, and only once: there is no double backward.
+    Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes` and about ten of BAND_BYTES while it
+    runs, whatever C, K and H*W (one pixel's C scores, or one row's W*D values, at the least). Gradients are computed in the
+    forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: there is no double backward.
 
     Args:
         pixels_BDhw: output of the embedding head, floating point.
@@ -77,7 +82,7 @@ def embedding_cross_entropy(
         temperature: tau, above 0.
         logit: "distance" for -tau ||o - e||, "cosine" for tau o.e.
         ignore_index: label of pixels that count for nothing.
-        band_bytes: see BAND_BYTES; changes the result by rounding only.
+        tile_bytes: see TILE_BYTES; changes the result by rounding only.
 
     Returns:
         A scalar. 0, with zero gradients, where no pixel is labelled.
@@ -86,7 +91,7 @@ def embedding_cross_entropy(
         ValueError: shapes that do not belong together, labels that are not int64 or not classes, more negatives than
             other classes.
     """
-    setting = _Setting(negatives, temperature, logit, ignore_index, band_bytes)
+    setting = _Setting(negatives, temperature, logit, ignore_index, tile_bytes)
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
     with torch.autocast(pixels_BDhw.device.type, enabled=False):
         wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
@@ -135,10 +140,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         table = _Table(rows_CD, setting, wants_grad)
-        widest = negatives.count + 1 if negatives.kind == "random" else C
-        if negatives.kind in ("nearest", "mixed"):
-            widest = max(widest, negatives.count * D)
-        max_rows = max(setting.band_bytes // (pixels_BDhw.element_size() * widest * W), 1)
+        max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * W), 1)
         for image in range(B):
             drawn = _draw(negatives, C, rows_CD.device)
             candidates = _Candidates(rows_CD, drawn if negatives.kind == "random" else None, setting)
@@ -211,14 +213,19 @@ class _Candidates:
         # Reused by all bands: fresh memory of this size costs more in page faults than the product itself.
         self._scores = self._logits = rows_CD.new_empty(0)
 
-    def products(self, o_PD: Tensor) -> Tensor:
-        """tau log2(e) (o.e - 1) for cosine logits, (tau log2(e))^2 ||o - e||^2 for distances: (P, S)."""
-        size = len(o_PD) * self.with_ones_ES.shape[1]
+    def shifted(self, o_PD: Tensor) -> Tensor:
+        """Pixels as `products` takes them, (P, D + 1)."""
+        return torch.cat([o_PD * self.scale, o_PD.new_full((len(o_PD), 1), self.shift)], 1)
+
+    def products(self, shifted_PE: Tensor) -> Tensor:
+        """tau log2(e) (o.e - 1) for cosine logits, (tau log2(e))^2 ||o - e||^2 for distances: (P, S).
+
+        The result lies in a buffer that the next call overwrites.
+        """
+        size = len(shifted_PE) * self.with_ones_ES.shape[1]
         if self._scores.numel() < size:
             self._scores = self._scores.new_empty(size)
-        scores_PS = self._scores[:size].view(len(o_PD), -1)
-        o_PE = torch.cat([o_PD * self.scale, o_PD.new_full((len(o_PD), 1), self.shift)], 1)
-        return torch.mm(o_PE, self.with_ones_ES, out=scores_PS)
+        return torch.mm(shifted_PE, self.with_ones_ES, out=self._scores[:size].view(len(shifted_PE), -1))
 
     def negated(self, distance: Tensor) -> Tensor:
         """-distance, in a buffer of its own."""
@@ -257,69 +264,90 @@ class _Band:
             self.slope_e_PD = away_PD.mul_(self.tau / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
             self.slope_o_PD = -self.slope_e_PD
         self.loss = raw_PD.new_zeros(())
-        self.grad_o_PD = raw_PD
+        self.grad_o_PD = torch.empty_like(raw_PD)
+        self.tile_bytes = setting.tile_bytes
 
     def compare_with_all(self, candidates: _Candidates) -> None:
-        """Softmax over every class, or over the drawn ones; at most two P x S matrices live at once."""
-        z_PS, distance_PS = self._logits(candidates.products(self.o_PD), candidates)
-        if 2 * self.tau > _SAFE_EXPONENT:
-            top_P1 = torch.maximum(z_PS.amax(1, keepdim=True), self.z_target_P[:, None])
-            z_PS.sub_(top_P1)
-            self.z_target_P = self.z_target_P - top_P1[:, 0]
-        weight_PS = z_PS.exp2_()
-        if candidates.drawn is None:
-            weight_PS.scatter_(1, self.target_P[:, None], 0)
-        else:
-            allowed_PS = candidates.drawn[None, :] != self.target_P[:, None]
-            weight_PS.mul_(allowed_PS & (allowed_PS.cumsum(1) <= self.negatives.count))
-        pull_P, push_P = self._settle(weight_PS.sum(1))
-        if not self.table.wants_grad:
-            return
-        if distance_PS is not None:
-            weight_PS.div_(distance_PS)
-        # Factors of a pixel are applied to P x D matrices, not to the P x S one.
-        grad_o_DP = (candidates.transposed_DS @ weight_PS.T).mul_(push_P)
-        self.grad_o_PD = (pull_P[:, None] * self.slope_o_PD).add_(grad_o_DP.T)
-        pushed_DP = self.o_PD.T * push_P
-        if candidates.drawn is None:
-            assert self.table.grad_DC is not None
-            self.table.grad_DC.addmm_(pushed_DP, weight_PS)
-        else:
-            self.table.grad_CD.index_add_(0, candidates.drawn, (pushed_DP @ weight_PS).T)
-        self.table.grad_CD.index_add_(0, self.target_P, pull_P[:, None] * self.slope_e_PD)
+        """Softmax over every class, or over the drawn ones, in tiles of pixels; at most two matrices of scores live at once."""
+        shifted_PE = candidates.shifted(self.o_PD)
+        o_DP = self.o_PD.T.contiguous()
+        grad_o_DP = torch.empty_like(o_DP)
+        sums_P = torch.empty_like(self.weight_P)
+        for tile in self._tiles(candidates.transposed_DS.shape[1]):
+            z_PS, distance_PS = self._logits(candidates.products(shifted_PE[tile]), candidates)
+            if 2 * self.tau > _SAFE_EXPONENT:
+                top_P1 = torch.maximum(z_PS.amax(1, keepdim=True), self.z_target_P[tile, None])
+                z_PS.sub_(top_P1)
+                self.z_target_P[tile] -= top_P1[:, 0]
+            weight_PS = z_PS.exp2_()
+            if candidates.drawn is None:
+                weight_PS.scatter_(1, self.target_P[tile, None], 0)
+            else:
+                allowed_PS = candidates.drawn[None, :] != self.target_P[tile, None]
+                weight_PS.mul_(allowed_PS & (allowed_PS.cumsum(1) <= self.negatives.count))
+            torch.sum(weight_PS, 1, out=sums_P[tile])
+            if not self.table.wants_grad:
+                continue
+            if distance_PS is not None:
+                weight_PS.div_(distance_PS)
+            # Factors of a pixel are applied to P x D matrices, not to the P x S one.
+            grad_o_DP[:, tile] = candidates.transposed_DS @ weight_PS.T
+            pushed_DP = o_DP[:, tile] * self._push(sums_P[tile], tile)
+            if candidates.drawn is None:
+                assert self.table.grad_DC is not None
+                self.table.grad_DC.addmm_(pushed_DP, weight_PS)
+            else:
+                self.table.grad_CD.index_add_(0, candidates.drawn, (pushed_DP @ weight_PS).T)
+        pull_P1 = self._settle(sums_P)
+        if self.table.wants_grad:
+            torch.mul(grad_o_DP.T, self._push(sums_P, slice(None))[:, None], out=self.grad_o_PD)
+            self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
+            self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
 
     def compare_with_nearest(self, candidates: _Candidates, drawn: Tensor | None) -> None:
-        """Softmax over each pixel's own K classes: one P x C matrix of products for the search, then P x K x D."""
+        """Softmax over each pixel's own K classes: a matrix of scores for the search, then P x K x D, in tiles of pixels."""
+        shifted_PE = candidates.shifted(self.o_PD)
+        sums_P = torch.empty_like(self.weight_P)
+        C, D = self.table.rows_CD.shape
+        for tile in self._tiles(max(C, self.negatives.count * D)):
+            rank_PK, chosen_PK = self._choose(candidates.products(shifted_PE[tile]), self.target_P[tile], drawn)
+            z_PK, distance_PK = self._logits(rank_PK, candidates)
+            top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[tile, None])
+            self.z_target_P[tile] -= top_P1[:, 0]
+            weight_PK = z_PK.sub_(top_P1).exp2_()
+            torch.sum(weight_PK, 1, out=sums_P[tile])
+            if not self.table.wants_grad:
+                continue
+            if distance_PK is not None:
+                weight_PK.div_(distance_PK)
+            weight_PK.mul_(self._push(sums_P[tile], tile)[:, None])
+            self.grad_o_PD[tile] = torch.bmm(weight_PK[:, None], self.table.rows_CD[chosen_PK])[:, 0]
+            pushed_PKD = weight_PK[:, :, None] * self.o_PD[tile, None]
+            self.table.grad_CD.index_add_(0, chosen_PK.view(-1), pushed_PKD.flatten(0, 1))
+        pull_P1 = self._settle(sums_P)
+        if self.table.wants_grad:
+            self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
+            self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
+
+    def _choose(self, rank_PC: Tensor, target_P: Tensor, drawn: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Scores and ids of each pixel's K negatives: the nearest, and for kind "mixed" some of the drawn ones."""
         K = self.negatives.count
-        num_nearest = K if drawn is None else K - K // 2
         # Nearest is highest among cosines and lowest among distances.
-        rank_PC = candidates.products(self.o_PD)
-        rank_PC.scatter_(1, self.target_P[:, None], -torch.inf if self.cosine else torch.inf)
+        rank_PC.scatter_(1, target_P[:, None], -torch.inf if self.cosine else torch.inf)
+        num_nearest = K if drawn is None else K - K // 2
         rank_PK, chosen_PK = rank_PC.topk(num_nearest, dim=1, largest=self.cosine, sorted=False)
-        if drawn is not None:
-            free_PC = torch.ones_like(rank_PC, dtype=torch.bool)
-            free_PC.scatter_(1, chosen_PK, False).scatter_(1, self.target_P[:, None], False)
-            # Earlier draws first: the highest of K + 1, K, ..., 1 among the free ones.
-            order = torch.arange(len(drawn), 0, -1, device=drawn.device)
-            also_PK = drawn[(free_PC[:, drawn] * order).topk(K // 2, dim=1, sorted=False).indices]
-            chosen_PK = torch.cat([chosen_PK, also_PK], dim=1)
-            rank_PK = torch.cat([rank_PK, rank_PC.gather(1, also_PK)], dim=1)
-        z_PK, distance_PK = self._logits(rank_PK, candidates)
-        top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
-        self.z_target_P = self.z_target_P - top_P1[:, 0]
-        weight_PK = z_PK.sub_(top_P1).exp2_()
-        pull_P, push_P = self._settle(weight_PK.sum(1))
-        if not self.table.wants_grad:
-            return
-        if distance_PK is not None:
-            weight_PK.div_(distance_PK)
-        weight_PK.mul_(push_P[:, None])
-        pull_P1 = pull_P[:, None]
-        chosen_PKD = self.table.rows_CD[chosen_PK]
-        self.grad_o_PD = torch.bmm(weight_PK[:, None], chosen_PKD)[:, 0].addcmul_(pull_P1, self.slope_o_PD)
-        pushed_PKD = weight_PK[:, :, None] * self.o_PD[:, None]
-        self.table.grad_CD.index_add_(0, chosen_PK.view(-1), pushed_PKD.flatten(0, 1))
-        self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
+        if drawn is None:
+            return rank_PK, chosen_PK
+        free_PC = torch.ones_like(rank_PC, dtype=torch.bool)
+        free_PC.scatter_(1, chosen_PK, False).scatter_(1, target_P[:, None], False)
+        # Earlier draws first: the highest of K + 1, K, ..., 1 among the free ones.
+        order = torch.arange(len(drawn), 0, -1, device=drawn.device)
+        also_PK = drawn[(free_PC[:, drawn] * order).topk(K // 2, dim=1, sorted=False).indices]
+        return torch.cat([rank_PK, rank_PC.gather(1, also_PK)], 1), torch.cat([chosen_PK, also_PK], 1)
+
+    def _tiles(self, width: int) -> Iterator[slice]:
+        size = max(self.tile_bytes // (self.o_PD.element_size() * width), 1)
+        return (slice(start, start + size) for start in range(0, len(self.o_PD), size))
 
     def grad_raw(self) -> Tensor:
         """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
@@ -333,11 +361,14 @@ class _Band:
         distance = products.clamp_(min=_MIN_SQUARED_DISTANCE * (self.tau * _LOG2E) ** 2).sqrt_()
         return candidates.negated(distance), distance
 
-    def _settle(self, negatives_P: Tensor) -> tuple[Tensor, Tensor]:
-        """From the sum of exponentials over negatives: the loss, and the factors of the target's and negatives' gradients."""
-        total_P = negatives_P + self.z_target_P.exp2()
-        self.loss = torch.dot(total_P.log2() - self.z_target_P, self.weight_P) / _LOG2E
-        pull_P = -negatives_P / total_P * self.weight_P
+    def _push(self, negatives_P: Tensor, tile: slice) -> Tensor:
+        """Factor of the negatives' gradients, from their sums of exponentials."""
         # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
         slope = self.tau if self.cosine else self.tau * self.tau * _LOG2E
-        return pull_P, slope * self.weight_P / total_P
+        return slope * self.weight_P[tile] / (negatives_P + self.z_target_P[tile].exp2())
+
+    def _settle(self, negatives_P: Tensor) -> Tensor:
+        """Sets the loss from the sums of exponentials over negatives; returns the factor of the target's gradient, (P, 1)."""
+        total_P = negatives_P + self.z_target_P.exp2()
+        self.loss = torch.dot(total_P.log2() - self.z_target_P, self.weight_P) / _LOG2E
+        return (-negatives_P / total_P * self.weight_P)[:, None]

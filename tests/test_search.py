@@ -117,7 +117,7 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
     assert rows[1e30].outcome == "diverged"
     assert "lower optimizer.lr" in rows[1e30].error
     assert rows["many"].outcome == "refused"
-    assert "lower negatives.count to 5" in rows["many"].error
+    assert "lower loss.negatives.count to 5" in rows["many"].error
     assert best_row(result.rows).overrides == fine
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("failing")

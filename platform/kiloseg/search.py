@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import logging
+import math
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import ray
 from ray import tune
 from ray.tune import FailureConfig, ResultGrid, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search.optuna import OptunaSearch
 
@@ -23,7 +25,16 @@ from kiloseg.config import Config, flatten, override
 from kiloseg.data.shards import read_info
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import TrackedRun, Tracker, source_tags
-from kiloseg.trial import METRIC, STEP, WORKER_ENVIRONMENT, Resources, TrialSettings, run_trial
+from kiloseg.trial import (
+    HISTORY,
+    IOU_PER_CLASS,
+    METRIC,
+    STEP,
+    WORKER_ENVIRONMENT,
+    Resources,
+    TrialSettings,
+    run_trial,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -112,15 +123,15 @@ def search(
     run.log_dataset(info.name, info.digest, base.data.path)
     run.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()})
 
+    # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
+    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     start_ray()
     resources = trial_resources(study)
-    settings = TrialSettings(
-        base=base, study=study_id, storage=str(storage / study_id / "train"), resources=resources, tracking=run
-    )
+    settings = TrialSettings(base=base, storage=str(storage / study_id / "train"), resources=resources)
     # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
     # own, and trials that held a CPU while waiting for their workers' would block each other for ever.
     trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
-    callbacks = [_EndRuns(run, base.trainer.steps), _Progress(study.num_trials, base.trainer.steps)]
+    callbacks = [JsonLoggerCallback(), _Tracking(run, base), _Progress(study.num_trials, base.trainer.steps)]
     try:
         if study.resume:
             tuner = tune.Tuner.restore(
@@ -228,28 +239,56 @@ def _trial_name(trial: Trial) -> str:
     return trial.trial_id
 
 
-class _EndRuns(tune.Callback):
-    """Ends the MLflow run of a trial that Tune stopped or gave up: its worker is gone and cannot do it."""
+class _Tracking(tune.Callback):
+    """Writes every trial's numbers to its MLflow run. One writer for all trials; trials know nothing of MLflow."""
 
-    def __init__(self, study: TrackedRun, steps: int) -> None:
+    def __init__(self, study: TrackedRun, base: Config) -> None:
         self.study = study
-        self.steps = steps
+        self.base = base
+        self.runs: dict[str, TrackedRun] = {}
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        self._write(trial, lambda run: None)
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        def write(run: TrackedRun) -> None:
+            for report in result[HISTORY]:
+                run.log_metrics({name: value for name, value in report.items() if name != STEP}, step=report[STEP])
+            run.set_tags(
+                {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
+            )
+            run.log_metrics({"oom": result["oom"]}, step=result[STEP])
+            if IOU_PER_CLASS in result:
+                iou = [None if math.isnan(value) else value for value in result[IOU_PER_CLASS]]
+                run.log_table({"class_id": list(range(len(iou))), "iou": iou}, "iou_per_class.json")
+
+        self._write(trial, write)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        outcome = _outcome(trial.last_result or {}, self.steps)
-        self._end(trial, "FAILED" if outcome in FAILED_OUTCOMES else "FINISHED", outcome)
+        outcome = _outcome(trial.last_result or {}, self.base.trainer.steps)
+        self._end(trial, outcome, "FAILED" if outcome in FAILED_OUTCOMES else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        self._end(trial, "FAILED", "failed")
+        self._end(trial, "failed", "FAILED")
 
-    def _end(self, trial: Trial, status: str, outcome: str) -> None:
+    def _end(self, trial: Trial, outcome: str, status: str) -> None:
+        def end(run: TrackedRun) -> None:
+            run.set_tags({"outcome": outcome})
+            run.end(status)
+
+        self._write(trial, end)
+
+    def _write(self, trial: Trial, action: Callable[[TrackedRun], None]) -> None:
+        """Tracking that fails costs its own numbers only: the study goes on, and Ray's results hold them as well."""
         try:
-            run = self.study.tracker.find_trial(self.study, trial.trial_id)
-            if run is not None:
-                run.set_tags({"outcome": outcome})
-                run.end(status)
+            if trial.trial_id not in self.runs:
+                params = flatten(self.base) | trial.config
+                self.runs[trial.trial_id] = self.study.tracker.trial_run(self.study, trial.trial_id, params, {})
+            action(self.runs[trial.trial_id])
         except Exception as error:
-            logger.warning("MLflow run of trial %s could not be ended (%s)", trial.trial_id, error)
+            logger.warning("MLflow did not take numbers of trial %s (%s); the study goes on", trial.trial_id, error)
 
 
 class _Progress(tune.Callback):

@@ -88,14 +88,9 @@ class Tracker:
     def trial_run(
         self, study: TrackedRun, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> TrackedRun:
-        """The child run of a trial: found again after its worker was restarted, or made."""
+        """The child run of a trial: found again by the trial's name, or made."""
         own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
         return self._find_or_create(own, trial, params, tags)
-
-    def find_trial(self, study: TrackedRun, trial: str) -> TrackedRun | None:
-        """The run of a trial, if it ever began."""
-        run = self._find({TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id})
-        return TrackedRun(tracker=self, run_id=run.info.run_id) if run else None
 
     def _find(self, tags: Mapping[str, str]) -> Run | None:
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())

@@ -48,12 +48,13 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     Args:
         config: the run; `data.path` must hold a data set.
         report: gets a dict with "step" and, every `report_every` steps, "train/loss", "train/images_per_s", "train/lr";
-            at every validation also "val/miou", "val/pixel_accuracy", "peak_memory_gib", "peak_memory_kind" and, in rank
-            0, "checkpoint", the path of the file just written. Every rank reports.
+            at every validation also "val/miou", "val/pixel_accuracy", "val/iou_per_class" (a list of C floats, NaN for
+            absent classes), "peak_memory_gib", "peak_memory_kind" and, in rank 0, "checkpoint", the path of the file just
+            written. Every rank reports.
         resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start).
 
     Returns:
-        The last report, with "val/iou_per_class", a list of C floats with NaN for absent classes.
+        The last report.
 
     Raises:
         ValueError: a config, data set (DataError) or checkpoint that cannot work.
@@ -145,7 +146,7 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
                     keep=trainer.keep_checkpoints,
                 )
                 last_report = {**last_report, "checkpoint": str(path)}
-        report({name: value for name, value in last_report.items() if name != "val/iou_per_class"})
+        report(last_report)
     bar.close()
     return last_report
 

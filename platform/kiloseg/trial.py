@@ -1,8 +1,11 @@
 """One trial on Ray Train: what runs in the worker, and what Tune calls.
 
 Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each worker
-runs `_work`, which is `kiloseg.train.train` with a report that feeds MLflow and Ray. A worker that dies is started
-again and goes on from the newest checkpoint, in the same MLflow run.
+runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. A worker that dies is started again and goes on
+from the newest checkpoint.
+
+Numbers reach MLflow through the study's driver (see `kiloseg.search`): one writer, whatever the number of trials, and no
+worker pays the 2.5 s of CPU that importing mlflow and opening its database take.
 """
 
 from __future__ import annotations
@@ -19,16 +22,20 @@ import ray.train
 from ray import tune
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
-from kiloseg.config import Config, flatten, override
+from kiloseg.config import Config, override
 
 logger = logging.getLogger(__name__)
 
 METRIC = "val/miou"
 STEP = "step"
+HISTORY = "history"
+"""Key of a result under which all reports since the result before it travel, validations and others."""
+IOU_PER_CLASS = "val/iou_per_class"
 
 WORKER_ENVIRONMENT = {
     # The default of 2 s is waited for at every report.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+    "RAY_TRAIN_METRICS_ENABLED": "0",
     # Watches for preempted cloud nodes; costs seconds at the start and end of a trial.
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
 }
@@ -54,12 +61,9 @@ class TrialSettings:
     """What is the same for all trials of a study; picklable."""
 
     base: Config
-    study: str
     storage: str
     """Folder, absolute, that all nodes see; checkpoints go there."""
     resources: Resources
-    tracking: Any
-    """The study's `kiloseg.tracking.TrackedRun`; typed loosely so that Tune's actor need not import mlflow."""
 
 
 def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
@@ -99,8 +103,7 @@ def _work(given: dict[str, Any]) -> None:
     from kiloseg.train import NonFiniteLossError, train
 
     settings: TrialSettings = given["settings"]
-    rank = ray.train.get_context().get_world_rank()
-    reporter = _Reporter(settings, given["trial"], given["overrides"], rank)
+    reporter = _Reporter(rank=ray.train.get_context().get_world_rank(), steps=settings.base.trainer.steps)
     try:
         with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
             config = override(
@@ -109,11 +112,10 @@ def _work(given: dict[str, Any]) -> None:
             resume = ray.train.get_checkpoint()
             reporter.begin(began)
             if resume is None:
-                last = train(config, reporter)
+                train(config, reporter)
             else:
                 with resume.as_directory() as directory:
-                    last = train(config, reporter, resume=Path(directory))
-        reporter.finish(last)
+                    train(config, reporter, resume=Path(directory))
     except Exception as error:
         if settings.resources.workers > 1:
             raise  # the other workers are waiting in a collective; only a restart of all of them ends that
@@ -128,32 +130,24 @@ def _work(given: dict[str, Any]) -> None:
 
 
 class _Reporter:
-    """The `report` of a trial's training: every number to MLflow, validations with their checkpoint to Ray."""
+    """The `report` of a trial's training: keeps every report, and hands them to Ray with each validation's checkpoint."""
 
-    def __init__(self, settings: TrialSettings, trial: str, overrides: Mapping[str, Any], rank: int) -> None:
+    def __init__(self, *, rank: int, steps: int) -> None:
         self.rank = rank
-        self._train_began = time.perf_counter()
-        self.startup_s = 0.0
+        self.steps = steps
         self.step = 0
-        self.run: Any = None
-        if rank == 0:
-            params = flatten(settings.base) | dict(overrides)
-            self._track(lambda: self._open(settings, trial, params))
-
-    def _open(self, settings: TrialSettings, trial: str, params: Mapping[str, Any]) -> None:
-        self.run = settings.tracking.tracker.trial_run(settings.tracking, trial, params, {})
+        self._train_began = time.perf_counter()
+        self._startup_s = 0.0
+        self._history: list[dict[str, Any]] = []
 
     def begin(self, worker_began: float) -> None:
-        """Marks the end of the worker's own start-up (imports, finding the MLflow run) and the start of training."""
+        """Marks the end of the worker's own start-up and the start of training."""
         self._train_began = time.perf_counter()
-        self.startup_s = self._train_began - worker_began
+        self._startup_s = self._train_began - worker_began
 
     def __call__(self, report: dict[str, Any]) -> None:
         self.step = report[STEP]
-        numbers: dict[str, Any] = {name: value for name, value in report.items() if isinstance(value, int | float)}
-        if self.run is not None:
-            logged = {name: value for name, value in numbers.items() if name != STEP}
-            self._track(lambda: self.run.log_metrics(logged, step=self.step))
+        self._history.append({name: value for name, value in report.items() if isinstance(value, int | float)})
         if METRIC not in report:
             return
         checkpoint = None
@@ -162,43 +156,23 @@ class _Reporter:
             source = Path(report["checkpoint"])
             source.replace(folder / source.name)
             checkpoint = Checkpoint.from_directory(folder)
-        numbers |= {
-            "oom": 0,
-            "outcome": "finished",
-            "peak_memory_kind": report["peak_memory_kind"],
-            "startup_s": self.startup_s,
-            "train_s": time.perf_counter() - self._train_began,
-        }
-        ray.train.report(numbers, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
-
-    def finish(self, last: Mapping[str, Any]) -> None:
-        """Logs what is known only at the end."""
-        if self.run is None:
-            return
-        iou = last["val/iou_per_class"]
-        table = {"class_id": list(range(len(iou))), "iou": [None if value != value else value for value in iou]}
-        self._track(lambda: self.run.log_table(table, "iou_per_class.json"))
-        self._track(lambda: self.run.set_tags({"outcome": "finished", "peak_memory_kind": last["peak_memory_kind"]}))
-        self._track(lambda: self.run.log_metrics({"oom": 0}, step=self.step))
+        result = self._result("finished") | self._history[-1] | {"peak_memory_kind": report["peak_memory_kind"]}
+        if self.step == self.steps:
+            result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
+        self._history = []
+        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
 
     def fail(self, outcome: str, error: Exception) -> None:
-        """Records a trial that cannot work. The searcher gets the worst score, MLflow no score at all."""
+        """Records a trial that cannot work, with the worst score for the searcher."""
         logger.error("trial ends as %r: %s", outcome, error)
-        if self.run is not None:
-            self._track(lambda: self.run.set_tags({"outcome": outcome, "error": str(error)[:500]}))
-            self._track(lambda: self.run.log_metrics({"oom": int(outcome == "oom")}, step=self.step))
-        ray.train.report(
-            {STEP: self.step, METRIC: 0.0, "oom": int(outcome == "oom"), "outcome": outcome, "error": str(error)[:500]}
-        )
+        ray.train.report(self._result(outcome) | {METRIC: 0.0, "error": str(error)[:500]})
 
-    def _track(self, action: Any) -> None:
-        """Tracking that fails costs its own numbers only: training goes on, and Ray's results hold every validation."""
-        try:
-            action()
-        except Exception as error:
-            logger.warning(
-                "MLflow did not take numbers of step %d (%s: %s); training goes on",
-                self.step,
-                type(error).__name__,
-                error,
-            )
+    def _result(self, outcome: str) -> dict[str, Any]:
+        return {
+            STEP: self.step,
+            "outcome": outcome,
+            "oom": int(outcome == "oom"),
+            "startup_s": self._startup_s,
+            "train_s": time.perf_counter() - self._train_began,
+            HISTORY: self._history,
+        }

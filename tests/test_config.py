@@ -64,7 +64,7 @@ WORDS = [
     ("model.head", Model, "model.head = 'odd': expected one of embedding, dense"),
     ("loss.negatives.kind", Negatives, "negatives.kind = 'odd': expected one of nearest, random, mixed, all"),
     ("loss.logit", Loss, "loss.logit = 'odd': expected one of distance, cosine"),
-    ("optimizer.name", Optimizer, "optimizer.name = 'odd': expected sgd or adamw"),
+    ("optimizer.name", Optimizer, "optimizer.name = 'odd': expected one of sgd, adamw"),
     ("trainer.precision", Trainer, "trainer.precision = 'odd': expected one of auto, fp32, bf16"),
 ]
 
@@ -192,9 +192,9 @@ def test_unknown_name_lists_the_settings_there_are(name):
         ("trainer.progress", "no", "trainer.progress = 'no' is a str: expected bool"),
         ("model.arch", None, "model.arch = None is a NoneType: expected str"),
         ("data.path", 5, "data.path = 5 is a int: expected str"),
-        ("model.head", "Dense", "model.head = 'Dense' is a str: expected Literal['embedding', 'dense']"),
-        ("loss.negatives.kind", None, "loss.negatives.kind = None is a NoneType: expected Literal['nearest', "),
-        ("optimizer.name", ["sgd"], "optimizer.name = ['sgd'] is a list: expected Literal['sgd', 'adamw']"),
+        ("model.head", "Dense", "model.head = 'Dense': expected one of embedding, dense"),
+        ("loss.negatives.kind", None, "loss.negatives.kind = None: expected one of nearest, random, mixed, all"),
+        ("optimizer.name", ["sgd"], "optimizer.name = ['sgd']: expected one of sgd, adamw"),
     ],
 )
 def test_wrong_type_is_named(name, value, message):
@@ -239,7 +239,7 @@ def test_impossible_value_is_refused_with_what_was_expected(name, value, message
 def test_unknown_word_is_refused_however_it_is_given(name, kind, message):
     with pytest.raises(ValueError, match=re.escape(message)):
         kind(**{name.rpartition(".")[2]: "odd"})
-    with pytest.raises(ValueError, match=re.escape(f"{name} = 'odd' is a str: expected Literal[")):
+    with pytest.raises(ValueError, match=re.escape(message)):
         override(Config(), {name: "odd"})
 
 
@@ -261,8 +261,8 @@ def test_mixed_needs_two_negatives_to_halve():
 def test_more_negatives_than_other_classes_names_the_mend(kind):
     changes = {"data.num_classes": 8, "loss.negatives.count": 8, "loss.negatives.kind": kind}
     message = (
-        r"negatives.count = 8: 8 classes leave a pixel only 7 others; "
-        r"lower negatives.count to 7 or use negatives.kind = 'all'"
+        r"loss.negatives.count = 8: 8 classes leave a pixel only 7 others; "
+        r"lower loss.negatives.count to 7 or use loss.negatives.kind = 'all'"
     )
     with pytest.raises(ValueError, match=message):
         override(Config(), changes)
@@ -312,3 +312,11 @@ def test_help_names_every_setting_and_says_what_it_is(capsys):
     options = set(re.findall(r"--[a-z][a-z.-]*[a-z]", plain))
     assert {"--" + name.replace("_", "-") for name in NAMES} <= options
     assert "multiple of 32" in " ".join(plain.split())
+
+
+@pytest.mark.parametrize(
+    "name", ["data.scale_max", "loss.temperature", "loss.separation_weight", "optimizer.lr", "optimizer.weight_decay"]
+)
+def test_infinity_is_refused(name):
+    with pytest.raises(ValueError, match=rf"{name} = inf: expected"):
+        override(Config(), {name: float("inf")})

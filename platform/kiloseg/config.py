@@ -175,7 +175,7 @@ class Optimizer:
     """Gradients are scaled down to this global norm. 0: never."""
 
     def __post_init__(self) -> None:
-        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "sgd or adamw")
+        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "one of sgd, adamw")
         _require(self.lr > 0, "optimizer.lr", self.lr, "a rate above 0")
         _require(self.backbone_lr_factor >= 0, "optimizer.backbone_lr_factor", self.backbone_lr_factor, "0 or more")
         _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")

@@ -94,12 +94,19 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
 
 @pytest.mark.timeout(400)
 def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_path):
-    """One diverges, one asks for more negatives than there are classes, one is fine."""
-    study = Study(name="failing", num_trials=3, early_stopping=False, runs=str(tmp_path / "runs"))
-    fine = {"optimizer.name": "adamw", "optimizer.lr": 5e-3, "loss.negatives.kind": "all", "loss.negatives.count": 2}
+    """One diverges, one has too few classes for its negatives, one asks for terabytes, one is fine."""
+    study = Study(name="failing", num_trials=4, early_stopping=False, runs=str(tmp_path / "runs"))
+    fine = {
+        "optimizer.name": "adamw",
+        "optimizer.lr": 5e-3,
+        "loss.negatives.kind": "all",
+        "loss.negatives.count": 2,
+        "model.embed_dim": 4,
+    }
     first = [
         fine | {"optimizer.name": "sgd", "optimizer.lr": 1e30},
         fine | {"loss.negatives.kind": "random", "loss.negatives.count": 50},
+        fine | {"model.embed_dim": 10**10},
         fine,
     ]
     space = {
@@ -107,17 +114,19 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
         "optimizer.lr": tune.loguniform(1e-3, 1e31),
         "loss.negatives.kind": tune.choice(["all", "random"]),
         "loss.negatives.count": tune.choice([2, 50]),
+        "model.embed_dim": tune.choice([4, 10**10]),
     }
     result = study_of(study, space=space, first=first)
-    rows = {
-        row.overrides["optimizer.lr"] if row.overrides["loss.negatives.count"] == 2 else "many": row
-        for row in result.rows
-    }
-    assert rows[5e-3].outcome == "finished"
-    assert rows[1e30].outcome == "diverged"
-    assert "lower optimizer.lr" in rows[1e30].error
-    assert rows["many"].outcome == "refused"
-    assert "lower loss.negatives.count to 5" in rows["many"].error
+    diverged, refused, oom, finished = (
+        next(row for row in result.rows if row.overrides == overrides) for overrides in first
+    )
+    assert finished.outcome == "finished"
+    assert diverged.outcome == "diverged"
+    assert "lower optimizer.lr" in diverged.error
+    assert refused.outcome == "refused"
+    assert "lower loss.negatives.count to 5" in refused.error
+    assert oom.outcome == "oom"
+    assert oom.miou is None
     assert best_row(result.rows).overrides == fine
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("failing")
@@ -125,6 +134,8 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
     assert statuses["diverged"].info.status == "FAILED"
     assert statuses["refused"].info.status == "FAILED"
     assert "val/miou" not in statuses["refused"].data.metrics
+    assert statuses["oom"].data.metrics["oom"] == 1
+    assert statuses["finished"].data.metrics["oom"] == 0
 
 
 def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_path):

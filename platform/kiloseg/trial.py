@@ -1,8 +1,8 @@
 """One trial on Ray Train: what runs in the worker, and what Tune calls.
 
 Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each worker
-runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. After a death of any of them Tune starts the trial
-again, from its newest checkpoint.
+runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. The controller replaces a worker that dies,
+Tune starts a trial again whose controller or actor dies; either goes on from the newest checkpoint.
 
 Numbers reach MLflow through the study's driver (see `kiloseg.search`): one writer, whatever the number of trials, and no
 worker pays the 2.5 s of CPU that importing mlflow and opening its database take.

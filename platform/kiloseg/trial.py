@@ -118,7 +118,9 @@ def _work(given: dict[str, Any]) -> None:
                 train(config, reporter)
             else:
                 with resume.as_directory() as directory:
-                    train(config, reporter, resume=Path(directory))
+                    last = train(config, reporter, resume=Path(directory))
+                if not reporter.reported:
+                    reporter.repeat(last, resume)
     except Exception as error:
         if settings.resources.workers > 1:
             raise  # the other workers are waiting in a collective; only a restart of all of them ends that
@@ -140,6 +142,7 @@ class _Reporter:
         self.steps = steps
         self.step = 0
         self._train_began = time.perf_counter()
+        self.reported = False
         self._startup_s = 0.0
         self._history: list[dict[str, Any]] = []
 
@@ -159,11 +162,23 @@ class _Reporter:
             source = Path(report["checkpoint"])
             source.replace(folder / source.name)
             checkpoint = Checkpoint.from_directory(folder)
-        result = self._result("finished") | self._history[-1] | {"peak_memory_kind": report["peak_memory_kind"]}
+        self._send(report, self._history[-1], checkpoint, delete_local=True)
+
+    def repeat(self, last: dict[str, Any], checkpoint: Checkpoint) -> None:
+        """Reports a run again that had ended before it was resumed: Tune refuses a trial that ends without its metric."""
+        self.step = last[STEP]
+        numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
+        self._send(last, numbers, checkpoint, delete_local=False)
+
+    def _send(
+        self, report: dict[str, Any], numbers: dict[str, Any], checkpoint: Checkpoint | None, *, delete_local: bool
+    ) -> None:
+        result = self._result("finished") | numbers | {"peak_memory_kind": report["peak_memory_kind"]}
         if self.step == self.steps:
             result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
         self._history = []
-        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=True)
+        self.reported = True
+        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=delete_local)
 
     def fail(self, outcome: str, error: Exception) -> None:
         """Records a trial that cannot work, with the worst score for the searcher."""

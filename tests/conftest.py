@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kiloseg.config import Config, override
 from kiloseg.data.index import write_index
@@ -84,3 +85,12 @@ def quick(squares, tmp_path) -> Config:
             "trainer.progress": False,
         },
     )
+
+
+@pytest.fixture(scope="module")
+def one_thread():
+    """For tests of small tensors, where threads that wait for each other cost more than they give."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

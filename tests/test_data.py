@@ -43,13 +43,7 @@ reads_by_webdataset = pytest.mark.filterwarnings(
 )  # its own reader leaves it open
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The images here are small, and threads that wait for each other cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def encoded(image, kind="PNG"):

@@ -37,13 +37,7 @@ STRIDES = {
 """Image pixels per cell of the map that each architecture gives, its own last upsampling taken out."""
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """The maps here are small, and threads that wait for each other cost more than they give."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count=2, size=SIZE, seed=0):

@@ -1,8 +1,8 @@
 """One trial on Ray Train: what runs in the worker, and what Tune calls.
 
 Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each worker
-runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. The controller replaces a worker that dies,
-Tune starts a trial again whose controller or actor dies; either goes on from the newest checkpoint.
+runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. After a death of any
+of them Tune starts the trial again, from its newest checkpoint.
 
 Numbers reach MLflow through the study's driver (see `kiloseg.search`): one writer, whatever the number of trials, and no
 worker pays the 2.5 s of CPU that importing mlflow and opening its database take.
@@ -89,11 +89,11 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
             storage_path=settings.storage,
             callbacks=[TuneReportCallback()],
             checkpoint_config=CheckpointConfig(num_to_keep=1, checkpoint_score_attribute=METRIC),
-            # Known fault: with ASHA a worker may die before its controller when Tune ends a trial, and the controller
-            # then begins a replacement whose placement group outlives it and keeps its CPU or GPU. max_failures=0 avoids
-            # that, but then the test that resumes a killed study failed (experiments/LOG.md).
+            # A worker that dies ends the run, and Tune starts the trial again from its newest checkpoint. If the controller
+            # replaced the worker itself, it would do so as well when Tune ends a trial and the worker happens to die
+            # first: the placement group of that replacement is known to nobody and keeps its CPU or GPU for good.
             # Without a controller limit a worker that finds no room to start is waited for without end.
-            failure_config=FailureConfig(max_failures=2, controller_failure_limit=3),
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
     trainer.fit()

@@ -12,7 +12,9 @@ PACKAGE = ROOT / "platform" / "kiloseg"
 
 RANKS = {
     "config": 0,
-    "upsample": 0,
+    "tiles": 0,
+    "neighbours": 0.5,
+    "upsample": 0.5,
     "data": 1,
     "models": 1,
     "losses": 1,

@@ -1,13 +1,18 @@
 """Losses against dense formulas written out here in float64, with gradients by autograd."""
 
 import itertools
+import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 
 from kiloseg.losses import Negatives, class_separation, dense_cross_entropy, embedding_cross_entropy
+from kiloseg.losses.candidates import draw_candidates
 from kiloseg.losses.separation import _nearest_other
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = ["all", "nearest", "random", "mixed"]
 C, D, K = 9, 5, 4
@@ -22,13 +27,23 @@ def batch(dtype=torch.float64, size=(13, 10), cells=(4, 3), images=2):
     return pixels, table, labels
 
 
-def reference(pixels, table, labels, kind, count, temperature, logit):
-    """The paper's formula, pixel by pixel, with everything at full resolution."""
+def reference(pixels, table, labels, kind, count, temperature, logit, log_q=False):
+    """The paper's formula, pixel by pixel, with everything at full resolution.
+
+    Drawn classes are those of `labels` first, then the others, each in the order of its random number.
+    """
+    num_classes = len(table)
+    present = set(labels[labels >= 0].tolist())
+    keys = torch.rand(num_classes).tolist() if kind in ("random", "mixed") else [0.0] * num_classes
+    drawn = sorted(range(num_classes), key=lambda c: (c not in present, -keys[c]))[: count + 1]
+    absent = [c for c in drawn if c not in present]
+    log_factor = torch.zeros(num_classes, dtype=torch.float64)
+    if log_q and absent:
+        log_factor[absent] = math.log((num_classes - len(present)) / len(absent))
     o = F.normalize(F.interpolate(pixels, size=labels.shape[1:], mode="bilinear", align_corners=False), dim=1)
     e = F.normalize(table, dim=1)
     losses = []
     for image in range(len(labels)):
-        drawn = torch.randperm(len(table))[: count + 1].tolist() if kind in ("random", "mixed") else []
         for y, x in itertools.product(*map(range, labels.shape[1:])):
             t = int(labels[image, y, x])
             if t == -1:
@@ -48,6 +63,7 @@ def reference(pixels, table, labels, kind, count, temperature, logit):
                 chosen = chosen + [c for c in by_draw if c not in chosen][: count // 2]
                 assert len(chosen) == count
             assert t not in chosen
+            z = z + log_factor
             losses.append(-z[t] + torch.logsumexp(z[[t, *chosen]], 0))
     return torch.stack(losses).mean()
 
@@ -263,3 +279,117 @@ def test_bad_input_is_named():
         embedding_cross_entropy(pixels, table[:, :3], labels, negatives=every)
     with pytest.raises(ValueError, match="at least 2 classes"):
         class_separation(table[:1])
+
+
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+@pytest.mark.parametrize("count", [3, 5, C - 1])
+def test_log_q_counts_a_drawn_class_for_those_it_stands_for(logit, count):
+    pixels, table, labels = batch()
+    labels = labels.where(labels < 3, -1)  # 3 classes occur: with 3 negatives one is drawn, for 6 that do not
+    negatives = Negatives(kind="random", count=count, log_q=True)
+    torch.manual_seed(5)
+    ours = loss_and_gradients(
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=3.0, logit=logit),
+        pixels,
+        table,
+    )
+    torch.manual_seed(5)
+    expected = loss_and_gradients(
+        lambda: reference(pixels, table, labels, "random", count, 3.0, logit, log_q=True), pixels, table
+    )
+    for got, want in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+def test_with_log_q_the_sampled_sum_is_right_on_average():
+    table = torch.randn(60, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pixels = torch.randn(1, D, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    labels = torch.arange(16).view(1, 4, 4) % 5
+
+    def mean_ratio(log_q, draws=400):
+        """Of the sampled to the whole sum of negatives, which exp(loss) - 1 is for a single pixel."""
+        torch.manual_seed(0)
+        ratios = []
+        for _ in range(draws):
+            loss = embedding_cross_entropy(
+                pixels[..., :1, :1], table, labels[:, :1, :1], temperature=2.0,
+                negatives=Negatives(kind="random", count=12, log_q=log_q),
+            )  # fmt: skip
+            ratios.append(loss.exp() - 1)
+        return (torch.stack(ratios).mean() / (exact.exp() - 1)).item()
+
+    exact = embedding_cross_entropy(
+        pixels[..., :1, :1], table, labels[:, :1, :1], temperature=2.0, negatives=Negatives(kind="all")
+    )
+    assert mean_ratio(log_q=True) == pytest.approx(1.0, abs=0.05)
+    assert mean_ratio(log_q=False) == pytest.approx(12 / 59, abs=0.02)
+
+
+def test_shared_negatives_are_those_of_the_batch_first():
+    labels = torch.tensor([[4, 4, -1], [7, 2, 2]])
+    for seed in range(20):
+        torch.manual_seed(seed)
+        drawn, _ = draw_candidates(Negatives(kind="random", count=5), labels, 9)
+        assert len(set(drawn.tolist())) == 6
+        assert set(drawn[:3].tolist()) == {2, 4, 7}
+    few = [draw_candidates(Negatives(kind="random", count=1), labels, 9)[0].tolist() for _ in range(40)]
+    assert {c for drawn in few for c in drawn} == {2, 4, 7}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_second_pixel_gives_the_loss_of_those_pixels(kind):
+    pixels, table, labels = batch(size=(13, 11))
+    negatives = Negatives(kind=kind, count=K)
+    torch.manual_seed(7)
+    ours = loss_and_gradients(
+        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, sample_every=3), pixels, table
+    )
+    torch.manual_seed(7)
+    first = torch.arange(0, 11, 3)
+    columns = (first + (torch.rand(2, 13, len(first)) * 3).long()).clamp(max=10)
+    kept = torch.zeros_like(labels, dtype=torch.bool).scatter_(2, columns, True)
+    assert kept.sum() == 2 * 13 * 4  # one of each three columns, the last of the two that are left
+    chosen = labels.where(kept, -1)
+    expected = loss_and_gradients(lambda: reference(pixels, table, chosen, kind, K, 20.0, "distance"), pixels, table)
+    for got, want in zip(ours, expected, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_activation_checkpointing_gives_the_same(kind):
+    pixels, table, labels = batch()
+
+    def loss(pixels, table):
+        return embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind=kind, count=K))
+
+    results = []
+    for call in (loss, lambda *tensors: torch.utils.checkpoint.checkpoint(loss, *tensors, use_reentrant=False)):
+        torch.manual_seed(0)
+        value = call(pixels * 1.5, table * 1.5)
+        results.append([value, *torch.autograd.grad(value, [pixels, table])])
+    for plain, checkpointed in zip(*results, strict=True):
+        assert torch.equal(plain, checkpointed)
+
+
+def test_double_backward_is_refused():
+    pixels, table, labels = batch()
+    loss = embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"))
+    for function, message in ((loss, "does not require grad"), (loss**2, "once_differentiable")):
+        (gradient,) = torch.autograd.grad(function, pixels, create_graph=True)
+        with pytest.raises(RuntimeError, match=message):
+            gradient.sum().backward()
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch looks at it itself
+def test_compiled_code_calls_the_loss_outside_of_its_graph():
+    pixels, table, labels = batch()
+
+    def around(pixels):
+        return 2 * embedding_cross_entropy(3 * pixels, table, labels, negatives=Negatives(kind="all"))
+
+    expected = torch.autograd.grad(around(pixels), pixels)
+    got = torch.autograd.grad(torch.compile(around, backend="eager")(pixels), pixels)
+    torch.testing.assert_close(got, expected)
+    torch._dynamo.reset()
+    with pytest.raises(torch._dynamo.exc.Unsupported, match="embedding_cross_entropy"):
+        torch.compile(around, backend="eager", fullgraph=True)(pixels)

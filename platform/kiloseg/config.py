@@ -32,10 +32,14 @@ class Negatives:
     """Which classes a pixel is compared with besides its own."""
 
     kind: NegativesKind = "nearest"
-    """nearest: the classes closest to the pixel (the paper). random: classes drawn anew for every image. mixed: half of
-    each. all: every other class, the exact softmax; `count` is then not used."""
+    """nearest: the classes closest to the pixel (the paper). random: classes that all pixels of a batch share, those that
+    occur in it first, the others drawn anew for every step. mixed: half of each. all: every other class, the exact softmax;
+    `count` is then not used."""
     count: int = 8
-    """Negatives per pixel, 1 to the number of classes - 1."""
+    """Negatives per pixel, 1 to the number of classes - 1. For random, more than occur in a batch."""
+    log_q: bool = False
+    """Of random only: a drawn class counts for as many classes as it stands for, so that the loss estimates the exact
+    softmax."""
 
     def __post_init__(self) -> None:
         kinds = typing.get_args(NegativesKind)
@@ -44,6 +48,10 @@ class Negatives:
         if self.kind == "mixed":
             _require(
                 self.count >= 2, "loss.negatives.count", self.count, "at least 2 for kind 'mixed', which halves them"
+            )
+        if self.log_q:
+            _require(
+                self.kind == "random", "loss.negatives.log_q", True, f"false for kind {self.kind!r}, or kind 'random'"
             )
 
     def check_classes(self, num_classes: int) -> None:
@@ -136,6 +144,8 @@ class Loss:
     """Factor tau on distances or cosines; the paper's value is 20."""
     logit: Logit = "distance"
     """distance: -tau ||o - e|| (the paper). cosine: tau o.e."""
+    sample_every: int = 1
+    """Of so many pixels side by side in a row one counts, drawn at random in every step. 1: all pixels."""
     separation_weight: float = 1.0
     """Weight of the class separation regulariser. 0: off."""
     separation_margin: float = 0.2
@@ -145,6 +155,7 @@ class Loss:
         logits = typing.get_args(Logit)
         _require(self.logit in logits, "loss.logit", self.logit, f"one of {', '.join(logits)}")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
+        _require(self.sample_every >= 1, "loss.sample_every", self.sample_every, "at least 1, which is every pixel")
         _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
         _require(
             0 <= self.separation_margin <= 2,

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kiloseg.tiles import tiles
+
 
 def _interpolation_matrix(cells: int, pixels: int, like: Tensor) -> Tensor:
     """The (pixels, cells) matrix of 1-D linear interpolation; by torch's own coefficients, so equal to F.interpolate."""
@@ -48,12 +50,11 @@ class Bands:
     def spans(self, max_rows: int) -> Iterator[tuple[slice, slice]]:
         """Bands of at most `max_rows` image rows: (rows of the image, rows of the map that they are made of)."""
         h, H = self.cells[0], self.size[0]
-        for start in range(0, H, max_rows):
-            stop = min(start + max_rows, H)
+        for rows in tiles(H, max_rows, self.rows_Hh):
             # Pixel centres map to (y + 1/2) h / H - 1/2; a cell more on each side covers rounding.
-            first = max(int((start + 0.5) * h / H - 0.5) - 1, 0)
-            last = min(int((stop - 0.5) * h / H - 0.5) + 2, h - 1)
-            yield slice(start, stop), slice(first, last + 1)
+            first = max(int((rows.start + 0.5) * h / H - 0.5) - 1, 0)
+            last = min(int((rows.stop - 0.5) * h / H - 0.5) + 2, h - 1)
+            yield rows, slice(first, last + 1)
 
     def take(self, widened_hWD: Tensor, band: slice, cells: slice) -> Tensor:
         """Pixels of a band: (P, D), rows of the image one after another."""

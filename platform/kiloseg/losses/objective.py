@@ -26,7 +26,13 @@ def objective(
     if table_CD is None:
         return dense_cross_entropy(outputs_BDhw, labels_BHW), None
     cross_entropy = embedding_cross_entropy(
-        outputs_BDhw, table_CD, labels_BHW, negatives=loss.negatives, temperature=loss.temperature, logit=loss.logit
+        outputs_BDhw,
+        table_CD,
+        labels_BHW,
+        negatives=loss.negatives,
+        temperature=loss.temperature,
+        logit=loss.logit,
+        sample_every=loss.sample_every,
     )
     if loss.separation_weight == 0:
         return cross_entropy, None

@@ -1,0 +1,225 @@
+"""Loss and gradients of the pixels of one band of image rows.
+
+Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D + 1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from kiloseg.config import Logit
+from kiloseg.losses.candidates import LOG2E, Candidates
+from kiloseg.neighbours import nearest_classes
+from kiloseg.tiles import tile_pixels, tiles
+
+_MIN_SQUARED_DISTANCE = 1e-7
+"""2 - 2 o.e of unit vectors is no more exact than this in float32; below it a distance has no slope."""
+
+_NORM_EPS = 1e-12
+
+_SAFE_EXPONENT = 80.0
+"""exp(-80) is far from underflow in float32. Logits of unit vectors span at most 2 tau, so up to tau = 40 a softmax needs
+no maximum of its own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the pixels of a batch are compared with."""
+
+    temperature: float
+    logit: Logit
+    candidates: Candidates | None
+    """Classes shared by all pixels."""
+    num_nearest: int
+    """Classes of each pixel's own, the nearest ones."""
+    num_drawn: int
+    """Where pixels have nearest classes as well: how many of the candidates each takes, the first that are neither its own
+    class nor among those."""
+    tile_bytes: int
+    """Size aimed at for one matrix of scores."""
+
+
+class Table:
+    """The normalised rows and their gradient, which is gathered in two parts: by rows, and transposed for products."""
+
+    def __init__(self, rows_CD: Tensor, *, wants_grad: bool, all_compared: bool) -> None:
+        self.rows_CD = rows_CD
+        self.wants_grad = wants_grad
+        if wants_grad:
+            self.grad_CD = torch.zeros_like(rows_CD)
+            self.grad_DC = rows_CD.new_zeros(rows_CD.shape[::-1]) if all_compared else None
+
+    def grad(self) -> Tensor:
+        """The whole gradient, (C, D)."""
+        return self.grad_CD if self.grad_DC is None else self.grad_CD.add_(self.grad_DC.T)
+
+
+class Band:
+    """Loss and gradients of P pixels.
+
+    The target is computed by itself, from the difference of the vectors: it is the one class whose distance goes to 0,
+    where 2 - 2 o.e has no digits left. Logits are kept as (z - z_max) log2(e), with z_max = tau for cosines and 0 for
+    distances, the highest that unit vectors allow.
+
+    Args:
+        raw_PD: embeddings before their normalisation.
+        table: the class table.
+        target_P: class of each pixel, int64; any class where `weight_P` is 0.
+        weight_P: share of each pixel in the loss.
+        comparison: the negatives.
+    """
+
+    def __init__(
+        self, raw_PD: Tensor, table: Table, target_P: Tensor, weight_P: Tensor, comparison: Comparison
+    ) -> None:
+        self.table = table
+        self.comparison = comparison
+        self.tau = comparison.temperature
+        self.cosine = comparison.logit == "cosine"
+        self.target_P = target_P
+        self.weight_P = weight_P
+        self.norm_P1 = torch.linalg.vector_norm(raw_PD, dim=1, keepdim=True).clamp_(min=_NORM_EPS)
+        self.o_PD = raw_PD / self.norm_P1
+        target_PD = table.rows_CD[target_P]
+        # Gradients of the target's logit along o and along e.
+        if self.cosine:
+            self.z_target_P = ((self.o_PD * target_PD).sum(1) - 1).mul_(self.tau * LOG2E)
+            self.slope_o_PD, self.slope_e_PD = target_PD.mul_(self.tau), self.o_PD * self.tau
+        else:
+            away_PD = self.o_PD - target_PD
+            distance_P1 = torch.linalg.vector_norm(away_PD, dim=1, keepdim=True)
+            self.z_target_P = distance_P1[:, 0] * (-self.tau * LOG2E)
+            self.slope_e_PD = away_PD.mul_(self.tau / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
+            self.slope_o_PD = -self.slope_e_PD
+        self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
+        self.grad_o_PD = torch.zeros_like(raw_PD)
+        self.loss = self._compare()
+
+    def grad_raw(self) -> Tensor:
+        """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
+        radial_P1 = (self.grad_o_PD * self.o_PD).sum(1, keepdim=True)
+        return torch.addcmul(self.grad_o_PD, self.o_PD, radial_P1, value=-1).div_(self.norm_P1)
+
+    def _compare(self) -> Tensor:
+        candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
+        top_P1 = None
+        if num_nearest:
+            z_PK, distance_PK, ids_PK = self._nearest(num_nearest)
+            top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
+            weight_PK = z_PK.sub_(top_P1).exp2_()
+            torch.sum(weight_PK, 1, out=self.sums_P)
+        elif 2 * self.tau > _SAFE_EXPONENT:
+            top_P1 = torch.maximum(self._highest(candidates), self.z_target_P[:, None])
+        if top_P1 is not None:
+            self.z_target_P -= top_P1[:, 0]
+        if candidates is not None:
+            self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
+        total_P = self.sums_P + self.z_target_P.exp2()
+        if self.table.wants_grad:
+            if num_nearest:
+                self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
+            pull_P1 = (-self.sums_P / total_P * self.weight_P)[:, None]
+            self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
+            self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
+        return torch.dot(total_P.log2() - self.z_target_P, self.weight_P) / LOG2E
+
+    def _nearest(self, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits, distances times tau log2(e) (None for cosines) and ids of each pixel's nearest other classes."""
+        cosine_PK, ids_PK = nearest_classes(
+            self.o_PD,
+            self.table.rows_CD,
+            count,
+            exclude_P=self.target_P,
+            tile_bytes=self.comparison.tile_bytes,
+        )
+        z_PK, distance_PK = self._from_cosine(cosine_PK)
+        return z_PK, distance_PK, ids_PK
+
+    def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
+        scale = self.tau * LOG2E
+        if self.cosine:
+            return cosine.sub_(1).mul_(scale), None
+        distance = cosine.mul_(-2).add_(2).clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_().mul_(scale)
+        return -distance, distance
+
+    def _highest(self, candidates: Candidates | None) -> Tensor:
+        """The highest logit among the candidates that a pixel is compared with, (P, 1)."""
+        assert candidates is not None
+        cosine_P1, _ = nearest_classes(
+            self.o_PD,
+            candidates.rows_SD,
+            1,
+            exclude_P=candidates.left_out(self.target_P),
+            tile_bytes=self.comparison.tile_bytes,
+        )
+        return self._from_cosine(cosine_P1)[0]
+
+    def _compare_with_candidates(
+        self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
+    ) -> None:
+        """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
+        shifted_PE = candidates.shifted(self.o_PD)
+        o_DP = self.o_PD.T.contiguous()
+        grad_o_DP = torch.empty_like(o_DP)
+        size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.o_PD)
+        for tile in tiles(len(self.o_PD), size, self.o_PD):
+            z_PS, distance_PS = self._logits(candidates.products(shifted_PE[tile]), candidates)
+            if top_P1 is not None:
+                z_PS.sub_(top_P1[tile])
+            weight_PS = z_PS.exp2_()
+            if nearest_PK is None:
+                weight_PS.scatter_(1, candidates.left_out(self.target_P[tile])[:, None], 0)
+            else:
+                weight_PS.mul_(self._taken(candidates, tile, nearest_PK[tile]))
+            if candidates.factor_S is not None:
+                weight_PS.mul_(candidates.factor_S)
+            self.sums_P[tile] += weight_PS.sum(1)
+            if not self.table.wants_grad:
+                continue
+            if distance_PS is not None:
+                weight_PS.div_(distance_PS)
+            # Factors of a pixel are applied to P x D matrices, not to the P x S one.
+            grad_o_DP[:, tile] = candidates.transposed_DS @ weight_PS.T
+            pushed_DP = o_DP[:, tile] * self._push(tile)
+            if candidates.drawn_S is None:
+                assert self.table.grad_DC is not None
+                self.table.grad_DC.addmm_(pushed_DP, weight_PS)
+            else:
+                self.table.grad_CD.index_add_(0, candidates.drawn_S, (pushed_DP @ weight_PS).T)
+        if self.table.wants_grad:
+            torch.mul(grad_o_DP.T, self._push(slice(None))[:, None], out=self.grad_o_PD)
+
+    def _taken(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
+        """Which of the drawn classes each pixel of a tile takes beside its nearest: bool (P, S)."""
+        assert candidates.drawn_S is not None
+        free_PS = candidates.drawn_S != self.target_P[tile, None]
+        for nearest_P in nearest_PK.unbind(1):
+            free_PS &= candidates.drawn_S != nearest_P[:, None]
+        return free_PS & (free_PS.cumsum(1) <= self.comparison.num_drawn)
+
+    def _pull_from_nearest(self, weight_PK: Tensor, distance_PK: Tensor | None, ids_PK: Tensor) -> None:
+        """Gradients of the pixels' own negatives, in tiles of K x D values a pixel."""
+        if distance_PK is not None:
+            weight_PK.div_(distance_PK)
+        K, D = weight_PK.shape[1], self.o_PD.shape[1]
+        for tile in tiles(len(self.o_PD), tile_pixels(self.comparison.tile_bytes, K * D, self.o_PD), self.o_PD):
+            pushed_PK = weight_PK[tile] * self._push(tile)[:, None]
+            self.grad_o_PD[tile] += torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
+            pushed_PKD = pushed_PK[:, :, None] * self.o_PD[tile, None]
+            self.table.grad_CD.index_add_(0, ids_PK[tile].reshape(-1), pushed_PKD.flatten(0, 1))
+
+    def _logits(self, products_PS: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
+        if self.cosine:
+            return products_PS, None
+        distance_PS = products_PS.clamp_(min=_MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
+        return candidates.negated(distance_PS), distance_PS
+
+    def _push(self, tile: slice) -> Tensor:
+        """Factor of the negatives' gradients, from their sums of exponentials: (P,)."""
+        # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
+        slope = self.tau if self.cosine else self.tau * self.tau * LOG2E
+        return slope * self.weight_P[tile] / (self.sums_P[tile] + self.z_target_P[tile].exp2())

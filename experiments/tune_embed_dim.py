@@ -19,8 +19,6 @@ Expected: see experiments/LOG.md.
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -28,23 +26,11 @@ from typing import Annotated
 import tyro
 from ray import tune
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, NegativesKind, Optimizer, Trainer, override
+from glyphs_run import GLYPHS_RUN, build_glyphs
+from kiloseg.config import Config, NegativesKind, override
 from kiloseg.data.shards import read_info
 from kiloseg.search import Study, StudyResult, search
 from kiloseg.summary import best_row, table, write_summary
-
-ROOT = Path(__file__).resolve().parents[1]
-
-# A network and schedule that learn 40 classes of glyphs in about two minutes on one core.
-GLYPHS_RUN = Config(
-    data=Data(crop=96, scale_min=0.9, scale_max=1.1, flip=0.0, jitter=0.3, loader_workers=0, val_samples=192),
-    model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=16),
-    loss=Loss(negatives=Negatives(kind="all"), temperature=20.0, logit="cosine"),
-    optimizer=Optimizer(
-        name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
-    ),
-    trainer=Trainer(steps=240, batch_size=8, validate_every=80, report_every=20),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,16 +46,6 @@ class Arguments:
     """Values of model.embed_dim to choose from."""
     kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
     """Values of loss.negatives.kind to choose from."""
-
-
-def build_glyphs(num_classes: int, runs: Path) -> Path:
-    """Builds the default data set if it is not there yet."""
-    out = runs / "data" / f"glyphs-{num_classes}"
-    subprocess.run(
-        [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
-        check=True,
-    )
-    return out
 
 
 def main(arguments: Arguments) -> None:

@@ -15,6 +15,7 @@ NAMES = [
     *(f"{group}.{item.name}" for group, kind in GROUPS.items() for item in dataclasses.fields(kind) if group != "loss"),
     "loss.negatives.kind",
     "loss.negatives.count",
+    "loss.negatives.log_q",
     *(f"loss.{item.name}" for item in dataclasses.fields(Loss) if item.name != "negatives"),
 ]
 """Every setting, walked by hand and not by `flatten`."""
@@ -40,6 +41,9 @@ IMPOSSIBLE = [
     ("loss.negatives.count", 0, "negatives.count = 0: expected at least 1 negative per pixel"),
     ("loss.temperature", 0.0, "loss.temperature = 0.0: expected a factor above 0"),
     ("loss.temperature", math.nan, "loss.temperature = nan: expected a factor above 0"),
+    ("loss.negatives.log_q", True, "loss.negatives.log_q = True: expected false for kind 'nearest', or kind 'random'"),
+    ("loss.sample_every", 0, "loss.sample_every = 0: expected at least 1, which is every pixel"),
+    ("loss.separation_sample", 0, "loss.separation_sample = 0: expected at least 1, or None for all"),
     ("loss.separation_weight", -1.0, "loss.separation_weight = -1.0: expected 0 or more"),
     ("loss.separation_margin", -0.1, "loss.separation_margin = -0.1: expected 0 to 2"),
     ("loss.separation_margin", 2.1, "loss.separation_margin = 2.1: expected 0 to 2"),
@@ -95,6 +99,9 @@ BOUNDARIES = [
     ("data.val_samples", None),
     ("model.embed_dim", 2),
     ("loss.negatives.count", 1),
+    ("loss.sample_every", 1),
+    ("loss.separation_sample", 1),
+    ("loss.separation_sample", None),
     ("loss.separation_weight", 0.0),
     ("loss.separation_margin", 0.0),
     ("loss.separation_margin", 2.0),

@@ -10,7 +10,6 @@ import torch.utils.checkpoint
 
 from kiloseg.losses import Negatives, class_separation, dense_cross_entropy, embedding_cross_entropy
 from kiloseg.losses.candidates import draw_candidates
-from kiloseg.losses.separation import _nearest_other
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -244,11 +243,18 @@ def test_separation_equals_all_pairs(margin):
     torch.testing.assert_close(torch.autograd.grad(loss, table), torch.autograd.grad(expected, table))
 
 
-def test_separation_in_chunks(monkeypatch):
-    rows = F.normalize(torch.randn(50, 4, generator=torch.Generator().manual_seed(0)), dim=1)
-    whole = _nearest_other(rows)
-    monkeypatch.setattr("kiloseg.losses.separation.CHUNK_BYTES", 50 * 4 * 7)
-    assert torch.equal(_nearest_other(rows), whole)
+@pytest.mark.parametrize("sample", [1, 7, 39])
+def test_separation_of_drawn_classes(sample):
+    table = torch.randn(40, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    rows = F.normalize(table, dim=1)
+    nearest = ((rows[:, None] - rows).pow(2).sum(2) + 4.0 * torch.eye(40)).min(1).values.sqrt()
+    torch.manual_seed(1)
+    chosen = torch.randperm(40)[:sample]
+    torch.manual_seed(1)
+    loss = class_separation(table, margin=0.7, sample=sample)
+    expected = (0.7 - nearest[chosen]).clamp(min=0).mean()
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(torch.autograd.grad(loss, table), torch.autograd.grad(expected, table))
 
 
 def test_separation_of_equal_rows_is_finite():
@@ -277,6 +283,10 @@ def test_bad_input_is_named():
         embedding_cross_entropy(pixels, table, labels.byte(), negatives=every)
     with pytest.raises(ValueError, match="the same D"):
         embedding_cross_entropy(pixels, table[:, :3], labels, negatives=every)
+    with pytest.raises(ValueError, match="sample_every = 0: expected at least 1"):
+        embedding_cross_entropy(pixels, table, labels, negatives=every, sample_every=0)
+    with pytest.raises(ValueError, match="sample = 0: expected at least 1 class"):
+        class_separation(table, sample=0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         class_separation(table[:1])
 

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from kiloseg.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from kiloseg.config import Model
-from kiloseg.models import ClassTable, Segmenter, nearest_class
+from kiloseg.models import ClassTable, Segmenter, nearest_class, nearest_two
 
 SIZE = (64, 96)
 
@@ -155,6 +155,24 @@ def test_nearest_class_by_brute_force(monkeypatch, dtype, band_bytes, cells, siz
     assert got.dtype == torch.int64
     assert torch.equal(got[clear], distances.argmin(-1)[clear])
     assert len(got.unique()) > 2
+
+
+def test_two_nearest_classes_with_their_cosines():
+    generator = torch.Generator().manual_seed(4)
+    table = torch.randn(40, 5, generator=generator) * torch.rand(40, 1, generator=generator) * 9
+    pixels = torch.randn(2, 5, 6, 7, generator=generator) * 5
+    got = nearest_two(pixels, table, size=(24, 29))
+    cosines = 1 - brute_force(pixels, table, (24, 29)).square() / 2
+    two = cosines.topk(2)
+    for values, mine in zip(two.values.unbind(-1), (got.cosine, got.runner_up_cosine), strict=True):
+        torch.testing.assert_close(mine, values.float(), rtol=0, atol=2e-6)
+    clear = (cosines.topk(3).values.diff(dim=-1).abs() > 1e-5).all(-1)
+    assert clear.double().mean() > 0.95
+    for ids, mine in zip(two.indices.unbind(-1), (got.labels, got.runner_up), strict=True):
+        assert torch.equal(mine[clear], ids[clear])
+    assert torch.equal(got.labels, nearest_class(pixels, table, size=(24, 29)))
+    with pytest.raises(ValueError, match="at least 2, since there is no runner-up"):
+        nearest_two(pixels, table[:1], size=(24, 29))
 
 
 def test_nearest_class_under_autocast_is_not_rounded():

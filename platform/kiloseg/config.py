@@ -150,6 +150,9 @@ class Loss:
     """Weight of the class separation regulariser. 0: off."""
     separation_margin: float = 0.2
     """Distance below which two classes repel each other, 0 to 2."""
+    separation_sample: int | None = None
+    """Estimate the regulariser from so many classes, drawn in every step, since all against all takes time in proportion
+    to the square of their number. None: all of them."""
 
     def __post_init__(self) -> None:
         logits = typing.get_args(Logit)
@@ -163,6 +166,13 @@ class Loss:
             self.separation_margin,
             "0 to 2, a distance of unit vectors",
         )
+        if self.separation_sample is not None:
+            _require(
+                self.separation_sample >= 1,
+                "loss.separation_sample",
+                self.separation_sample,
+                "at least 1, or None for all",
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -36,4 +36,5 @@ def objective(
     )
     if loss.separation_weight == 0:
         return cross_entropy, None
-    return cross_entropy, loss.separation_weight * class_separation(table_CD, margin=loss.separation_margin)
+    separation = class_separation(table_CD, margin=loss.separation_margin, sample=loss.separation_sample)
+    return cross_entropy, loss.separation_weight * separation

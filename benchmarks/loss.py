@@ -1,0 +1,200 @@
+"""Time and memory of the loss, forward and backward, against what a user would take instead.
+
+    python benchmarks/loss.py
+    python benchmarks/loss.py --classes 100000 --losses all:cosine random:255 --max-scores 20e9
+
+Pixels come from embeddings at stride 4. Every round runs each loss once, in turn, so that a machine whose speed drifts does
+so for all of them; times are medians, ratios are medians of ratios within a round. Where the pixels times the classes
+would exceed `--max-scores`, images are made smaller for that class count, for all losses alike; losses that need more
+memory than `--memory-gib` are left out of that row and say so. The rival `official` needs `pip install faiss-cpu`; on a
+GPU `cut-cross-entropy` and `liger-kernel` are rivals where they are installed.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import importlib.util
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import tyro
+from torch import Tensor
+
+import rivals
+from kiloseg.config import Logit, Negatives, NegativesKind
+from kiloseg.losses import embedding_cross_entropy
+from kiloseg.memory import GIB
+from kiloseg.memory.live_tensors import LiveTensors
+
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+PACKAGES = {"official": "faiss", "cut_cross_entropy": "cut_cross_entropy", "liger": "liger_kernel"}
+GPU_ONLY = ("cut_cross_entropy", "liger")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Time and memory of the loss against its rivals."""
+
+    classes: tuple[int, ...] = (19, 150, 1284, 10000, 100000)
+    dims: tuple[int, ...] = (12, 64)
+    """Embedding dimensions."""
+    losses: tuple[str, ...] = (
+        "all:cosine", "all:distance", "nearest:8", "random:255", "mixed:8",
+        "dense", "torch_linear", "official:7", "cut_cross_entropy", "liger",
+    )  # fmt: skip
+    """KIND[:COUNT][:LOGIT] of kiloseg's own (distance unless said), or a rival."""
+    batch: int = 2
+    size: int = 256
+    """Side of the images in pixels, a multiple of 4."""
+    rounds: int = 5
+    max_scores: float = 4e8
+    """Most pixels times classes."""
+    memory_gib: float = 8.0
+    """Losses that need more are left out."""
+    threads: int | None = None
+    """Threads of torch. None: as torch chooses."""
+    csv: Path = Path("runs/benchmarks/loss.csv")
+
+
+class Case:
+    """One loss on its own copy of the inputs."""
+
+    def __init__(self, name: str, num_classes: int, dim: int, arguments: Arguments, device: torch.device) -> None:
+        self.name = name
+        self.loss = _loss(name, num_classes)
+        side = arguments.size
+        while arguments.batch * side**2 * num_classes > arguments.max_scores and side > 16:
+            side -= 4
+        self.pixels = arguments.batch * side**2
+        generator = torch.Generator().manual_seed(0)
+        channels = num_classes if name == "dense" else dim
+        # Logits at full resolution exist four times over: upsampled, their log-softmax, and a gradient of each.
+        self.fits = name != "dense" or 4 * 4 * self.pixels * num_classes < arguments.memory_gib * GIB
+        self.seconds: list[float] = []
+        self.peak_mib = math.nan
+        if not self.fits:
+            return
+        cells = (arguments.batch, channels, side // 4, side // 4)
+        self.embeddings = torch.randn(cells, generator=generator).to(device).requires_grad_()
+        self.table = torch.randn(num_classes, dim, generator=generator).to(device).requires_grad_()
+        self.labels = torch.randint(num_classes, (arguments.batch, side, side), generator=generator).to(device)
+
+    def run(self) -> None:
+        """Forward and backward."""
+        self.loss(self.embeddings, self.table, self.labels).backward()
+        self.embeddings.grad = self.table.grad = None
+
+    def measure_memory(self) -> None:
+        """Peak of what lives beside the inputs, in MiB."""
+        device = self.embeddings.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            self.run()
+            self.peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
+            return
+        live = LiveTensors()
+        live.add(self.embeddings, self.table, self.labels)
+        before = live.live_bytes
+        with live:
+            self.run()
+        self.peak_mib = (live.peak_bytes - before) / 2**20
+
+    def timed_run(self) -> None:
+        """One run, its seconds kept."""
+        begin = time.perf_counter()
+        self.run()
+        if self.embeddings.device.type == "cuda":
+            torch.cuda.synchronize()
+        self.seconds.append(time.perf_counter() - begin)
+
+
+def _loss(name: str, num_classes: int) -> Loss:
+    first, *words = name.split(":")
+    counts = [min(int(word), num_classes - 1) for word in words if word.isdigit()]
+    kinds: dict[str, NegativesKind] = {"all": "all", "nearest": "nearest", "random": "random", "mixed": "mixed"}
+    if first in kinds:
+        negatives = Negatives(kind=kinds[first], count=counts[0] if counts else 8)
+        logit: Logit = "cosine" if "cosine" in words else "distance"
+        return functools.partial(embedding_cross_entropy, negatives=negatives, logit=logit)
+    if first == "official":
+        return functools.partial(rivals.official, count=counts[0] if counts else 7)
+    if not hasattr(rivals, first):
+        raise SystemExit(f"--losses {name}: no loss is called {first!r}")
+    rival: Loss = getattr(rivals, first)
+    return rival
+
+
+def _can_run(name: str, device: torch.device) -> bool:
+    first = name.split(":")[0]
+    if first in GPU_ONLY and device.type != "cuda":
+        return False
+    if first in PACKAGES and importlib.util.find_spec(PACKAGES[first]) is None:
+        print(f"{name} is left out: {PACKAGES[first]} is not installed (pip install 'kiloseg[benchmarks]')")
+        return False
+    return True
+
+
+RATIOS = ("torch_linear", "official", "dense")
+
+
+def main(arguments: Arguments) -> None:
+    """Measures all cases, class count by class count, and prints the table."""
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    losses = [name for name in arguments.losses if _can_run(name, device)]
+    arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+    header = ["classes", "dim", "loss", "pixels", "ms", "peak_mib", *(f"x_{name}" for name in RATIOS)]
+    with arguments.csv.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(header)
+        print("{:>8}{:>5} {:18}{:>9}{:>10}{:>10}{:>15}{:>11}{:>8}".format(*header), flush=True)
+        for dim in arguments.dims:
+            for num_classes in arguments.classes:
+                cases = [Case(name, num_classes, dim, arguments, device) for name in losses]
+                running = [case for case in cases if case.fits]
+                for case in running:
+                    case.run()
+                    case.measure_memory()
+                for _ in range(arguments.rounds):
+                    for case in running:
+                        case.timed_run()
+                for case in cases:
+                    if not case.fits:
+                        print(f"{num_classes:>8}{dim:>5} {case.name:18}{case.pixels:>9}  over --memory-gib")
+                        writer.writerow([num_classes, dim, case.name, case.pixels, "", ""] + [""] * len(RATIOS))
+                        continue
+                    ratios = [_ratio(case, rival, running) for rival in RATIOS]
+                    ms = 1000 * statistics.median(case.seconds)
+                    writer.writerow(
+                        [num_classes, dim, case.name, case.pixels, round(ms, 2), round(case.peak_mib, 2)]
+                        + ["" if ratio is None else round(ratio, 3) for ratio in ratios]
+                    )
+                    shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
+                    print(
+                        f"{num_classes:>8}{dim:>5} {case.name:18}{case.pixels:>9}{ms:>10.1f}{case.peak_mib:>10.1f}"
+                        f"{shown[0]:>15}{shown[1]:>11}{shown[2]:>8}",
+                        flush=True,
+                    )
+                file.flush()
+    print(f"\n{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.csv}")
+
+
+def _ratio(case: Case, rival: str, cases: list[Case]) -> float | None:
+    """Time of a case as a multiple of a rival's, None where that did not run."""
+    others = [other for other in cases if other.name.split(":")[0] == rival]
+    if not others:
+        return None
+    return statistics.median(mine / theirs for mine, theirs in zip(case.seconds, others[0].seconds, strict=True))
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

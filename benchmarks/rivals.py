@@ -1,0 +1,86 @@
+"""What a user would take instead of kiloseg's loss, each as a function of the same tensors.
+
+All take pixel embeddings at stride 4 (B, D, h, w), a class table (C, D) and labels (B, H, W), and give the mean loss;
+`dense` takes logits (B, C, h, w) in place of embeddings. Shapes: P = B * H * W pixels, K negatives.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.losses import dense_cross_entropy
+
+TAU = 20.0
+
+
+def dense(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
+    """A logit per class, upsampled: what segmentation libraries do. The layer that makes the logits is not counted."""
+    return dense_cross_entropy(logits_BChw, labels_BHW)
+
+
+def _unit_pixels(pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Embeddings at full resolution, normalised: (P, D)."""
+    full_BDHW = F.interpolate(pixels_BDhw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False)
+    return F.normalize(full_BDHW, dim=1).permute(0, 2, 3, 1).reshape(-1, pixels_BDhw.shape[1])
+
+
+def torch_linear(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
+    """The exact softmax over cosines by torch's own chunked loss (torch >= 2.13)."""
+    return F.linear_cross_entropy(
+        _unit_pixels(pixels_BDhw, labels_BHW),
+        TAU * F.normalize(table_CD, dim=1),
+        labels_BHW.reshape(-1),
+        ignore_index=-1,
+        options=torch.nn.LinearCrossEntropyOptions(),
+    )
+
+
+def official(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, *, count: int) -> Tensor:
+    """The paper's loss as its code computes it (ESSNet, MIT; written anew), search by faiss, without its regulariser.
+
+    Pixels are normalised before they are upsampled; the K classes that a search over all of them returns are the
+    negatives, and where that is the pixel's own class the class before it takes its place.
+    """
+    import faiss
+
+    B, D = pixels_BDhw.shape[:2]
+    H, W = labels_BHW.shape[1:]
+    o_BDHW = F.interpolate(F.normalize(pixels_BDhw, dim=1), size=(H, W), mode="bilinear", align_corners=False)
+    rows_CD = F.normalize(table_CD, dim=1)
+    index = faiss.IndexFlatL2(D)
+    index.add(rows_CD.detach().cpu().numpy())
+    queries_PD = o_BDHW.detach().permute(0, 2, 3, 1).reshape(-1, D).contiguous()
+    _, found_PK = index.search(queries_PD.cpu().numpy(), count)
+    found_BKHW = torch.from_numpy(found_PK).to(labels_BHW.device).view(B, H, W, count).permute(0, 3, 1, 2)
+    own_BHW = labels_BHW.clamp(min=0)
+    found_BKHW = torch.where(found_BKHW == own_BHW[:, None], found_BKHW - 1, found_BKHW).clamp(min=0)
+    compared_BkHW = torch.cat([own_BHW[:, None], found_BKHW], 1)
+    classes_BkDHW = rows_CD[compared_BkHW].permute(0, 1, 4, 2, 3)
+    z_BkHW = -TAU * torch.linalg.vector_norm(o_BDHW[:, None] - classes_BkDHW, dim=2)
+    own_is_first_BHW = torch.where(labels_BHW >= 0, 0, -1)
+    return F.cross_entropy(z_BkHW, own_is_first_BHW, ignore_index=-1)
+
+
+def cut_cross_entropy(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
+    """The exact softmax by Apple's cut-cross-entropy, GPU only, which computes in bfloat16."""
+    from cut_cross_entropy import linear_cross_entropy
+
+    loss: Tensor = linear_cross_entropy(
+        _unit_pixels(pixels_BDhw, labels_BHW).bfloat16(),
+        (TAU * F.normalize(table_CD, dim=1)).bfloat16(),
+        labels_BHW.reshape(-1),
+        ignore_index=-1,
+    )
+    return loss
+
+
+def liger(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
+    """The exact softmax by Liger's fused linear cross-entropy, GPU only."""
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    loss: Tensor = LigerFusedLinearCrossEntropyLoss(ignore_index=-1)(
+        TAU * F.normalize(table_CD, dim=1), _unit_pixels(pixels_BDhw, labels_BHW), labels_BHW.reshape(-1)
+    )
+    return loss

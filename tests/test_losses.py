@@ -214,6 +214,21 @@ def test_finite_where_a_pixel_lies_on_a_class(logit):
         assert all(torch.isfinite(tensor).all() for tensor in (loss, *gradients))
 
 
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_tiny_loss_keeps_its_digits_in_float32(kind, logit):
+    """Pixels on their class, the others at right angles: about exp(-20) for cosines."""
+    table = torch.eye(D)
+    pixels = torch.zeros(1, D, 2, 2)
+    pixels[0, 1] = 2.0
+    labels = torch.ones(1, 8, 8, dtype=torch.int64)
+    loss = embedding_cross_entropy(
+        pixels, table, labels, negatives=Negatives(kind=kind, count=D - 1), temperature=20.0, logit=logit
+    )
+    exponent = 20.0 if logit == "cosine" else 20.0 * math.sqrt(2)
+    assert loss.item() == pytest.approx(math.log1p((D - 1) * math.exp(-exponent)), rel=1e-4)
+
+
 def test_zero_embedding_is_finite():
     pixels = torch.zeros(1, D, 2, 2, requires_grad=True)
     table = torch.eye(D)

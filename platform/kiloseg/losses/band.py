@@ -1,6 +1,7 @@
 """Loss and gradients of the pixels of one band of image rows.
 
-Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D + 1.
+Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D for cosine
+logits and D + 1 for distances.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from kiloseg.config import Logit
@@ -21,8 +23,8 @@ _MIN_SQUARED_DISTANCE = 1e-7
 _NORM_EPS = 1e-12
 
 _SAFE_EXPONENT = 80.0
-"""exp(-80) is far from underflow in float32. Logits of unit vectors span at most 2 tau, so up to tau = 40 a softmax needs
-no maximum of its own."""
+"""exp(-80), and a million times exp(40), are far from the limits of float32. Logits of unit vectors span at most 2 tau, so
+up to tau = 40 a softmax needs no maximum of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,9 +62,11 @@ class Table:
 class Band:
     """Loss and gradients of P pixels.
 
-    The target is computed by itself, from the difference of the vectors: it is the one class whose distance goes to 0,
-    where 2 - 2 o.e has no digits left. Logits are kept as (z - z_max) log2(e), with z_max = tau for cosines and 0 for
-    distances, the highest that unit vectors allow.
+    With distances the target is computed by itself, from the difference of the vectors: it is the one class whose distance
+    goes to 0, where 2 - 2 o.e has no digits left. With cosines its logit is as good as the others', so that where all
+    classes are compared it is read from their scores and its gradient rides along in their products.
+
+    Logits z are kept times log2(e), less a maximum where there is one.
 
     Args:
         raw_PD: embeddings before their normalisation.
@@ -82,11 +86,24 @@ class Band:
         self.target_P = target_P
         self.weight_P = weight_P
         self.norm_P1 = torch.linalg.vector_norm(raw_PD, dim=1, keepdim=True).clamp_(min=_NORM_EPS)
-        self.o_PD = raw_PD / self.norm_P1
-        target_PD = table.rows_CD[target_P]
-        # Gradients of the target's logit along o and along e.
+        P, D = raw_PD.shape
+        self.o_PE = raw_PD.new_ones((P, D if self.cosine else D + 1))
+        self.o_PD = torch.div(raw_PD, self.norm_P1, out=self.o_PE[:, :D])
+        self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
+        candidates = comparison.candidates
+        self.target_among_candidates = self.cosine and candidates is not None and candidates.drawn_S is None
+        if self.target_among_candidates:
+            self.z_target_P = torch.empty_like(weight_P)
+        else:
+            self._look_at_target()
+        self.grad_o_PD = torch.empty_like(raw_PD) if candidates is not None else torch.zeros_like(raw_PD)
+        self.loss = self._compare()
+
+    def _look_at_target(self) -> None:
+        """The target's logit, and its gradients along o and along e."""
+        target_PD = self.table.rows_CD[self.target_P]
         if self.cosine:
-            self.z_target_P = ((self.o_PD * target_PD).sum(1) - 1).mul_(self.tau * LOG2E)
+            self.z_target_P = (self.o_PD * target_PD).sum(1).mul_(self.tau * LOG2E)
             self.slope_o_PD, self.slope_e_PD = target_PD.mul_(self.tau), self.o_PD * self.tau
         else:
             away_PD = self.o_PD - target_PD
@@ -94,9 +111,6 @@ class Band:
             self.z_target_P = distance_P1[:, 0] * (-self.tau * LOG2E)
             self.slope_e_PD = away_PD.mul_(self.tau / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
             self.slope_o_PD = -self.slope_e_PD
-        self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
-        self.grad_o_PD = torch.zeros_like(raw_PD)
-        self.loss = self._compare()
 
     def grad_raw(self) -> Tensor:
         """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
@@ -112,8 +126,8 @@ class Band:
             weight_PK = z_PK.sub_(top_P1).exp2_()
             torch.sum(weight_PK, 1, out=self.sums_P)
         elif 2 * self.tau > _SAFE_EXPONENT:
-            top_P1 = torch.maximum(self._highest(candidates), self.z_target_P[:, None])
-        if top_P1 is not None:
+            top_P1 = self._highest(candidates)
+        if top_P1 is not None and not self.target_among_candidates:
             self.z_target_P -= top_P1[:, 0]
         if candidates is not None:
             self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
@@ -121,10 +135,12 @@ class Band:
         if self.table.wants_grad:
             if num_nearest:
                 self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
-            pull_P1 = (-self.sums_P / total_P * self.weight_P)[:, None]
-            self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
-            self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
-        return torch.dot(total_P.log2() - self.z_target_P, self.weight_P) / LOG2E
+            if not self.target_among_candidates:
+                pull_P1 = (-self.sums_P / total_P * self.weight_P)[:, None]
+                self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
+                self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
+        # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
+        return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
 
     def _nearest(self, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits, distances times tau log2(e) (None for cosines) and ids of each pixel's nearest other classes."""
@@ -141,34 +157,34 @@ class Band:
     def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
         scale = self.tau * LOG2E
         if self.cosine:
-            return cosine.sub_(1).mul_(scale), None
+            return cosine.mul_(scale), None
         distance = cosine.mul_(-2).add_(2).clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_().mul_(scale)
         return -distance, distance
 
     def _highest(self, candidates: Candidates | None) -> Tensor:
-        """The highest logit among the candidates that a pixel is compared with, (P, 1)."""
+        """The highest logit of the target and the candidates that a pixel is compared with, (P, 1)."""
         assert candidates is not None
+        # Where a pixel is compared with all classes, the target may be found as well.
+        exclude_P = None if self.target_among_candidates else candidates.left_out(self.target_P)
         cosine_P1, _ = nearest_classes(
-            self.o_PD,
-            candidates.rows_SD,
-            1,
-            exclude_P=candidates.left_out(self.target_P),
-            tile_bytes=self.comparison.tile_bytes,
+            self.o_PD, candidates.rows_SD, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
         )
-        return self._from_cosine(cosine_P1)[0]
+        z_P1, _ = self._from_cosine(cosine_P1)
+        return z_P1 if self.target_among_candidates else torch.maximum(z_P1, self.z_target_P[:, None])
 
     def _compare_with_candidates(
         self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
     ) -> None:
         """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
-        shifted_PE = candidates.shifted(self.o_PD)
         o_DP = self.o_PD.T.contiguous()
         grad_o_DP = torch.empty_like(o_DP)
         size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.o_PD)
         for tile in tiles(len(self.o_PD), size, self.o_PD):
-            z_PS, distance_PS = self._logits(candidates.products(shifted_PE[tile]), candidates)
+            z_PS, distance_PS = self._logits(candidates.products(self.o_PE[tile]), candidates)
             if top_P1 is not None:
                 z_PS.sub_(top_P1[tile])
+            if self.target_among_candidates:
+                self.z_target_P[tile] = z_PS.gather(1, self.target_P[tile, None])[:, 0]
             weight_PS = z_PS.exp2_()
             if nearest_PK is None:
                 weight_PS.scatter_(1, candidates.left_out(self.target_P[tile])[:, None], 0)
@@ -181,6 +197,9 @@ class Band:
                 continue
             if distance_PS is not None:
                 weight_PS.div_(distance_PS)
+            if self.target_among_candidates:
+                # The gradient along the target is the opposite of the sum of all others.
+                weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
             # Factors of a pixel are applied to P x D matrices, not to the P x S one.
             grad_o_DP[:, tile] = candidates.transposed_DS @ weight_PS.T
             pushed_DP = o_DP[:, tile] * self._push(tile)

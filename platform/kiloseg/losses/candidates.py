@@ -1,6 +1,6 @@
 """The classes that all pixels of a batch are compared with: every class, or a few drawn ones.
 
-Shapes: C classes, S candidates, P pixels, D embedding, E = D + 1.
+Shapes: C classes, S candidates, P pixels, D embedding, E = D for cosine logits and D + 1 for distances.
 """
 
 from __future__ import annotations
@@ -37,12 +37,13 @@ class Candidates:
         self.rows_SD = rows_CD if drawn_S is None else rows_CD[drawn_S]
         self.transposed_DS = self.rows_SD.T.contiguous()
         tau = temperature * LOG2E
-        if logit == "cosine":
-            self.scale, self.shift = tau, -tau
-        else:
-            self.scale, self.shift = -2.0 * tau**2, 2.0 * tau**2
-        # The constant rides along as a further dimension, which spares a pass over the scores.
-        self.with_ones_ES = torch.cat([self.transposed_DS, rows_CD.new_ones((1, len(self.rows_SD)))])
+        # The constant of a squared distance rides along as a further dimension, which spares a pass over the scores.
+        constant_1S = rows_CD.new_full((1, len(self.rows_SD)), 2.0 * tau**2)
+        self._scaled_ES = (
+            tau * self.transposed_DS
+            if logit == "cosine"
+            else torch.cat([-2.0 * tau**2 * self.transposed_DS, constant_1S])
+        )
         # Column of each class; a class that is no candidate has the last one, which its pixels leave out instead, so
         # that every pixel has S - 1 negatives.
         self.column_C = None
@@ -59,19 +60,18 @@ class Candidates:
         """The column that each pixel is not compared with: its own class, or the last one."""
         return target_P if self.column_C is None else self.column_C[target_P]
 
-    def shifted(self, o_PD: Tensor) -> Tensor:
-        """Pixels as `products` takes them, (P, E)."""
-        return torch.cat([o_PD * self.scale, o_PD.new_full((len(o_PD), 1), self.shift)], 1)
-
-    def products(self, shifted_PE: Tensor) -> Tensor:
-        """tau log2(e) (o.e - 1) for cosine logits, (tau log2(e))^2 ||o - e||^2 for distances: (P, S).
+    def products(self, o_PE: Tensor) -> Tensor:
+        """tau log2(e) o.e for cosine logits, (tau log2(e))^2 ||o - e||^2 for distances: (P, S).
 
         The result lies in a buffer that the next call overwrites.
+
+        Args:
+            o_PE: unit vectors, for distances with a further column of ones.
         """
-        size = len(shifted_PE) * len(self)
+        size = len(o_PE) * len(self)
         if self._scores.numel() < size:
             self._scores = self._scores.new_empty(size)
-        return torch.mm(shifted_PE, self.with_ones_ES, out=self._scores[:size].view(len(shifted_PE), -1))
+        return torch.mm(o_PE, self._scaled_ES, out=self._scores[:size].view(len(o_PE), -1))
 
     def negated(self, distance_PS: Tensor) -> Tensor:
         """-distance, in a buffer of its own."""

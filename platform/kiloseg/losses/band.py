@@ -1,7 +1,8 @@
 """Loss and gradients of the pixels of one band of image rows.
 
 Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D for cosine
-logits and D + 1 for distances.
+logits and D + 1 for distances. Vectors of pixels are kept as columns, (D, P): what is done to each pixel then runs along
+rows of P and not along D values at a time.
 """
 
 from __future__ import annotations
@@ -45,18 +46,23 @@ class Comparison:
 
 
 class Table:
-    """The normalised rows and their gradient, which is gathered in two parts: by rows, and transposed for products."""
+    """The normalised rows and their gradient, which is gathered as (D, C)."""
 
-    def __init__(self, rows_CD: Tensor, *, wants_grad: bool, all_compared: bool) -> None:
+    def __init__(self, rows_CD: Tensor, *, wants_grad: bool) -> None:
         self.rows_CD = rows_CD
+        self.rows_DC = rows_CD.T.contiguous()
         self.wants_grad = wants_grad
-        if wants_grad:
-            self.grad_CD = torch.zeros_like(rows_CD)
-            self.grad_DC = rows_CD.new_zeros(rows_CD.shape[::-1]) if all_compared else None
+        self.grad_DC = torch.zeros_like(self.rows_DC) if wants_grad else None
+
+    def pull(self, ids: Tensor, vectors_Di: Tensor) -> None:
+        """Adds a gradient for each of `ids`."""
+        assert self.grad_DC is not None
+        self.grad_DC.scatter_add_(1, ids.expand(len(vectors_Di), -1), vectors_Di)
 
     def grad(self) -> Tensor:
         """The whole gradient, (C, D)."""
-        return self.grad_CD if self.grad_DC is None else self.grad_CD.add_(self.grad_DC.T)
+        assert self.grad_DC is not None
+        return self.grad_DC.T.contiguous()
 
 
 class Band:
@@ -85,10 +91,11 @@ class Band:
         self.cosine = comparison.logit == "cosine"
         self.target_P = target_P
         self.weight_P = weight_P
-        self.norm_P1 = torch.linalg.vector_norm(raw_PD, dim=1, keepdim=True).clamp_(min=_NORM_EPS)
         P, D = raw_PD.shape
-        self.o_PE = raw_PD.new_ones((P, D if self.cosine else D + 1))
-        self.o_PD = torch.div(raw_PD, self.norm_P1, out=self.o_PE[:, :D])
+        self.o_EP = raw_PD.new_ones((D if self.cosine else D + 1, P))
+        self.o_DP = self.o_EP[:D].copy_(raw_PD.T)
+        self.norm_P = _lengths(self.o_DP).clamp_(min=_NORM_EPS)
+        self.o_DP.div_(self.norm_P)
         self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
         candidates = comparison.candidates
         self.target_among_candidates = self.cosine and candidates is not None and candidates.drawn_S is None
@@ -96,26 +103,26 @@ class Band:
             self.z_target_P = torch.empty_like(weight_P)
         else:
             self._look_at_target()
-        self.grad_o_PD = torch.empty_like(raw_PD) if candidates is not None else torch.zeros_like(raw_PD)
+        self.grad_o_DP = torch.zeros_like(self.o_DP)
         self.loss = self._compare()
 
     def _look_at_target(self) -> None:
         """The target's logit, and its gradients along o and along e."""
-        target_PD = self.table.rows_CD[self.target_P]
+        target_DP = self.table.rows_DC[:, self.target_P]
         if self.cosine:
-            self.z_target_P = (self.o_PD * target_PD).sum(1).mul_(self.tau * LOG2E)
-            self.slope_o_PD, self.slope_e_PD = target_PD.mul_(self.tau), self.o_PD * self.tau
+            self.z_target_P = (self.o_DP * target_DP).sum(0).mul_(self.tau * LOG2E)
+            self.slope_o_DP, self.slope_e_DP = target_DP.mul_(self.tau), self.o_DP * self.tau
         else:
-            away_PD = self.o_PD - target_PD
-            distance_P1 = torch.linalg.vector_norm(away_PD, dim=1, keepdim=True)
-            self.z_target_P = distance_P1[:, 0] * (-self.tau * LOG2E)
-            self.slope_e_PD = away_PD.mul_(self.tau / distance_P1.clamp(min=_MIN_SQUARED_DISTANCE**0.5))
-            self.slope_o_PD = -self.slope_e_PD
+            away_DP = target_DP.neg_().add_(self.o_DP)
+            distance_P = _lengths(away_DP)
+            self.z_target_P = distance_P * (-self.tau * LOG2E)
+            self.slope_e_DP = away_DP.mul_(self.tau / distance_P.clamp_(min=_MIN_SQUARED_DISTANCE**0.5))
+            self.slope_o_DP = -self.slope_e_DP
 
     def grad_raw(self) -> Tensor:
         """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
-        radial_P1 = (self.grad_o_PD * self.o_PD).sum(1, keepdim=True)
-        return torch.addcmul(self.grad_o_PD, self.o_PD, radial_P1, value=-1).div_(self.norm_P1)
+        radial_P = (self.grad_o_DP * self.o_DP).sum(0)
+        return self.grad_o_DP.addcmul_(self.o_DP, radial_P, value=-1).div_(self.norm_P).T.contiguous()
 
     def _compare(self) -> Tensor:
         candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
@@ -136,16 +143,16 @@ class Band:
             if num_nearest:
                 self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
             if not self.target_among_candidates:
-                pull_P1 = (-self.sums_P / total_P * self.weight_P)[:, None]
-                self.grad_o_PD.addcmul_(pull_P1, self.slope_o_PD)
-                self.table.grad_CD.index_add_(0, self.target_P, pull_P1 * self.slope_e_PD)
+                pull_P = -self.sums_P / total_P * self.weight_P
+                self.grad_o_DP.addcmul_(pull_P, self.slope_o_DP)
+                self.table.pull(self.target_P, self.slope_e_DP.mul_(pull_P))
         # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
         return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
 
     def _nearest(self, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
         """Logits, distances times tau log2(e) (None for cosines) and ids of each pixel's nearest other classes."""
         cosine_PK, ids_PK = nearest_classes(
-            self.o_PD,
+            self.o_DP.T,
             self.table.rows_CD,
             count,
             exclude_P=self.target_P,
@@ -167,7 +174,7 @@ class Band:
         # Where a pixel is compared with all classes, the target may be found as well.
         exclude_P = None if self.target_among_candidates else candidates.left_out(self.target_P)
         cosine_P1, _ = nearest_classes(
-            self.o_PD, candidates.rows_SD, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
+            self.o_DP.T, candidates.rows_SD, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
         )
         z_P1, _ = self._from_cosine(cosine_P1)
         return z_P1 if self.target_among_candidates else torch.maximum(z_P1, self.z_target_P[:, None])
@@ -176,11 +183,9 @@ class Band:
         self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
     ) -> None:
         """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
-        o_DP = self.o_PD.T.contiguous()
-        grad_o_DP = torch.empty_like(o_DP)
-        size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.o_PD)
-        for tile in tiles(len(self.o_PD), size, self.o_PD):
-            z_PS, distance_PS = self._logits(candidates.products(self.o_PE[tile]), candidates)
+        size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.sums_P)
+        for tile in tiles(len(self.sums_P), size, self.sums_P):
+            z_PS, distance_PS = self._logits(candidates.products(self.o_EP[:, tile].T), candidates)
             if top_P1 is not None:
                 z_PS.sub_(top_P1[tile])
             if self.target_among_candidates:
@@ -200,16 +205,15 @@ class Band:
             if self.target_among_candidates:
                 # The gradient along the target is the opposite of the sum of all others.
                 weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
-            # Factors of a pixel are applied to P x D matrices, not to the P x S one.
-            grad_o_DP[:, tile] = candidates.transposed_DS @ weight_PS.T
-            pushed_DP = o_DP[:, tile] * self._push(tile)
+            # Factors of a pixel are applied to D x P matrices, not to the P x S one.
+            push_P = self._push(tile)
+            torch.mul(candidates.transposed_DS @ weight_PS.T, push_P, out=self.grad_o_DP[:, tile])
+            pushed_DP = self.o_DP[:, tile] * push_P
             if candidates.drawn_S is None:
                 assert self.table.grad_DC is not None
                 self.table.grad_DC.addmm_(pushed_DP, weight_PS)
             else:
-                self.table.grad_CD.index_add_(0, candidates.drawn_S, (pushed_DP @ weight_PS).T)
-        if self.table.wants_grad:
-            torch.mul(grad_o_DP.T, self._push(slice(None))[:, None], out=self.grad_o_PD)
+                self.table.pull(candidates.drawn_S, pushed_DP @ weight_PS)
 
     def _taken(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
         """Which of the drawn classes each pixel of a tile takes beside its nearest: bool (P, S)."""
@@ -223,12 +227,13 @@ class Band:
         """Gradients of the pixels' own negatives, in tiles of K x D values a pixel."""
         if distance_PK is not None:
             weight_PK.div_(distance_PK)
-        K, D = weight_PK.shape[1], self.o_PD.shape[1]
-        for tile in tiles(len(self.o_PD), tile_pixels(self.comparison.tile_bytes, K * D, self.o_PD), self.o_PD):
+        K, D = weight_PK.shape[1], len(self.o_DP)
+        for tile in tiles(len(ids_PK), tile_pixels(self.comparison.tile_bytes, K * D, self.o_DP), self.o_DP):
             pushed_PK = weight_PK[tile] * self._push(tile)[:, None]
-            self.grad_o_PD[tile] += torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
-            pushed_PKD = pushed_PK[:, :, None] * self.o_PD[tile, None]
-            self.table.grad_CD.index_add_(0, ids_PK[tile].reshape(-1), pushed_PKD.flatten(0, 1))
+            pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
+            self.grad_o_DP[:, tile] += pulled_PD.T
+            pushed_DPK = self.o_DP[:, tile, None] * pushed_PK
+            self.table.pull(ids_PK[tile].reshape(-1), pushed_DPK.flatten(1))
 
     def _logits(self, products_PS: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
@@ -242,3 +247,8 @@ class Band:
         # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
         slope = self.tau if self.cosine else self.tau * self.tau * LOG2E
         return slope * self.weight_P[tile] / (self.sums_P[tile] + self.z_target_P[tile].exp2())
+
+
+def _lengths(vectors_DP: Tensor) -> Tensor:
+    # torch.linalg.vector_norm along the first dimension took a third of the whole loss at 19 classes.
+    return vectors_DP.square().sum(0).sqrt_()

@@ -66,7 +66,7 @@ class Candidates:
         The result lies in a buffer that the next call overwrites.
 
         Args:
-            o_PE: unit vectors, for distances with a further column of ones.
+            o_PE: unit vectors, for distances with a further column of ones; of any strides.
         """
         size = len(o_PE) * len(self)
         if self._scores.numel() < size:

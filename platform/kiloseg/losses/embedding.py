@@ -149,7 +149,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         counts_BHn = labels_BHn != setting.ignore_index
         weight = 1 / counts_BHn.sum().clamp(min=1).to(pixels_BDhw.dtype)
         comparison = _compare_with(rows_CD, labels_BHn.where(counts_BHn, -1), setting)
-        table = Table(rows_CD, wants_grad=wants_grad, all_compared=setting.negatives.kind == "all")
+        table = Table(rows_CD, wants_grad=wants_grad)
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * W), 1)

@@ -47,6 +47,7 @@ def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> t
         ids_PK,
         P,
         len(rows_CD),
+        len(rows_CD).bit_length(),
         D=D,
         W=width(D),
         K=K,
@@ -55,8 +56,8 @@ def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> t
     return cosines_PK, ids_PK
 
 
-@tuned([(64, 32, 4, 2), (64, 64, 4, 2), (64, 128, 4, 2), (128, 32, 8, 2)], key=["C", "W", "K"])
-@triton.jit(do_not_specialize=["P"])
+@tuned([(64, 32, 4, 2), (64, 64, 4, 2), (64, 128, 4, 2), (128, 32, 8, 2)], key=["magnitude", "W", "K"])
+@triton.jit(do_not_specialize=["P", "C", "magnitude"])
 def _nearest(
     o_ptr,
     rows_ptr,
@@ -65,6 +66,7 @@ def _nearest(
     ids_ptr,
     P,
     C,
+    magnitude,
     D: tl.constexpr,
     W: tl.constexpr,
     K: tl.constexpr,
@@ -75,7 +77,8 @@ def _nearest(
     pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
     inside = pixels < P
     place = pixels[:, None] * D + tl.arange(0, W)[None, :]
-    o1, o2, o3 = split(tl.load(o_ptr + place, mask=inside[:, None] & (tl.arange(0, W) < D)[None, :], other=0.0))
+    filled = inside[:, None] & (tl.arange(0, W) < D)[None, :]
+    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
     target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
     slots = tl.arange(0, SLOTS)
     # Slots beyond K hold infinity and so are never the worst.

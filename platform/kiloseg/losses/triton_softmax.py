@@ -80,6 +80,7 @@ def softmax_sums(
         top_P,
         P,
         len(rows_CD),
+        len(rows_CD).bit_length(),
         temperature * _LOG2E,
         _MIN_SQUARED_DISTANCE,
         D=D,
@@ -121,6 +122,7 @@ def softmax_table_gradient(
         grad_SCD,
         P,
         C,
+        C.bit_length(),
         temperature * _LOG2E,
         _MIN_SQUARED_DISTANCE,
         D=D,
@@ -138,9 +140,9 @@ def _num_processors(device: torch.device) -> int:
 
 @tuned(
     [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 8, 3)],
-    key=["C", "W", "COSINE", "ONLINE", "PULL"],
+    key=["magnitude", "W", "COSINE", "ONLINE", "PULL"],
 )
-@triton.jit(do_not_specialize=["P"])
+@triton.jit(do_not_specialize=["P", "C", "magnitude"])
 def _sums(
     o_ptr,
     rows_ptr,
@@ -151,6 +153,7 @@ def _sums(
     top_ptr,
     P,
     C,
+    magnitude,
     factor,
     least,
     D: tl.constexpr,
@@ -165,7 +168,7 @@ def _sums(
     inside = pixels < P
     place = pixels[:, None] * D + tl.arange(0, W)[None, :]
     filled = inside[:, None] & (tl.arange(0, W) < D)[None, :]
-    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0))
+    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
     target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
     sums = tl.zeros((BLOCK_P,), tl.float32)
     pull = tl.zeros((BLOCK_P, W), tl.float32)
@@ -188,7 +191,7 @@ def _sums(
         weight = tl.exp2(logits)
         sums += tl.sum(weight, 1)
         if PULL:
-            w1, w2, w3 = split(weight * inverse)
+            w1, w2, w3 = split(weight * inverse, ROUND=False)
             # Added outside the product, whose accumulator is cut off where float32 addition rounds.
             pull += product(w1, w2, w3, e1, e2, e3)
     tl.store(sums_ptr + pixels, sums, mask=inside)
@@ -198,8 +201,8 @@ def _sums(
         tl.store(top_ptr + pixels, top, mask=inside)
 
 
-@tuned([(64, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 8, 2)], key=["C", "W", "COSINE", "ONLINE"])
-@triton.jit(do_not_specialize=["P"])
+@tuned([(64, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 8, 2)], key=["magnitude", "W", "COSINE", "ONLINE"])
+@triton.jit(do_not_specialize=["P", "C", "magnitude"])
 def _table_gradient(
     o_ptr,
     rows_ptr,
@@ -209,6 +212,7 @@ def _table_gradient(
     grad_ptr,
     P,
     C,
+    magnitude,
     factor,
     least,
     D: tl.constexpr,
@@ -233,7 +237,7 @@ def _table_gradient(
         logits, inverse = logits_of(cosines, False, ids[:, None] == target[None, :], factor, least, COSINE)
         if ONLINE:
             logits -= tl.load(top_ptr + pixels, mask=inside, other=0.0)[None, :]
-        w1, w2, w3 = split(tl.exp2(logits) * inverse * push[None, :])
+        w1, w2, w3 = split(tl.exp2(logits) * inverse * push[None, :], ROUND=False)
         grad += product(w1, w2, w3, o1, o2, o3)
     place = (share.to(tl.int64) * C + ids)[:, None] * D + tl.arange(0, W)[None, :]
     tl.store(grad_ptr + place, grad, mask=(ids < C)[:, None] & (tl.arange(0, W) < D)[None, :])

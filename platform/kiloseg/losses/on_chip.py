@@ -14,14 +14,19 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from kiloseg.config import Negatives
+
 if TYPE_CHECKING:
     from kiloseg.losses.embedding import _Band, _Candidates
 
 BAND_BYTES = 16 * 2**20
 """Size aimed at for one P x D matrix of a band on a GPU: 349,525 pixels at D = 12, a whole image of 512 x 512, and 65,536 at
-D = 64. Programs of 64 pixels then number a thousand or more, several for each of an H100's 132 multiprocessors, and a
-band's dozens of small operations on such matrices take longer than their launches. About ten live at once, which is
-2.6 % of what a ResNet-50 DeepLabV3+ takes at batch 10 and crop 512."""
+D = 64. Programs of 64 pixels then number a thousand or more, several for each of an H100's 132 multiprocessors, and
+reading such a matrix takes 5 us by its bandwidth, about what starting an operation does. About ten live at once, which is
+2.6 % of what training a ResNet-50 DeepLabV3+ takes at batch 10 and crop 512. Reckoned, not measured."""
+
+MAX_NEAREST = 64
+"""Classes that a pixel can hold in registers while it searches."""
 
 
 def available(device: torch.device) -> bool:
@@ -37,13 +42,18 @@ def available(device: torch.device) -> bool:
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
 
 
+def covers(negatives: Negatives) -> bool:
+    """Whether there are kernels for these negatives: for every kind but "mixed", up to MAX_NEAREST nearest."""
+    return negatives.kind in ("all", "random") or (negatives.kind == "nearest" and negatives.count <= MAX_NEAREST)
+
+
 @functools.cache
 def _installed() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
 def compare(band: _Band, candidates: _Candidates) -> None:
-    """Loss and gradients of a band, for every kind of negatives but "mixed"."""
+    """Loss and gradients of a band, for negatives that the kernels cover."""
     from kiloseg.losses.triton_rows import add_weighted_rows
 
     # Triton starts kernels on the current device.

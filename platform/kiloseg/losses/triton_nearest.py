@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from kiloseg.losses.on_chip import MAX_NEAREST
 from kiloseg.losses.triton_scores import check, load_pieces, pieces, product, split, tuned, width
 
 
@@ -28,14 +29,16 @@ def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> t
         o_PD: pixels, (P, D), contiguous float32, of unit length.
         rows_CD: classes, (C, D), likewise.
         target_P: int64, the row that a pixel leaves out; an id that is no row, -1 for one, leaves out none.
-        K: 1 to C - 1.
+        K: 1 to C - 1, and MAX_NEAREST at most.
 
     Raises:
         ValueError: K outside that range; tensors of another type or layout, or on several devices.
     """
     check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P)
-    if not 1 <= K < len(rows_CD):
-        raise ValueError(f"K = {K}: expected 1 to {len(rows_CD) - 1}, the number of other classes")
+    if not 1 <= K <= min(len(rows_CD) - 1, MAX_NEAREST):
+        raise ValueError(
+            f"K = {K}: expected 1 to {len(rows_CD) - 1}, the number of other classes, and {MAX_NEAREST} at most"
+        )
     P, D = o_PD.shape
     cosines_PK = o_PD.new_empty(P, K)
     ids_PK = torch.empty(P, K, dtype=torch.int64, device=o_PD.device)

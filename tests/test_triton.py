@@ -1,4 +1,4 @@
-"""The kernels against dense formulas in float64.
+"""The kernels against dense formulas in float64, and the whole loss through them against its path without.
 
 They run in a process of their own, because Triton reads TRITON_INTERPRET when it is imported: interpreted on the CPU, or
 on a GPU where there is one.
@@ -15,7 +15,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from kiloseg.losses import on_chip
+from kiloseg.losses import Negatives, embedding_cross_entropy, on_chip
 
 triton = pytest.importorskip("triton")
 
@@ -62,6 +62,31 @@ def nearest_case(P, C, D, K):
     return o, e, target, K
 
 
+def loss_case(kind, logit, tau, C):
+    """Several bands, a band that ends within a block, ignored pixels, a class that a whole stretch has."""
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(2, 12, 4, 3, generator=generator)
+    table = torch.randn(C, 12, generator=generator)
+    labels = torch.randint(-1, C, (2, 9, 10), generator=generator)
+    labels[0, :4] = 2
+    return pixels, table, labels, kind, logit, tau
+
+
+LOSS = {
+    f"{kind} {logit} tau{tau}": (kind, logit, tau, 40)
+    for kind, logit, tau in [
+        ("all", "distance", 20.0),
+        ("all", "cosine", 20.0),
+        ("all", "distance", 60.0),
+        ("random", "cosine", 20.0),
+        ("random", "distance", 60.0),
+        ("nearest", "distance", 20.0),
+        ("nearest", "cosine", 60.0),
+        ("mixed", "distance", 20.0),
+    ]
+}
+
+
 def sums_and_gradient(o, e, target, push, tau, cosine):
     from kiloseg.losses.triton_softmax import softmax_sums, softmax_table_gradient
 
@@ -84,9 +109,40 @@ def nearest_and_rows(o, e, target, K):
     return {"cosines": cosines, "ids": ids, "pull": pull, "grad": grad}
 
 
+def loss_and_gradients(pixels, table, labels, kind, logit, tau):
+    torch.manual_seed(5)
+    pixels, table = pixels.clone().requires_grad_(), table.clone().requires_grad_()
+    negatives = Negatives(kind=kind, count=6)
+    loss = embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=tau, logit=logit)
+    loss.backward()
+    return {"loss": loss.detach(), "pixels": pixels.grad, "table": table.grad}
+
+
+def loss_on_chip(*args):
+    """`loss_and_gradients` in bands of seven rows, and how often each kernel's function was called."""
+    counts = {}
+    for module, name in [("triton_softmax", "softmax_sums"), ("triton_nearest", "nearest_scores")]:
+        module = importlib.import_module(f"kiloseg.losses.{module}")
+        setattr(module, name, counted(getattr(module, name), counts))
+    on_chip.BAND_BYTES = 7 * 10 * 12 * 4
+    return {**loss_and_gradients(*args), "counts": counts}
+
+
+def counted(function, counts):
+    function = getattr(function, "__wrapped__", function)
+
+    def count(*args, **kwargs):
+        counts[function.__name__] = counts.get(function.__name__, 0) + 1
+        return function(*args, **kwargs)
+
+    count.__wrapped__ = function
+    return count
+
+
 def cases():
     yield from ((f"softmax {name}", "sums_and_gradient", softmax_case(*case)) for name, case in SOFTMAX.items())
     yield from ((f"nearest {name}", "nearest_and_rows", nearest_case(*case)) for name, case in NEAREST.items())
+    yield from ((f"loss {name}", "loss_on_chip", loss_case(*case)) for name, case in LOSS.items())
 
 
 def answer_all(path):
@@ -218,6 +274,18 @@ def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
     assert compiled.metadata.shared <= 227 * 1024
 
 
+@pytest.mark.parametrize("name", LOSS)
+def test_whole_loss_equals_the_path_without_kernels(name, answers):
+    answer = answers[f"loss {name}"]
+    kind = LOSS[name][0]
+    # Two images of nine rows, in bands of seven.
+    expected = {"all": {"softmax_sums": 4}, "random": {"softmax_sums": 4}, "nearest": {"nearest_scores": 4}}
+    assert answer.pop("counts") == expected.get(kind, {})
+    assert not on_chip.available(torch.device("cpu"))
+    for part, want in loss_and_gradients(*loss_case(*LOSS[name])).items():
+        torch.testing.assert_close(answer[part], want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
+
+
 @pytest.mark.parametrize(
     ("environment", "device", "expected"),
     [
@@ -243,5 +311,11 @@ def test_tensors_that_a_kernel_cannot_read_are_named():
         nearest_scores(o, e.double(), target, K)
     with pytest.raises(ValueError, match=r"o_PD is torch.float32 with strides \(1, 70\)"):
         nearest_scores(o.T.contiguous().T, e, target, K)
-    with pytest.raises(ValueError, match=r"K = 19: expected 1 to 18, the number of other classes"):
+    with pytest.raises(ValueError, match=r"K = 19: expected 1 to 18, the number of other classes, and 64 at most"):
         nearest_scores(o, e, target, 19)
+
+
+def test_what_kernels_cover():
+    kinds = [("all", 8), ("random", 500), ("nearest", 64), ("nearest", 65), ("mixed", 8)]
+    covered = [on_chip.covers(Negatives(kind=kind, count=count)) for kind, count in kinds]
+    assert covered == [True, True, True, False, False]

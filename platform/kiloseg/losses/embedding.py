@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
+from kiloseg.losses import on_chip
 from kiloseg.upsample import Bands
 
 TILE_BYTES = 2 * 2**20
@@ -73,6 +74,8 @@ def embedding_cross_entropy(
     Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes` and about ten of BAND_BYTES while it
     runs, whatever C, K and H*W (one pixel's C scores, or one row's W*D values, at the least). Gradients are computed in the
     forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: there is no double backward.
+    On a GPU the ten are of `kiloseg.losses.on_chip.BAND_BYTES`, and with Triton scores stay on chip, but for "mixed" and
+    more than 64 nearest.
 
     Args:
         pixels_BDhw: output of the embedding head, floating point.
@@ -140,7 +143,11 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         table = _Table(rows_CD, setting, wants_grad)
-        max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * W), 1)
+        # Kernels read float32, and nothing of the fake tensors that memory is planned on.
+        readable = pixels_BDhw.dtype == torch.float32 and type(pixels_BDhw) is Tensor
+        kernels = readable and on_chip.covers(negatives) and on_chip.available(rows_CD.device)
+        band_bytes = on_chip.BAND_BYTES if kernels or rows_CD.is_cuda else BAND_BYTES
+        max_rows = max(band_bytes // (pixels_BDhw.element_size() * D * W), 1)
         for image in range(B):
             drawn = _draw(negatives, C, rows_CD.device)
             candidates = _Candidates(rows_CD, drawn if negatives.kind == "random" else None, setting)
@@ -149,7 +156,9 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
             for rows, cells in bands.spans(max_rows):
                 labels_P = labels_BHW[image, rows].reshape(-1)
                 band = _Band(bands.take(widened_hWD, rows, cells), table, labels_P, weight, setting)
-                if negatives.kind in ("all", "random"):
+                if kernels:
+                    on_chip.compare(band, candidates)
+                elif negatives.kind in ("all", "random"):
                     band.compare_with_all(candidates)
                 else:
                     band.compare_with_nearest(candidates, drawn)
@@ -199,7 +208,7 @@ class _Candidates:
 
     def __init__(self, rows_CD: Tensor, drawn: Tensor | None, setting: _Setting) -> None:
         self.drawn = drawn
-        rows_SD = rows_CD if drawn is None else rows_CD[drawn]
+        self.rows_SD = rows_SD = rows_CD if drawn is None else rows_CD[drawn]
         self.transposed_DS = rows_SD.T.contiguous()
         if setting.logit == "cosine":
             self.scale, self.shift = setting.temperature * _LOG2E, -setting.temperature * _LOG2E

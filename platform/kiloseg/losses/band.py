@@ -14,18 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kiloseg.config import Logit
-from kiloseg.losses.candidates import LOG2E, Candidates
+from kiloseg.losses import on_chip
+from kiloseg.losses.candidates import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT, Candidates
 from kiloseg.neighbours import nearest_classes
 from kiloseg.tiles import tile_pixels, tiles
 
-_MIN_SQUARED_DISTANCE = 1e-7
-"""2 - 2 o.e of unit vectors is no more exact than this in float32; below it a distance has no slope."""
-
 _NORM_EPS = 1e-12
-
-_SAFE_EXPONENT = 80.0
-"""exp(-80), and a million times exp(40), are far from the limits of float32. Logits of unit vectors span at most 2 tau, so
-up to tau = 40 a softmax needs no maximum of its own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,26 +37,30 @@ class Comparison:
     class nor among those."""
     tile_bytes: int
     """Size aimed at for one matrix of scores."""
+    on_chip: bool
+    """Whether `kiloseg.losses.on_chip` does the comparing."""
 
 
 class Table:
-    """The normalised rows and their gradient, which is gathered as (D, C)."""
+    """The normalised rows and their gradient, which tiles gather as (D, C) and kernels as (C, D)."""
 
-    def __init__(self, rows_CD: Tensor, *, wants_grad: bool) -> None:
+    def __init__(self, rows_CD: Tensor, *, wants_grad: bool, on_chip: bool) -> None:
         self.rows_CD = rows_CD
         self.rows_DC = rows_CD.T.contiguous()
         self.wants_grad = wants_grad
-        self.grad_DC = torch.zeros_like(self.rows_DC) if wants_grad else None
+        self.on_chip = on_chip
+        if wants_grad and on_chip:
+            self.grad_CD = torch.zeros_like(rows_CD)
+        elif wants_grad:
+            self.grad_DC = torch.zeros_like(self.rows_DC)
 
     def pull(self, ids: Tensor, vectors_Di: Tensor) -> None:
         """Adds a gradient for each of `ids`."""
-        assert self.grad_DC is not None
         self.grad_DC.scatter_add_(1, ids.expand(len(vectors_Di), -1), vectors_Di)
 
     def grad(self) -> Tensor:
         """The whole gradient, (C, D)."""
-        assert self.grad_DC is not None
-        return self.grad_DC.T.contiguous()
+        return self.grad_CD if self.on_chip else self.grad_DC.T.contiguous()
 
 
 class Band:
@@ -98,13 +96,19 @@ class Band:
         self.o_DP.div_(self.norm_P)
         self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
         candidates = comparison.candidates
-        self.target_among_candidates = self.cosine and candidates is not None and candidates.drawn_S is None
+        self.target_among_candidates = (
+            self.cosine and candidates is not None and candidates.drawn_S is None and not comparison.on_chip
+        )
         if self.target_among_candidates:
             self.z_target_P = torch.empty_like(weight_P)
         else:
             self._look_at_target()
         self.grad_o_DP = torch.zeros_like(self.o_DP)
-        self.loss = self._compare()
+        if comparison.on_chip:
+            on_chip.compare(self)
+        else:
+            self._compare()
+        self.loss = self._settle()
 
     def _look_at_target(self) -> None:
         """The target's logit, and its gradients along o and along e."""
@@ -116,7 +120,7 @@ class Band:
             away_DP = target_DP.neg_().add_(self.o_DP)
             distance_P = _lengths(away_DP)
             self.z_target_P = distance_P * (-self.tau * LOG2E)
-            self.slope_e_DP = away_DP.mul_(self.tau / distance_P.clamp_(min=_MIN_SQUARED_DISTANCE**0.5))
+            self.slope_e_DP = away_DP.mul_(self.tau / distance_P.clamp_(min=MIN_SQUARED_DISTANCE**0.5))
             self.slope_o_DP = -self.slope_e_DP
 
     def grad_raw(self) -> Tensor:
@@ -124,7 +128,8 @@ class Band:
         radial_P = (self.grad_o_DP * self.o_DP).sum(0)
         return self.grad_o_DP.addcmul_(self.o_DP, radial_P, value=-1).div_(self.norm_P).T.contiguous()
 
-    def _compare(self) -> Tensor:
+    def _compare(self) -> None:
+        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
         candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
         top_P1 = None
         if num_nearest:
@@ -132,19 +137,23 @@ class Band:
             top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
             weight_PK = z_PK.sub_(top_P1).exp2_()
             torch.sum(weight_PK, 1, out=self.sums_P)
-        elif 2 * self.tau > _SAFE_EXPONENT:
+        elif 2 * self.tau > SAFE_EXPONENT:
             top_P1 = self._highest(candidates)
         if top_P1 is not None and not self.target_among_candidates:
             self.z_target_P -= top_P1[:, 0]
         if candidates is not None:
             self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
-        total_P = self.sums_P + self.z_target_P.exp2()
-        if self.table.wants_grad:
-            if num_nearest:
-                self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
-            if not self.target_among_candidates:
-                pull_P = -self.sums_P / total_P * self.weight_P
-                self.grad_o_DP.addcmul_(pull_P, self.slope_o_DP)
+        if num_nearest and self.table.wants_grad:
+            self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
+
+    def _settle(self) -> Tensor:
+        """The loss from the sums; adds the target's part of the gradients where it is not there yet."""
+        if self.table.wants_grad and not self.target_among_candidates:
+            pull_P = -self.sums_P / (self.sums_P + self.z_target_P.exp2()) * self.weight_P
+            self.grad_o_DP.addcmul_(pull_P, self.slope_o_DP)
+            if self.comparison.on_chip:
+                on_chip.pull_target(self, pull_P)
+            else:
                 self.table.pull(self.target_P, self.slope_e_DP.mul_(pull_P))
         # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
         return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
@@ -158,14 +167,15 @@ class Band:
             exclude_P=self.target_P,
             tile_bytes=self.comparison.tile_bytes,
         )
-        z_PK, distance_PK = self._from_cosine(cosine_PK)
+        z_PK, distance_PK = self.from_cosine(cosine_PK)
         return z_PK, distance_PK, ids_PK
 
-    def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
+    def from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and for distance logits tau log2(e) times the distances; in place."""
         scale = self.tau * LOG2E
         if self.cosine:
             return cosine.mul_(scale), None
-        distance = cosine.mul_(-2).add_(2).clamp_(min=_MIN_SQUARED_DISTANCE).sqrt_().mul_(scale)
+        distance = cosine.mul_(-2).add_(2).clamp_(min=MIN_SQUARED_DISTANCE).sqrt_().mul_(scale)
         return -distance, distance
 
     def _highest(self, candidates: Candidates | None) -> Tensor:
@@ -176,7 +186,7 @@ class Band:
         cosine_P1, _ = nearest_classes(
             self.o_DP.T, candidates.rows_SD, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
         )
-        z_P1, _ = self._from_cosine(cosine_P1)
+        z_P1, _ = self.from_cosine(cosine_P1)
         return z_P1 if self.target_among_candidates else torch.maximum(z_P1, self.z_target_P[:, None])
 
     def _compare_with_candidates(
@@ -206,11 +216,10 @@ class Band:
                 # The gradient along the target is the opposite of the sum of all others.
                 weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
             # Factors of a pixel are applied to D x P matrices, not to the P x S one.
-            push_P = self._push(tile)
+            push_P = self.push(tile)
             torch.mul(candidates.transposed_DS @ weight_PS.T, push_P, out=self.grad_o_DP[:, tile])
             pushed_DP = self.o_DP[:, tile] * push_P
             if candidates.drawn_S is None:
-                assert self.table.grad_DC is not None
                 self.table.grad_DC.addmm_(pushed_DP, weight_PS)
             else:
                 self.table.pull(candidates.drawn_S, pushed_DP @ weight_PS)
@@ -229,7 +238,7 @@ class Band:
             weight_PK.div_(distance_PK)
         K, D = weight_PK.shape[1], len(self.o_DP)
         for tile in tiles(len(ids_PK), tile_pixels(self.comparison.tile_bytes, K * D, self.o_DP), self.o_DP):
-            pushed_PK = weight_PK[tile] * self._push(tile)[:, None]
+            pushed_PK = weight_PK[tile] * self.push(tile)[:, None]
             pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
             self.grad_o_DP[:, tile] += pulled_PD.T
             pushed_DPK = self.o_DP[:, tile, None] * pushed_PK
@@ -239,10 +248,10 @@ class Band:
         """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
         if self.cosine:
             return products_PS, None
-        distance_PS = products_PS.clamp_(min=_MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
+        distance_PS = products_PS.clamp_(min=MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
         return candidates.negated(distance_PS), distance_PS
 
-    def _push(self, tile: slice) -> Tensor:
+    def push(self, tile: slice) -> Tensor:
         """Factor of the negatives' gradients, from their sums of exponentials: (P,)."""
         # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
         slope = self.tau if self.cosine else self.tau * self.tau * LOG2E

@@ -19,19 +19,20 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
+from kiloseg.losses import on_chip
 from kiloseg.losses.band import Band, Comparison, Table
 from kiloseg.losses.candidates import Candidates, draw_candidates
 from kiloseg.tiles import tiles
 from kiloseg.upsample import Bands
 
-TILE_BYTES = 2 * 2**20
-"""Size aimed at for one matrix of scores. On two CPU cores and 1,000 classes 2 MiB was the fastest: smaller ones pay for
+TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 32 * 2**20}
+"""Size aimed at for one matrix of scores, by device. On two CPU cores and 1,000 classes 2 MiB was the fastest: smaller ones pay for
 calls, larger ones leave the cache (0.43 s at 0.25 MiB, 0.24 s at 2 MiB, 0.39 s at 8 MiB for 147,456 pixels). Tiles of
 classes as well as of pixels need the scores twice, once for the sums and once for the table's gradient, and were slower at
-1,284, 10,000 and 100,000 classes (1.2 to 1.6 x)."""
+1,284, 10,000 and 100,000 classes (1.2 to 1.6 x). On a GPU, where a call costs as much as reading 10 MiB, not measured."""
 
 BAND_BYTES = 2**20
-"""Size aimed at for one P x D matrix of a band; about ten of them live at once."""
+"""Size aimed at for one P x D matrix of a band on a CPU; about ten of them live at once. On a GPU on_chip.BAND_BYTES."""
 
 _NORM_EPS = 1e-12
 
@@ -44,6 +45,7 @@ class _Setting:
     ignore_index: int
     sample_every: int
     tile_bytes: int
+    on_chip: bool
 
 
 # torch.compile would unroll the loops over bands and tiles into a graph of its own for every size; it leaves this out of
@@ -59,7 +61,7 @@ def embedding_cross_entropy(
     logit: Logit = "distance",
     ignore_index: int = -1,
     sample_every: int = 1,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels of embeddings against their own class and chosen negatives.
 
@@ -72,7 +74,8 @@ def embedding_cross_entropy(
     Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes` and about ten of BAND_BYTES while it
     runs, whatever C, K and H*W (16 pixels' C scores, or one row's W*D values, at the least). Gradients are computed in the
     forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: a double backward raises
-    RuntimeError, and torch.compile leaves the loss out of its graph.
+    RuntimeError, and torch.compile leaves the loss out of its graph. On a GPU with Triton the scores of most kinds stay on chip
+    (`kiloseg.losses.on_chip`).
 
     Args:
         pixels_BDhw: output of the embedding head, floating point.
@@ -83,7 +86,7 @@ def embedding_cross_entropy(
         logit: "distance" for -tau ||o - e||, "cosine" for tau o.e.
         ignore_index: label of pixels that count for nothing.
         sample_every: of so many pixels side by side in a row one counts, drawn at random; 1 for all pixels.
-        tile_bytes: see TILE_BYTES; changes the result by rounding only.
+        tile_bytes: size aimed at for one matrix of scores, None for TILE_BYTES; changes the result by rounding only.
 
     Returns:
         A scalar. 0, with zero gradients, where no pixel is labelled.
@@ -92,16 +95,20 @@ def embedding_cross_entropy(
         ValueError: shapes that do not belong together, labels that are not int64 or not classes, more negatives than
             other classes, `sample_every` below 1.
     """
+    device = pixels_BDhw.device
+    # Kernels read float32, and nothing of the fake tensors that memory is planned on.
+    readable = pixels_BDhw.dtype != torch.float64 and type(pixels_BDhw) in (Tensor, torch.nn.Parameter)
     setting = _Setting(
         negatives=negatives,
         temperature=temperature,
         logit=logit,
         ignore_index=ignore_index,
         sample_every=sample_every,
-        tile_bytes=tile_bytes,
+        tile_bytes=tile_bytes or TILE_BYTES.get(device.type, TILE_BYTES["cuda"]),
+        on_chip=readable and on_chip.covers(negatives) and on_chip.available(device),
     )
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
-    with torch.autocast(pixels_BDhw.device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False):
         wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
         rows_CD = F.normalize(table_CD.to(wide), dim=1, eps=_NORM_EPS)
         loss: Tensor = _EmbeddingCrossEntropy.apply(pixels_BDhw.to(wide), rows_CD, labels_BHW, setting)
@@ -149,10 +156,11 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         counts_BHn = labels_BHn != setting.ignore_index
         weight = 1 / counts_BHn.sum().clamp(min=1).to(pixels_BDhw.dtype)
         comparison = _compare_with(rows_CD, labels_BHn.where(counts_BHn, -1), setting)
-        table = Table(rows_CD, wants_grad=wants_grad)
+        table = Table(rows_CD, wants_grad=wants_grad, on_chip=setting.on_chip)
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
-        max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * W), 1)
+        band_bytes = BAND_BYTES if pixels_BDhw.is_cpu and not setting.on_chip else on_chip.BAND_BYTES
+        max_rows = max(band_bytes // (pixels_BDhw.element_size() * D * W), 1)
         for one in tiles(B, 1, pixels_BDhw):
             image = one.start
             widened_hWD = bands.widen(pixels_BDhw[image])
@@ -212,4 +220,5 @@ def _compare_with(rows_CD: Tensor, known_BHn: Tensor, setting: _Setting) -> Comp
         num_nearest={"all": 0, "random": 0, "nearest": K, "mixed": K - K // 2}[negatives.kind],
         num_drawn=K // 2,
         tile_bytes=setting.tile_bytes,
+        on_chip=setting.on_chip,
     )

@@ -1,0 +1,163 @@
+"""What the Triton kernels of the losses share: exact products on tensor cores, weights of classes from cosines, tuning.
+
+Shapes: P pixels, C classes, N rows of a matrix, D embedding, W the power of two that holds D, at least 16.
+
+Precision. A distance comes from 2 - 2 o.e, so an error of the cosine counts most where classes are close: at a distance
+of 0.05 and tau = 20, products in TF32 are wrong by 0.3 in a logit. So vectors and weights are split into three bfloat16
+pieces, which together hold the 24 bits of a float32, and a product is the sum of the six products of pieces that count in
+float32. In the interpreter cosines are wrong by 2.9e-8 (root mean square, D = 12; 4.9e-8 at D = 64), by torch in float32
+by 4.3e-8 (1.1e-7). Tensor cores multiply bfloat16 at twice the rate of TF32, so this costs what three products in TF32
+would ("tf32x3", which keeps two bits less and has to move the weights between threads); float32 arithmetic ("ieee")
+would leave the tensor cores idle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+FAR = tl.constexpr(1e30)
+"""Stands for an infinite distance, without the NaN of inf - inf."""
+
+_INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
+
+_BLOCK_N = 64
+
+
+def pieces(rows_ND: Tensor) -> Tensor:
+    """Three bfloat16 matrices (3, N, W) that add up to the rows, with zeros beyond D."""
+    N, D = rows_ND.shape
+    pieces_3NW = torch.empty(3, N, width(D), dtype=torch.bfloat16, device=rows_ND.device)
+    _split_rows[(triton.cdiv(N, _BLOCK_N),)](rows_ND, pieces_3NW, N, D=D, W=width(D), BLOCK_N=_BLOCK_N)
+    return pieces_3NW
+
+
+def width(D: int) -> int:
+    """W of a D; products on tensor cores want 16 at least."""
+    return max(triton.next_power_of_2(D), 16)
+
+
+def check(**tensors: Tensor | None) -> None:
+    """Raises ValueError where a tensor is not what a kernel reads: contiguous, float32 (ids int64), all on one device."""
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    device = next(iter(given.values())).device
+    for name, tensor in given.items():
+        expected = torch.int64 if name.startswith(("target", "ids")) else torch.float32
+        if tensor.dtype != expected or not tensor.is_contiguous() or tensor.device != device:
+            raise ValueError(
+                f"{name} is {tensor.dtype} with strides {tensor.stride()} on {tensor.device}: "
+                f"expected contiguous {expected} on {device}"
+            )
+
+
+@triton.jit
+def split(values, ROUND: tl.constexpr):
+    """Three bfloat16 tensors that add up to the values, by rounding (vectors) or cutting off (weights, an operation less).
+
+    In integers, since a GPU turns few bfloat16 a clock back into the float32 that leaves the rest. Cutting off makes pieces
+    of one sign, and the products that are left out of a cosine would add up.
+    """
+    half: tl.constexpr = 0x8000 if ROUND else 0
+    first = ((values.to(tl.int32, bitcast=True) + half) & -0x10000).to(tl.float32, bitcast=True)
+    rest = values - first
+    second = ((rest.to(tl.int32, bitcast=True) + half) & -0x10000).to(tl.float32, bitcast=True)
+    return first.to(tl.bfloat16), second.to(tl.bfloat16), (rest - second).to(tl.bfloat16)
+
+
+@triton.jit(do_not_specialize=["N"])
+def _split_rows(rows_ptr, pieces_ptr, N, D: tl.constexpr, W: tl.constexpr, BLOCK_N: tl.constexpr):
+    ids = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    dims = tl.arange(0, W)
+    inside = (ids < N)[:, None]
+    values = tl.load(rows_ptr + ids[:, None] * D + dims[None, :], mask=inside & (dims < D)[None, :], other=0.0)
+    first, second, third = split(values, ROUND=True)
+    # 64-bit: a matrix may have more than 2^31 values.
+    place = pieces_ptr + ids[:, None] * W + dims[None, :]
+    step = N.to(tl.int64) * W
+    tl.store(place, first, mask=inside)
+    tl.store(place + step, second, mask=inside)
+    tl.store(place + 2 * step, third, mask=inside)
+
+
+@triton.jit
+def load_pieces(pieces_ptr, ids, N, W: tl.constexpr):
+    """The three pieces of the rows `ids`, each (len(ids), W); zeros for rows beyond N."""
+    place = pieces_ptr + ids.to(tl.int64)[:, None] * W + tl.arange(0, W)[None, :]
+    inside = (ids < N)[:, None]
+    step = N.to(tl.int64) * W
+    first = tl.load(place, mask=inside, other=0.0)
+    second = tl.load(place + step, mask=inside, other=0.0)
+    third = tl.load(place + 2 * step, mask=inside, other=0.0)
+    return first, second, third
+
+
+@triton.jit
+def product(a1, a2, a3, b1, b2, b3):
+    """(a1 + a2 + a3) @ (b1 + b2 + b3) without the three products that are below float32, small ones first."""
+    out = _dot(a2, b2, tl.zeros((a1.shape[0], b1.shape[1]), tl.float32))
+    out = _dot(a3, b1, out)
+    out = _dot(a1, b3, out)
+    out = _dot(a2, b1, out)
+    out = _dot(a1, b2, out)
+    return _dot(a1, b1, out)
+
+
+@triton.jit
+def _dot(a, b, out):
+    if _INTERPRETED:
+        # The interpreter would multiply the integers that it keeps bfloat16 in.
+        return tl.dot(a.to(tl.float32), b.to(tl.float32), out, input_precision="ieee")
+    else:
+        return tl.dot(a, b, out)
+
+
+@triton.jit
+def logits_of(cosines, beyond, excluded, factor, least, COSINE: tl.constexpr):
+    """Logits to base 2, at most 0, and the inverse of tau log2(e) times the distance (with COSINE: 1).
+
+    `factor` is tau log2(e), `least` the smallest squared distance that is told from 0. Classes that are `beyond` the last
+    get a weight of 0 by the constant of a fused multiply-add, which is free, `excluded` pairs by a choice.
+    """
+    if COSINE:
+        logits = cosines * factor + tl.where(beyond, -FAR, -factor)
+        inverse = 1.0
+    else:
+        scale = 2.0 * factor * factor
+        squared = tl.maximum(cosines * -scale + tl.where(beyond, FAR, scale), least * factor * factor)
+        # One special function gives the distance and its inverse; these are what a GPU has least of.
+        inverse = tl.rsqrt(squared)
+        logits = -squared * inverse
+    return tl.where(excluded, -FAR, logits), inverse
+
+
+def tuned(configs: Sequence[tuple[int, int, int, int]], key: Sequence[str]) -> Callable[[Any], Any]:
+    """`triton.autotune` over (BLOCK_P, BLOCK_C, warps, stages), once for each value of `key`; the interpreter takes the first.
+
+    Kernels have a `magnitude` for it, the number of bits of C: candidates of a batch may vary in number from step to step.
+    Timed on the call at hand, five times, without the 256 MiB that Triton's own timing clears caches with: in a training
+    step that would be the peak of memory.
+    """
+    choices = [
+        triton.Config({"BLOCK_P": pixels, "BLOCK_C": classes}, num_warps=warps, num_stages=stages)
+        for pixels, classes, warps, stages in configs
+    ]
+    choices = choices[:1] if triton.knobs.runtime.interpret else choices
+    return triton.autotune(choices, key=list(key), do_bench=_quantiles_ms)
+
+
+def _quantiles_ms(call: Callable[[], object], quantiles: Sequence[float]) -> list[float]:
+    call()
+    spans = []
+    for _ in range(5):
+        start, stop = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        start.record()
+        call()
+        stop.record()
+        stop.synchronize()
+        spans.append(start.elapsed_time(stop))
+    return torch.tensor(spans).quantile(torch.tensor(quantiles)).tolist()

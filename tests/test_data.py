@@ -34,16 +34,16 @@ from kiloseg.data.shards import (
     write_shard,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # fewer cores than workers
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # fewer cores than workers
+    pytest.mark.usefixtures("one_thread"),
+]
 
 BIG = 40_000
 
 reads_by_webdataset = pytest.mark.filterwarnings(
     "ignore:unclosed file:ResourceWarning"
 )  # its own reader leaves it open
-
-
-pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def encoded(image, kind="PNG"):

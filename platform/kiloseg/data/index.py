@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from kiloseg.data.folder import LocalFolder, open_folder
+
 NAME = "index.parquet"
 
 SCHEMA = pyarrow.schema(
@@ -25,11 +27,18 @@ SCHEMA = pyarrow.schema(
 )
 
 
-def write_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes index.parquet with the columns of SCHEMA."""
-    partial = directory / (NAME + ".partial")
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows), schema=SCHEMA), partial)
-    partial.replace(directory / NAME)
+def write_index(directory: Path | str, rows: Iterable[dict[str, Any]]) -> None:
+    """Writes index.parquet with the columns of SCHEMA from rows that are all in memory."""
+    write_tables(open_folder(directory), [pyarrow.Table.from_pylist(list(rows), schema=SCHEMA)])
+
+
+def write_tables(folder: LocalFolder, tables: Iterable[pyarrow.Table]) -> None:
+    """Writes index.parquet from tables of SCHEMA, one in memory at a time; each becomes a row group."""
+    with folder.scratch() as scratch:
+        with pyarrow.parquet.ParquetWriter(scratch / NAME, SCHEMA) as writer:
+            for table in tables:
+                writer.write_table(table)
+        folder.put(scratch / NAME, NAME)
 
 
 def read_index(directory: Path | str, split: str | None = None) -> pyarrow.Table:

@@ -20,14 +20,13 @@ import numpy as np
 import webdataset
 from PIL import Image, UnidentifiedImageError
 
+from kiloseg.data.folder import DataError as DataError
+from kiloseg.data.folder import open_folder
+
 FORMAT = "kiloseg-shards-1"
 IGNORE_ID = 65535
 MAX_CLASSES = 65535
 DESCRIPTION = "dataset.json"
-
-
-class DataError(ValueError):
-    """Something is wrong with a data set; the message names the file or sample, what was expected and the mend."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,7 +228,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def write_info(directory: Path, info: DatasetInfo) -> None:
+def write_info(directory: Path | str, info: DatasetInfo) -> None:
     """Writes dataset.json, last of all: a folder that has it is complete."""
     content = {
         "format": FORMAT,
@@ -243,9 +242,8 @@ def write_info(directory: Path, info: DatasetInfo) -> None:
         "splits": {split: [dataclasses.asdict(shard) for shard in shards] for split, shards in info.splits.items()},
         "classes": info.classes,
     }
-    partial = directory / (DESCRIPTION + ".partial")
-    partial.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.replace(directory / DESCRIPTION)
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    open_folder(directory).write(DESCRIPTION, text.encode())
 
 
 def read_info(directory: Path | str) -> DatasetInfo:
@@ -254,13 +252,16 @@ def read_info(directory: Path | str) -> DatasetInfo:
     Raises:
         DataError: no such file, another format, missing fields, or a shard name that leads out of the folder.
     """
-    path = Path(directory) / DESCRIPTION
-    if not path.is_file():
+    folder = open_folder(directory)
+    path = folder.at(DESCRIPTION)
+    try:
+        text = folder.read(DESCRIPTION)
+    except (FileNotFoundError, NotADirectoryError):
         raise DataError(
             f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one"
-        )
+        ) from None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(text.decode())
         if content["format"] != FORMAT:
             raise DataError(f"{path}: format is {content['format']!r}, expected {FORMAT!r}; build the data set again")
         splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
@@ -308,10 +309,13 @@ def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:
     Raises:
         DataError: names the first shard that is missing or has another size.
     """
+    folder = open_folder(directory)
+    sizes = folder.sizes()
     for shard in info.shards(split):
-        path = Path(directory) / shard.name
-        if not path.is_file():
+        path = folder.at(shard.name)
+        if shard.name not in sizes:
             raise DataError(f"{path} is missing, though {DESCRIPTION} lists it; restore it or rebuild: {info.command}")
-        size = path.stat().st_size
-        if size != shard.bytes:
-            raise DataError(f"{path} has {size} bytes, expected {shard.bytes}; restore it or rebuild: {info.command}")
+        if sizes[shard.name] != shard.bytes:
+            raise DataError(
+                f"{path} has {sizes[shard.name]} bytes, expected {shard.bytes}; restore it or rebuild: {info.command}"
+            )

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from command_line import run
 from kiloseg.data.build import Output
 from kiloseg.data.shards import IGNORE_ID, DatasetInfo
 from label_table import class_names, lookup, read_table, to_class_ids
@@ -81,4 +81,4 @@ def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    build_ade20k(tyro.cli(Arguments))
+    run(build_ade20k, Arguments)

@@ -32,7 +32,7 @@ SCHEMA = pyarrow.schema(
         ("segmentations", pyarrow.list_(pyarrow.binary())),
     ]
 )
-_RECIPE = b"kiloseg.recipe"
+_RECIPE, _CLASSES = b"kiloseg.recipe", b"kiloseg.classes"
 
 
 class AnnotatedImage(NamedTuple):
@@ -47,14 +47,20 @@ class AnnotatedImage(NamedTuple):
     """Polygons or RLE as json text, one a region."""
 
 
-def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedImage]) -> None:
+def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedImage], classes: list[str]) -> None:
     """Writes the file; it appears under its name only when it is complete.
+
+    Args:
+        path: the file; its folder is made.
+        recipe: what it is made from, JSON-able; see `is_current`.
+        images: in the order of the samples.
+        classes: a name per class id.
 
     Raises:
         DataError: the folder cannot be written.
     """
     partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    schema = SCHEMA.with_metadata({_RECIPE: json.dumps(recipe)})
+    schema = SCHEMA.with_metadata({_RECIPE: json.dumps(recipe), _CLASSES: json.dumps(classes)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
@@ -75,6 +81,16 @@ def is_current(path: Path, recipe: dict[str, Any]) -> bool:
     except (OSError, pyarrow.ArrowInvalid):
         return False
     return metadata.get(_RECIPE) == json.dumps(recipe).encode()
+
+
+def read_classes(path: Path) -> list[str]:
+    """A name per class id."""
+    return json.loads(pyarrow.parquet.read_schema(path).metadata[_CLASSES])
+
+
+def num_images(path: Path) -> int:
+    """How many images the file holds."""
+    return pyarrow.parquet.read_metadata(path).num_rows
 
 
 def read_column(path: Path, column: str) -> list[str]:

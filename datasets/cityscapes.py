@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from command_line import run
 from kiloseg.data.build import Output
 from kiloseg.data.shards import DatasetInfo
 from label_table import class_names, ignore_or, lookup, read_table, to_class_ids
@@ -77,4 +77,4 @@ def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    build_cityscapes(tyro.cli(Arguments))
+    run(build_cityscapes, Arguments)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tyro
 from tqdm import tqdm
 
 from annotation_store import AnnotatedImage, is_current, read_column, source, write_store
 from coco_json import CocoJson, Image
+from command_line import run
 from kiloseg.data.build import Output, build, plan_shards
 from kiloseg.data.shards import DataError, DatasetInfo
 from label_table import class_names, read_table
@@ -124,6 +124,7 @@ def index_annotations(root: Path, folder: Path, official_chaining: bool) -> dict
             f"{jsons / STUFF['train2017']} is missing: expected stuff annotations beside those of LVIS. {MEND}"
         )
     stuff_sources = [source(path) for path in stuff_paths]
+    classes = class_names(read_table("coco_lvis_1284"))
     stores = {}
     stale = []
     for split, path in splits.items():
@@ -141,9 +142,9 @@ def index_annotations(root: Path, folder: Path, official_chaining: bool) -> dict
         print(f"{NAME}: sorting the annotations of {' and '.join(stale)} by image into {folder}, once")
         stuff = [CocoJson(path) for path in stuff_paths]
         for split in stale:
-            write_store(
-                *stores[split], join_annotations(CocoJson(splits[split]), stuff, stuff_class_ids(official_chaining))
-            )
+            store, recipe = stores[split]
+            images = join_annotations(CocoJson(splits[split]), stuff, stuff_class_ids(official_chaining))
+            write_store(store, recipe, tqdm(images, unit=" images", desc=splits[split].name), classes)
     return stores
 
 
@@ -160,7 +161,7 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
     lvis_ids = {category_id: category_id - 1 for category_id in range(1, NUM_LVIS + 1)}
     stuff_ids = stuff_ids | {STUFF_OTHER: -1}
     keyed = sorted(((_key(image), image) for image in lvis.images.values()), key=lambda item: order(item[0]))
-    for key, image in tqdm(keyed, unit=" images", desc=lvis.path.name):
+    for key, image in keyed:
         owner = next((file for file in stuff if image.id in file.images), None)
         if owner is None:
             raise DataError(
@@ -195,4 +196,4 @@ def _key(image: Image) -> str:
 
 
 if __name__ == "__main__":
-    build_coco_lvis(tyro.cli(Arguments))
+    run(build_coco_lvis, Arguments)

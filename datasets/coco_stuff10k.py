@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import tyro
 
+from command_line import run
 from kiloseg.data.build import Output
 from kiloseg.data.shards import IGNORE_ID, DatasetInfo
 from label_table import class_names, lookup, read_table, to_class_ids
@@ -81,4 +81,4 @@ def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    build_coco_stuff10k(tyro.cli(Arguments))
+    run(build_coco_stuff10k, Arguments)

@@ -99,39 +99,6 @@ def fingerprint(root: Path, files: Iterable[str]) -> str:
     return digest.hexdigest()
 
 
-def build_pairs(
-    output: Output,
-    info: DatasetInfo,
-    root: Path,
-    splits: Mapping[str, list[Pair]],
-    read_mask: Callable[[Path], np.ndarray],
-) -> DatasetInfo:
-    """Builds the data set of these pairs; adds the files and the size of the shards to the recipe.
-
-    Raises:
-        DataError: as `build`.
-    """
-    files = {split: fingerprint(root, (file for pair in pairs for file in pair[1:])) for split, pairs in splits.items()}
-    recipe = {**info.recipe, "shard_size": output.shard_size, "files": files}
-    tasks = [task for split, pairs in splits.items() for task in plan_shards(split, len(pairs), output.shard_size)]
-    # Absolute, since workers on a cluster start elsewhere.
-    make = functools.partial(make_samples, root=root.resolve(), splits=splits, read_mask=read_mask)
-    return build(output, dataclasses.replace(info, recipe=recipe), tasks, make)
-
-
-def make_samples(
-    task: ShardTask, *, root: Path, splits: Mapping[str, list[Pair]], read_mask: Callable[[Path], np.ndarray]
-) -> Iterator[Sample]:
-    """The samples of a shard: image bytes as they are in the archive, and masks as `read_mask` gives them."""
-    for pair in splits[task.split][task.start : task.stop]:
-        yield Sample(
-            key=pair.key,
-            image=read_image(root / pair.image),
-            mask=read_mask(root / pair.mask),
-            meta={"image": pair.image, "mask": pair.mask},
-        )
-
-
 def read_image(path: Path) -> bytes:
     """The bytes of a JPEG or PNG file.
 
@@ -142,6 +109,67 @@ def read_image(path: Path) -> bytes:
         if image.mode.startswith("I"):
             raise DataError(f"{path} has 16 bits a channel: expected 8; convert it")
     return path.read_bytes()
+
+
+def build_pairs(
+    output: Output,
+    info: DatasetInfo,
+    root: Path,
+    splits: Mapping[str, list[Pair]],
+    read_mask: Callable[[Path], np.ndarray],
+    *,
+    masks: Path | None = None,
+    read_image: Callable[[Path], bytes] = read_image,
+) -> DatasetInfo:
+    """Builds the data set of these pairs; adds the files and the size of the shards to the recipe.
+
+    Args:
+        output: where to.
+        info: without splits.
+        root: of the images.
+        splits: pairs in the order of the samples.
+        read_mask: uint16 class ids of shape (H, W) of a mask's file.
+        masks: root of the masks, if it is another one.
+        read_image: JPEG or PNG bytes of an image's file.
+
+    Raises:
+        DataError: as `build`.
+    """
+    masks = root if masks is None else masks
+    files = {
+        split: [fingerprint(root, [pair.image for pair in pairs]), fingerprint(masks, [pair.mask for pair in pairs])]
+        for split, pairs in splits.items()
+    }
+    recipe = {**info.recipe, "shard_size": output.shard_size, "files": files}
+    tasks = [task for split, pairs in splits.items() for task in plan_shards(split, len(pairs), output.shard_size)]
+    make = functools.partial(
+        make_samples,
+        images=root.resolve(),  # absolute, since workers on a cluster start elsewhere
+        masks=masks.resolve(),
+        splits=splits,
+        read_mask=read_mask,
+        read_image=read_image,
+    )
+    return build(output, dataclasses.replace(info, recipe=recipe), tasks, make)
+
+
+def make_samples(
+    task: ShardTask,
+    *,
+    images: Path,
+    masks: Path,
+    splits: Mapping[str, list[Pair]],
+    read_mask: Callable[[Path], np.ndarray],
+    read_image: Callable[[Path], bytes],
+) -> Iterator[Sample]:
+    """The samples of a shard."""
+    for pair in splits[task.split][task.start : task.stop]:
+        yield Sample(
+            key=pair.key,
+            image=read_image(images / pair.image),
+            mask=read_mask(masks / pair.mask),
+            meta={"image": pair.image, "mask": pair.mask},
+        )
 
 
 def read_ids(path: Path) -> np.ndarray:

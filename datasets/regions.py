@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,14 @@ def to_rles(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
     return [pycocotools.mask.frPyObjects(segmentation, height, width)]
 
 
-def make_samples(task: ShardTask, *, root: Path, stores: dict[str, Path], empty: int = IGNORE_ID) -> Iterator[Sample]:
+def make_samples(
+    task: ShardTask,
+    *,
+    root: Path,
+    stores: dict[str, Path],
+    empty: int = IGNORE_ID,
+    read_image: Callable[[Path], bytes] = read_image,
+) -> Iterator[Sample]:
     """The samples of a shard: image bytes as they are, and their regions drawn."""
     for image in read_store(stores[task.split], task.start, task.stop):
         yield Sample(

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tyro
 
+from command_line import run
 from kiloseg.data.build import Output
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
 from label_table import class_names, lookup, read_table, to_class_ids
@@ -109,4 +109,4 @@ def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    build_voc(tyro.cli(Arguments))
+    run(build_voc, Arguments)

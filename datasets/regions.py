@@ -28,7 +28,7 @@ def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID) -> np.ndarray:
         try:
             rles = to_rles(msgspec.json.decode(text), image.height, image.width)
             for covered_HW in map(pycocotools.mask.decode, rles):
-                np.copyto(mask_HW, class_id, where=covered_HW.view(bool))
+                np.copyto(mask_HW[:, : covered_HW.shape[1]], class_id, where=covered_HW.view(bool))
         except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
             raise DataError(
                 f"{image.image}: a segmentation of class {class_id} cannot be drawn ({error}): expected polygons or RLE, "
@@ -38,7 +38,7 @@ def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID) -> np.ndarray:
 
 
 def to_rles(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
-    """pycocotools' compressed RLEs, which together cover the region.
+    """pycocotools' compressed RLEs, which together cover the region; what lies right of it may be left out.
 
     Args:
         segmentation: as json gives it: a list of polygons [x0, y0, x1, y1, ...] in pixels, or an RLE with "size" and
@@ -54,7 +54,9 @@ def to_rles(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
             raise ValueError("a polygon is no list of x and y in turn")
         # Two points enclose nothing, and four numbers would be taken for a box.
         polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        return pycocotools.mask.frPyObjects(polygons, height, width) if polygons else []
+        # Columns are drawn from left to right, so those beyond the last corner cost time and change nothing.
+        needed = min(width, int(max((x for polygon in polygons for x in polygon[::2]), default=0)) + 2)
+        return pycocotools.mask.frPyObjects(polygons, height, max(needed, 1)) if polygons else []
     if not isinstance(segmentation, dict):
         raise ValueError("neither polygons nor RLE")
     if segmentation["size"] != [height, width]:

@@ -7,6 +7,7 @@ kept for the next build.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
@@ -71,7 +72,8 @@ def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedIm
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error}): name a folder that can with --index") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def is_current(path: Path, recipe: dict[str, Any]) -> bool:

@@ -160,8 +160,10 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
         )
     lvis_ids = {category_id: category_id - 1 for category_id in range(1, NUM_LVIS + 1)}
     stuff_ids = stuff_ids | {STUFF_OTHER: -1}
-    keyed = sorted(((_key(image), image) for image in lvis.images.values()), key=lambda item: order(item[0]))
-    for key, image in keyed:
+    keyed = sorted(
+        ((*_locate(image, lvis.path), image) for image in lvis.images.values()), key=lambda item: order(item[0])
+    )
+    for key, path, image in keyed:
         owner = next((file for file in stuff if image.id in file.images), None)
         if owner is None:
             raise DataError(
@@ -180,10 +182,9 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
                 if class_id >= 0:
                     class_ids.append(class_id)
                     segmentations.append(bytes(annotation.segmentation))
-        folder, file_name = image.coco_url.split("/")[-2:]
         yield AnnotatedImage(
             key=key,
-            image=f"{folder}/{file_name}",
+            image=path,
             height=image.height,
             width=image.width,
             class_ids=class_ids,
@@ -191,8 +192,15 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
         )
 
 
-def _key(image: Image) -> str:
-    return image.coco_url.rpartition("/")[2].partition(".")[0]
+def _locate(image: Image, json_path: Path) -> tuple[str, str]:
+    """Key and file of an image. LVIS says in `coco_url` alone which of COCO's folders it is in."""
+    parts = image.coco_url.split("/")[-2:]
+    if len(parts) != 2 or parts[0] not in STUFF or not parts[1]:
+        raise DataError(
+            f"{json_path}: image {image.id} has coco_url {image.coco_url!r}: expected one that ends in "
+            f"{' or '.join(STUFF)} and a file name. {MEND}"
+        )
+    return parts[1].partition(".")[0], "/".join(parts)
 
 
 if __name__ == "__main__":

@@ -19,10 +19,10 @@ def read_matlab(path: Path, *names: str) -> np.ndarray:
         from scipy.io import loadmat
     except ModuleNotFoundError:
         raise DataError(f"{path}: reading .mat files takes SciPy; pip install 'kiloseg[datasets]'") from None
+    if not path.is_file():
+        raise DataError(f"{path} is missing: restore it")
     try:
         content = loadmat(path, variable_names=names[:1])
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: restore it") from None
     except Exception as error:  # SciPy raises many kinds, also its own reader's, for a file that is cut off
         raise DataError(f"{path} is no readable .mat file ({error}): restore it from the archive") from error
     try:

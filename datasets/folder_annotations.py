@@ -138,13 +138,14 @@ def divide_images(arguments: Arguments, jsons: dict[str, CocoJson]) -> dict[str,
         DataError: no image at all, or images that would have the same key.
     """
     images = {
-        split: {_file(arguments.images, split, image, content.path): image for image in content.images.values()}
+        split: [(_file(arguments.images, split, image, content.path), image) for image in content.images.values()]
         for split, content in jsons.items()
     }
-    keys = keys_of(file for of_split in images.values() for file in of_split)
+    all_images = [item for of_split in images.values() for item in of_split]
+    keys = keys_of(file for file, _ in all_images)
     if not keys:
         raise DataError(f"{next(iter(jsons.values())).path} lists no images: expected at least one")
-    files = {split: list(of_split) for split, of_split in images.items()}
+    files = {split: [file for file, _ in of_split] for split, of_split in images.items()}
     if "" in files:
         folders = {Path(file).parts[0] for file in files[""]}
         files = (
@@ -152,9 +153,9 @@ def divide_images(arguments: Arguments, jsons: dict[str, CocoJson]) -> dict[str,
             if folders <= {"train", "val"}
             else divide(keys, arguments.val_fraction, arguments.seed)
         )
-    all_images = {file: image for of_split in images.values() for file, image in of_split.items()}
+    image_of = dict(all_images)
     return {
-        split: sorted(((keys[file], file, all_images[file]) for file in chosen), key=lambda item: order(item[0]))
+        split: sorted(((keys[file], file, image_of[file]) for file in chosen), key=lambda item: order(item[0]))
         for split, chosen in files.items()
     }
 

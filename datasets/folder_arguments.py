@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from kiloseg.data.build import Output
 from kiloseg.data.shards import DataError
+from label_table import MAX_RAW_ID
 from pairs import order, read_image, safe_key
 
 NAME = "folder"
@@ -69,6 +70,8 @@ class Arguments(Output):
             raise ValueError("unlabelled is for annotations: masks have an id at each pixel")
         if self.annotations is not None and self.ignore_id is not None:
             raise ValueError("ignore_id is for masks: annotations have no such id")
+        if self.ignore_id is not None and not 0 <= self.ignore_id <= MAX_RAW_ID:
+            raise ValueError(f"ignore_id = {self.ignore_id}: expected 0 to {MAX_RAW_ID}")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction = {self.val_fraction}: expected 0 to below 1")
 

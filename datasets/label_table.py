@@ -110,13 +110,15 @@ def read_names(path: Path) -> dict[int, str]:
     if len(set(given)) != len(given):
         twice = next(name for number, name in enumerate(given) if name in given[:number])
         raise DataError(f"{path} has the name {twice!r} twice: expected each class once; rename one of them")
-    if len(given) < 2 or min(names) < 0 or max(names) > MAX_RAW_ID:
-        raise DataError(f"{path} has {len(given)} classes: expected at least 2, with ids from 0 to {MAX_RAW_ID}")
+    if len(given) < 2 or min(names) < 0 or max(names) >= MAX_RAW_ID:
+        raise DataError(f"{path} has {len(given)} classes: expected at least 2, with ids from 0 to {MAX_RAW_ID - 1}")
     return names
 
 
 def _csv_rows(text: str) -> list[tuple[Any, Any]]:
     rows = list(csv.DictReader(text.splitlines(), strict=True))
+    if any(None in row.values() for row in rows):
+        raise ValueError("a line has too few columns")
     return [(row.get("id", number), row["name"]) for number, row in enumerate(rows)]
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from kiloseg.data.build import Output, ShardTask, build, plan_shards
 from kiloseg.data.shards import DataError, DatasetInfo, Sample
@@ -205,7 +205,7 @@ def _opened(path: Path, *formats: str) -> Image.Image:
         return Image.open(path, formats=formats)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected a {' or '.join(formats)} file; restore it") from None
-    except (UnidentifiedImageError, Image.DecompressionBombError, SyntaxError) as error:
+    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
         raise DataError(
             f"{path} is no readable {' or '.join(formats)} file ({error}); restore or convert it"
         ) from error

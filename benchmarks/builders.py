@@ -1,17 +1,19 @@
-"""Images a second of the coco_lvis builder, and what reading its annotations costs beside pycocotools' own reader.
+"""Images a second of the coco_lvis builder, and what sorting its annotations costs beside pycocotools' own reader.
 
     python benchmarks/builders.py
     python benchmarks/builders.py --images 5000 --processes 1 2 4
 
 Draws a tree in the layout of COCO and LVIS: crops of the photographs that scikit-learn ships as JPEG of 640 x 480, and for
 each image 11 objects as polygons and 4 stuff regions as compressed RLE, about as many and as detailed as in the real
-files. Builds it from the beginning in each round; rates are medians over rounds and count all that a build does after the
-annotations are sorted: starting processes, reading, drawing, compressing, digests and the index.
+files. Each round builds it from the beginning, as a command; rates count all that it does (starting Python, its
+processes, reading, drawing, compressing, digests, the index), but for sorting the annotations, which is once for a
+machine and measured apart, on more of them. CPU seconds are of all processes together: what a core to itself would take.
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import resource
 import statistics
@@ -19,8 +21,10 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pycocotools.mask
@@ -36,56 +40,47 @@ class Arguments:
     """Speed of the coco_lvis builder."""
 
     images: int = 2000
-    """Images in split train; a tenth more are drawn as val."""
+    """Images to build, all in split train."""
+    annotated: int = 20000
+    """Images whose annotations are sorted; 100,170 in LVIS."""
     objects: int = 11
     """LVIS objects in an image."""
     points: int = 55
     """Corners of an object's polygon; 55 give the 870 bytes an annotation of lvis_v1_train.json."""
     processes: tuple[int, ...] = (1, 2)
-    """Processes to measure with."""
+    """Processes to build with."""
     rounds: int = 3
-    """Times each build is run."""
+    """Times each is run."""
     csv: Path = Path("runs/benchmarks/builders.csv")
     """Where the table is written."""
 
 
-def draw_tree(root: Path, arguments: Arguments) -> None:
-    """Writes images and annotations: train2017, val2017, annotations/{lvis_v1,stuff}_*.json."""
+def write_annotations(root: Path, num_images: int, arguments: Arguments) -> None:
+    """Writes annotations/lvis_v1_train.json and annotations/stuff_train2017.json."""
     rng = np.random.default_rng(0)
-    photographs = load_photographs()
-    for folder in ("train2017", "val2017", "annotations"):
-        (root / folder).mkdir()
-    num_val = max(arguments.images // 10, 1)
-    first_id = 1
-    for split, count in (("train", arguments.images), ("val", num_val)):
-        lvis = {"images": [], "annotations": [], "categories": [{"id": c, "name": f"c{c}"} for c in range(1, 1204)]}
-        stuff = {"images": [], "annotations": [], "categories": []}
-        for image_id in range(first_id, first_id + count):
-            path = f"{split}2017/{image_id:012}.jpg"
-            photograph = photographs[image_id % len(photographs)]
-            top = rng.integers(photograph.shape[0] - HEIGHT + 1)
-            crop = np.roll(photograph[top : top + HEIGHT, :WIDTH], int(rng.integers(WIDTH)), axis=1)
-            Image.fromarray(np.ascontiguousarray(crop)).save(root / path, quality=92)
-            record = {"id": image_id, "height": HEIGHT, "width": WIDTH}
-            lvis["images"].append({**record, "coco_url": f"http://images.cocodataset.org/{path}"})
-            stuff["images"].append({**record, "file_name": Path(path).name})
-            for _ in range(arguments.objects):
-                annotation = {"image_id": image_id, "category_id": int(rng.integers(1, 1204)), "id": 0, "area": 1.0}
-                lvis["annotations"].append({**annotation, "segmentation": [polygon(rng, arguments.points)]})
-            for number, rle in enumerate(stuff_regions(rng)):
-                annotation = {"image_id": image_id, "category_id": 92 + int(rng.integers(91)), "id": number}
-                stuff["annotations"].append({**annotation, "segmentation": rle})
-        first_id += count
-        (root / "annotations" / f"lvis_v1_{split}.json").write_text(json.dumps(lvis))
-        (root / "annotations" / f"stuff_{split}2017.json").write_text(json.dumps(stuff))
-
-
-def load_photographs() -> list[np.ndarray]:
-    """uint8 of shape (>= HEIGHT, WIDTH, 3)."""
-    from sklearn.datasets import load_sample_images
-
-    images = [Image.fromarray(image) for image in load_sample_images().images]
-    return [np.asarray(image.resize((WIDTH, max(HEIGHT, image.height)))) for image in images]
+    regions = [stuff_regions(rng) for _ in range(64)]
+    lvis: dict[str, list[Any]] = {
+        "images": [],
+        "annotations": [],
+        "categories": [{"id": category_id, "name": f"c{category_id}"} for category_id in range(1, 1204)],
+    }
+    stuff: dict[str, list[Any]] = {"images": [], "annotations": [], "categories": []}
+    for image_id in range(1, num_images + 1):
+        record = {"id": image_id, "height": HEIGHT, "width": WIDTH}
+        name = f"{image_id:012}.jpg"
+        lvis["images"].append({**record, "coco_url": f"http://images.cocodataset.org/train2017/{name}"})
+        stuff["images"].append({**record, "file_name": name})
+        for category_id in rng.integers(1, 1204, arguments.objects).tolist():
+            annotation = {"image_id": image_id, "category_id": category_id, "id": len(lvis["annotations"]), "area": 1.0}
+            lvis["annotations"].append({**annotation, "segmentation": [polygon(rng, arguments.points)]})
+        for rle in regions[image_id % len(regions)]:
+            annotation = {"image_id": image_id, "category_id": int(rng.integers(92, 183)), "id": image_id}
+            stuff["annotations"].append({**annotation, "segmentation": rle})
+    # In the real files neighbours are of different images, so they are here.
+    rng.shuffle(lvis["annotations"])
+    (root / "annotations").mkdir(parents=True)
+    (root / "annotations" / "lvis_v1_train.json").write_text(json.dumps(lvis))
+    (root / "annotations" / "stuff_train2017.json").write_text(json.dumps(stuff))
 
 
 def polygon(rng: np.random.Generator, points: int) -> list[float]:
@@ -98,87 +93,108 @@ def polygon(rng: np.random.Generator, points: int) -> list[float]:
     return np.stack([x, y], axis=1).round(2).ravel().tolist()
 
 
-def stuff_regions(rng: np.random.Generator) -> list[dict[str, object]]:
+def stuff_regions(rng: np.random.Generator) -> list[dict[str, Any]]:
     """Four regions with wavy borders that share the image, as compressed RLE."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     waves = np.sin(x / rng.uniform(60, 120) + rng.uniform(0, 6)) + np.cos(y / rng.uniform(50, 90)) + rng.uniform(-1, 1)
-    waves = waves + 0.3 * np.sin(x / 11 + y / 13)
-    labels = (waves > 0) + 2 * (y > rng.uniform(150, 330))
+    labels = (waves + 0.3 * np.sin(x / 11 + y / 13) > 0) + 2 * (y > rng.uniform(150, 330))
     rles = [pycocotools.mask.encode(np.asfortranarray(labels == region, dtype=np.uint8)) for region in range(4)]
     return [{"size": rle["size"], "counts": rle["counts"].decode()} for rle in rles]
 
 
+def write_images(root: Path, num_images: int) -> None:
+    """Writes train2017/*.jpg."""
+    from sklearn.datasets import load_sample_images
+
+    def crops() -> Iterator[np.ndarray]:
+        rng = np.random.default_rng(0)
+        for photograph in itertools.cycle(load_sample_images().images):
+            enlarged = np.asarray(Image.fromarray(photograph).resize((800, 600)))
+            top, left = rng.integers(600 - HEIGHT), rng.integers(800 - WIDTH)
+            yield enlarged[top : top + HEIGHT, left : left + WIDTH]
+
+    (root / "train2017").mkdir()
+    for image_id, crop in zip(range(1, num_images + 1), crops(), strict=False):
+        Image.fromarray(crop).save(root / "train2017" / f"{image_id:012}.jpg", quality=92)
+
+
 READERS = {
-    "coco_json.CocoJson": "from coco_json import CocoJson as read",
-    "pycocotools.coco.COCO": "from pycocotools.coco import COCO as read",
+    "sorted into Parquet": """
+import coco_lvis
+coco_lvis.index_annotations(root, Path(folder), False)
+""",
+    "pycocotools COCO(), read only": """
+from pycocotools.coco import COCO
+content = [COCO(path) for path in (root / "annotations").iterdir()]
+""",
 }
 
 
-def measure_reader(name: str, path: Path) -> tuple[float, float]:
-    """Seconds and GiB of memory that reading a file adds to a fresh process."""
-    source = f"""
-import resource, sys, time
+def measure_reader(source: str, root: Path) -> tuple[float, float]:
+    """CPU seconds, and GiB of memory added to a fresh process, of reading all annotations of a tree."""
+    program = f"""
+import resource, tempfile
 from pathlib import Path
-{READERS[name]}
-def gib():
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-before, begin = gib(), time.perf_counter()
-content = read(Path({str(path)!r}))
-print(time.perf_counter() - begin, gib() - before)
+import numpy, pyarrow.parquet, pycocotools.mask
+import kiloseg.data.build
+usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
+root, before = Path({str(root)!r}), usage()
+with tempfile.TemporaryDirectory() as folder:
+{"".join(f"    {line}" for line in source.strip().splitlines(keepends=True))}
+seconds = usage().ru_utime + usage().ru_stime - before.ru_utime - before.ru_stime
+print(seconds, (usage().ru_maxrss - before.ru_maxrss) / 2**20)
 """
-    done = subprocess.run(
-        [sys.executable, "-c", source], cwd=ROOT / "datasets", check=True, capture_output=True, text=True
-    )
+    run = [sys.executable, "-c", program]
+    done = subprocess.run(run, cwd=ROOT / "datasets", check=True, capture_output=True, text=True)
     seconds, gib = done.stdout.splitlines()[-1].split()
     return float(seconds), float(gib)
 
 
-def measure_build(root: Path, out: Path, processes: int) -> float:
-    """Seconds of a build by command, with its annotations sorted already."""
+def measure_build(root: Path, out: Path, processes: int) -> tuple[float, float]:
+    """Seconds of a build, and CPU seconds of all its processes."""
     builder = [sys.executable, str(ROOT / "datasets" / "coco_lvis.py"), "--root", str(root), "--out", str(out)]
-    begin = time.perf_counter()
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     done = subprocess.run([*builder, "--processes", str(processes)], capture_output=True, text=True)
+    seconds, after = time.perf_counter() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise SystemExit(f"the build failed:\n{done.stderr}")
-    return time.perf_counter() - begin
+    return seconds, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
 def main(arguments: Arguments) -> None:
-    """Measures readers and builds and prints the tables."""
-    rows: list[list[object]] = []
-    with tempfile.TemporaryDirectory(prefix="kiloseg-") as folder:
-        root = Path(folder) / "coco"
-        root.mkdir()
-        print(f"drawing {arguments.images + max(arguments.images // 10, 1):,} images")
-        draw_tree(root, arguments)
-        lvis = root / "annotations" / "lvis_v1_train.json"
-        megabytes = lvis.stat().st_size / 1e6
-        print(f"\n{'reading lvis_v1_train.json':32}{'MB/s':>10}{'GiB per GB':>12}   of {megabytes:.0f} MB")
-        for name in READERS:
-            measured = [measure_reader(name, lvis) for _ in range(arguments.rounds)]
-            rate = megabytes / statistics.median(seconds for seconds, _ in measured)
-            memory = statistics.median(gib for _, gib in measured) / (megabytes / 1000)
-            print(f"{name:32}{rate:>10.0f}{memory:>12.2f}")
-            rows.append([name, 1, round(rate, 1), "MB/s", round(memory, 3)])
-        images = arguments.images + max(arguments.images // 10, 1)
-        begin = time.perf_counter()
-        measure_build(root, Path(folder) / "first", arguments.processes[0])
-        first = time.perf_counter() - begin
-        seconds: dict[int, list[float]] = {processes: [] for processes in arguments.processes}
+    """Measures and prints the tables."""
+    rows: list[list[Any]] = []
+    with tempfile.TemporaryDirectory(prefix="kiloseg-") as name:
+        folder = Path(name)
+        write_annotations(folder / "jsons", arguments.annotated, arguments)
+        megabytes = sum(path.stat().st_size for path in (folder / "jsons" / "annotations").iterdir()) / 1e6
+        print(f"\n{megabytes:.0f} MB of annotations, {arguments.annotated:,} images")
+        print(f"{'':32}{'CPU s':>10}{'GiB':>10}")
+        measured: dict[Any, list[tuple[float, float]]] = {reader: [] for reader in READERS}
+        for _ in range(arguments.rounds):
+            for reader, source in READERS.items():
+                measured[reader].append(measure_reader(source, folder / "jsons"))
+        for reader, results in measured.items():
+            seconds, gib = (statistics.median(column) for column in zip(*results, strict=True))
+            print(f"{reader:32}{seconds:>10.1f}{gib:>10.2f}")
+            rows.append([reader, round(seconds, 2), round(gib, 3), "CPU s, GiB"])
+        write_annotations(folder / "coco", arguments.images, arguments)
+        write_images(folder / "coco", arguments.images)
+        measure_build(folder / "coco", folder / "first", max(arguments.processes))  # sorts the annotations
+        measured = {processes: [] for processes in arguments.processes}
         for number in range(arguments.rounds):
-            for processes, measured_seconds in seconds.items():
-                measured_seconds.append(measure_build(root, Path(folder) / f"{number}-{processes}", processes))
-        print(f"\n{'building':32}{'images/s':>10}{'a process':>12}   of {images:,} images")
-        for processes, measured_seconds in seconds.items():
-            rate = images / statistics.median(measured_seconds)
-            print(f"{f'{processes} processes':32}{rate:>10.1f}{rate / processes:>12.1f}")
-            rows.append(["build", processes, round(rate, 1), "images/s", round(rate / processes, 1)])
-        print(f"first build, annotations to sort: {first:.1f} s")
-    print(f"largest process: {resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20:.2f} GiB")
+            for processes in arguments.processes:
+                out = folder / f"{number}-{processes}"
+                measured[processes].append(measure_build(folder / "coco", out, processes))
+        print(f"\n{arguments.images:,} images\n{'':32}{'images/s':>10}{'images/CPU s':>14}")
+        for processes, results in measured.items():
+            rate, cpu_rate = (arguments.images / statistics.median(column) for column in zip(*results, strict=True))
+            print(f"{f'coco_lvis, {processes} processes':32}{rate:>10.1f}{cpu_rate:>14.1f}")
+            rows.append([f"{processes} processes", round(rate, 1), round(cpu_rate, 1), "images/s, images/CPU s"])
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     with arguments.csv.open("w", newline="") as file:
-        csv.writer(file).writerows([["case", "processes", "rate", "unit", "per GB or process"], *rows])
-    print(arguments.csv)
+        csv.writer(file).writerows([["case", "first", "second", "units"], *rows])
+    print(f"\n{arguments.csv}")
 
 
 if __name__ == "__main__":

@@ -97,6 +97,7 @@ def test_16_bit_masks_by_command(tmp_path):
     ("ignore_id", "names", "expected"),
     [
         (None, ["a", "b"], [0, 1, X, X]),  # 255 is ignored by default; 2 has no name and is ignored below
+        (None, {0: "a", 1: "b", 2: "", 255: "c"}, [0, 1, X, 2]),  # unless it has a name
         (2, {0: "a", 1: "b", 255: "c"}, [0, 1, X, 2]),
         (1, {0: "a", 2: "b", 255: "c"}, [0, X, 1, 2]),
     ],

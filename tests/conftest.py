@@ -98,9 +98,9 @@ def one_thread():
 
 @pytest.fixture
 def one_process(monkeypatch):
-    """Builds write their shards in this process: starting others takes seconds, and each takes torch along."""
+    """Builds write their shards in this process: starting others takes seconds."""
 
-    def in_this_process(work, tasks, processes):
+    def in_this_process(work, tasks, *, processes):
         return ((task, work(task)) for task in tasks)
 
-    monkeypatch.setattr("kiloseg.data.build._in_processes", in_this_process)
+    monkeypatch.setattr("kiloseg.data.build.in_processes", in_this_process)

@@ -65,10 +65,10 @@ def list_splits(arguments: Arguments) -> dict[str, list[Pair]]:
     root = arguments.images
     folders = {split: root / split for split in ("train", "val") if (root / split).is_dir()}
     if folders:
-        splits = {split: _images(root, folder) for split, folder in folders.items()}
+        splits = {split: _images(root, folder, arguments.masks) for split, folder in folders.items()}
         keys = keys_of(file for files in splits.values() for file in files)
     else:
-        keys = keys_of(_images(root, root))
+        keys = keys_of(_images(root, root, arguments.masks))
         splits = divide(keys, arguments.val_fraction, arguments.seed)
     for split in ("train", "val"):
         if not splits.get(split):
@@ -83,8 +83,18 @@ def list_splits(arguments: Arguments) -> dict[str, list[Pair]]:
     return {split: sorted(pairs[split], key=lambda pair: order(pair.key)) for split in pairs}
 
 
-def _images(root: Path, folder: Path) -> list[str]:
-    return sorted(str(path.relative_to(root)) for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+def _images(root: Path, folder: Path, masks: Path | None) -> list[str]:
+    """Images in a folder, without masks that lie in it too: in a folder of their own, or each beside its JPEG."""
+    same = masks is not None and masks.resolve() == root.resolve()
+    suffixes = [suffix for suffix in SUFFIXES if suffix != ".png" or not same]
+    inside = masks is not None and not same and masks.resolve().is_relative_to(root.resolve())
+    return sorted(
+        str(path.relative_to(root))
+        for path in folder.rglob("*")
+        if path.suffix.lower() in suffixes
+        and not path.name.startswith(".")  # macOS leaves such companions of files on other file systems
+        and not (inside and masks is not None and path.resolve().is_relative_to(masks.resolve()))
+    )
 
 
 def read_mask(path: Path, *, table: np.ndarray, ignore_id: int | None, names: Path) -> np.ndarray:

@@ -62,7 +62,7 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path, mend: str) -
     """
     if raw_HW.ndim != 2 or raw_HW.dtype.kind not in "iufb":
         raise DataError(f"{path}: mask has shape {raw_HW.shape} and type {raw_HW.dtype}: expected ids of shape (H, W)")
-    raw = raw_HW.astype(np.int64) if raw_HW.dtype.kind in "if" else raw_HW.astype(np.uint16, casting="safe")
+    raw = raw_HW if raw_HW.dtype in (np.uint8, np.uint16) else raw_HW.astype(np.int64)
     if raw_HW.dtype.kind == "f" and not np.array_equal(raw, raw_HW):
         raise DataError(f"{path}: mask has fractions: expected whole ids. {mend}")
     if raw.size and (raw.min() < 0 or raw.max() > MAX_RAW_ID):

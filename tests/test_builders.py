@@ -319,11 +319,12 @@ def test_label_tables():
     [
         (np.array([[0, 255, 256, 1203, 1284, 65535]], np.uint16), [[1, 2, 3, 4, 5, 6]]),
         (np.array([[0, 256]], np.int32), [[1, 3]]),
+        (np.array([[0, 256]], np.uint32), [[1, 3]]),
         (np.array([[0.0, 1284.0]]), [[1, 5]]),
         (np.array([[False, False]]), [[1, 1]]),
         (np.zeros((0, 3), np.uint8), []),
     ],
-    ids=["uint16", "int32", "float", "bool", "empty"],
+    ids=["uint16", "int32", "uint32", "float", "bool", "empty"],
 )
 def test_lookup_of_any_type(raw, expected):
     table = label_table.lookup({0: 1, 255: 2, 256: 3, 1203: 4, 1284: 5, 65535: 6})

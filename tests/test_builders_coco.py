@@ -143,6 +143,9 @@ def test_masks_worked_out_by_hand(root, tmp_path):
         assert meta["image"] == f"{folder}/{key}.jpg" and image == (root / meta["image"]).read_bytes()
     counts = class_samples(read_index(tmp_path / "out", "train"), 1284)
     assert np.flatnonzero(counts).tolist() == [0, 255, 256, 1202, 1203, 1283]
+    row = next(row for row in read_index(tmp_path / "out", "train").to_pylist() if row["key"].endswith("9"))
+    pixels = {0: 1, 255: 6, 256: 3, 1202: 2, 1203: 4, 1283: 4}
+    assert dict(zip(row["class_ids"], row["class_pixels"], strict=True)) == pixels
 
 
 def test_official_chaining(root, tmp_path):

@@ -231,6 +231,17 @@ def test_a_share_is_set_aside(tmp_path, capsys):
     )
 
 
+@pytest.mark.parametrize("masks", ["images", "images/masks"])
+def test_masks_among_the_images_are_no_images(tmp_path, masks):
+    write_jpeg(tmp_path / "images/a.jpg", 1, 2)
+    write_jpeg(tmp_path / "images/._a.jpg", 1, 2)
+    write_png(tmp_path / masks / "a.png", uint8([0, 1]))
+    write_json(tmp_path / "n.json", ["a", "b"])
+    build(tmp_path, masks=tmp_path / masks, names=tmp_path / "n.json")
+    samples = read_split(tmp_path / "out", "train")
+    assert list(samples) == ["a"] and samples["a"][1] == [[0, 1]]
+
+
 def test_few_images_still_make_two_splits():
     keys = {f"{number}.jpg": str(number) for number in range(3)}
     for fraction, sizes in ((0.01, (2, 1)), (0.5, (1, 2)), (0.99, (1, 2))):

@@ -266,7 +266,7 @@ def test_folder_that_cannot_be_made():
 
 def test_fault_of_a_sample_keeps_the_others(whole, tmp_path):
     with pytest.raises(DataError, match=r"train-000004\.tar: sample train00018: mask has class id 3\d\d") as caught:
-        build_numbered(tmp_path, wrong=18)
+        build_numbered(tmp_path, wrong=18, processes=2)
     assert re.search(r"\d of 7 shards are finished and kept in .*; the same command goes on", caught.value.__notes__[0])
     before = times(tmp_path)
     assert SHARDS[0] in before and SHARDS[4] not in before
@@ -309,14 +309,14 @@ def dying(task, **given):
 
 def test_death_of_a_process_keeps_what_is_finished(whole, tmp_path):
     with pytest.raises(Exception, match="terminated abruptly") as caught:
-        build_numbered(tmp_path, make_samples=dying)
+        build_numbered(tmp_path, make_samples=dying, processes=2)
     assert "the same command goes on from there" in caught.value.__notes__[0]
     assert build_numbered(tmp_path).digest == whole[1].digest
 
 
 def test_arguments_that_cannot_work(tmp_path):
     tasks = plan_shards("train", 4, 4)
-    output = Output(out=str(tmp_path))
+    output = Output(out=str(tmp_path), processes=2)
     with pytest.raises(ValueError, match="data set numbered: no shards to build"):
         build(output, described(), [], numbered)
     with pytest.raises(TypeError, match=r"a recipe must be made of JSON's types \(.*PosixPath is not"):

@@ -41,8 +41,10 @@ def write_tables(folder: Folder, tables: Iterable[pyarrow.Table]) -> None:
         folder.put(scratch / NAME, NAME)
 
 
-def read_index(directory: Path | str, split: str | None = None, *, shard: str | None = None) -> pyarrow.Table:
-    """The index, or the rows of one split, or of one shard, which are read without the others.
+def read_index(
+    directory: Path | str, split: str | None = None, *, shard: str | None = None, columns: list[str] | None = None
+) -> pyarrow.Table:
+    """The index, or the rows of one split or of one shard, which are read without the others; all columns, or some.
 
     Raises:
         DataError: it is missing or damaged.
@@ -50,7 +52,9 @@ def read_index(directory: Path | str, split: str | None = None, *, shard: str | 
     folder = open_folder(directory)
     wanted = [(name, "=", value) for name, value in (("split", split), ("shard", shard)) if value is not None]
     try:
-        return pyarrow.parquet.read_table(folder.random_access(NAME), schema=SCHEMA, filters=wanted or None)
+        return pyarrow.parquet.read_table(
+            folder.random_access(NAME), schema=SCHEMA, filters=wanted or None, columns=columns
+        )
     except FileNotFoundError as error:
         raise DataError(f"{folder.at(NAME)} does not exist; build the data set again") from error
     except ConnectionError:

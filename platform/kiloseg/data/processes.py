@@ -19,12 +19,16 @@ Result = TypeVar("Result")
 def in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int
 ) -> Generator[tuple[Task, Result]]:
-    """Runs `work` on each task and yields tasks with their results as they finish.
+    """Runs `work` on each task and yields tasks with their results as they finish; one process is this one.
 
     Raises:
         TypeError: `work` cannot be pickled.
         Exception: what `work` raises; tasks that run are waited for.
     """
+    if processes == 1:
+        for task in tasks:
+            yield task, work(task)
+        return
     # Pickled once and sent once to each process: what `work` carries may be large.
     try:
         pickled = pickle.dumps(work)

@@ -131,18 +131,18 @@ content = [COCO(path) for path in (root / "annotations").iterdir()]
 
 
 def measure_reader(source: str, root: Path) -> tuple[float, float]:
-    """CPU seconds, and GiB of memory added to a fresh process, of reading all annotations of a tree."""
+    """CPU seconds, and GiB added to the peak memory of a fresh process (Linux), of reading all annotations of a tree."""
     program = f"""
-import resource, tempfile
+import re, resource, tempfile, time
 from pathlib import Path
 import numpy, pyarrow.parquet, pycocotools.mask
 import kiloseg.data.build
-usage = lambda: resource.getrusage(resource.RUSAGE_SELF)
-root, before = Path({str(root)!r}), usage()
+def peak():  # not ru_maxrss, which a process begins with its parent's
+    return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
+root, before, begin = Path({str(root)!r}), peak(), time.process_time()
 with tempfile.TemporaryDirectory() as folder:
 {"".join(f"    {line}" for line in source.strip().splitlines(keepends=True))}
-seconds = usage().ru_utime + usage().ru_stime - before.ru_utime - before.ru_stime
-print(seconds, (usage().ru_maxrss - before.ru_maxrss) / 2**20)
+print(time.process_time() - begin, peak() - before)
 """
     run = [sys.executable, "-c", program]
     done = subprocess.run(run, cwd=ROOT / "datasets", check=True, capture_output=True, text=True)

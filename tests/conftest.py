@@ -94,13 +94,3 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def one_process(monkeypatch):
-    """Builds write their shards in this process: starting others takes seconds."""
-
-    def in_this_process(work, tasks, *, processes):
-        return ((task, work(task)) for task in tasks)
-
-    monkeypatch.setattr("kiloseg.data.build.in_processes", in_this_process)

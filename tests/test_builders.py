@@ -22,9 +22,6 @@ from matlab import read_matlab
 DATASETS = Path(__file__).parents[1] / "datasets"
 
 
-pytestmark = pytest.mark.usefixtures("one_process")
-
-
 def build(module, root, out, **fields):
     """By the function that the command calls."""
     arguments = module.Arguments(root=root, out=str(out), processes=1, **fields)

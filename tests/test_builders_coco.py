@@ -20,8 +20,6 @@ from annotation_store import AnnotatedImage
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.shards import DataError
 
-pytestmark = pytest.mark.usefixtures("one_process")
-
 X = IGNORE
 HEIGHT, WIDTH = 4, 6
 

@@ -22,8 +22,6 @@ from label_table import read_names
 SCRIPT = Path(__file__).parents[1] / "datasets" / "folder.py"
 X = IGNORE
 
-pytestmark = pytest.mark.usefixtures("one_process")
-
 
 def build(tmp_path, **fields):
     return folder.build_folder(Arguments(images=tmp_path / "images", out=str(tmp_path / "out"), processes=1, **fields))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import importlib.util
 import math
-import os
-import shlex
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +17,7 @@ import PIL
 from PIL import Image
 
 from glyph_characters import CUTS, draw, font
-from kiloseg.data.build import ShardTask
+from kiloseg.data.build import Output, ShardTask
 from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
 
 NAME = "glyphs"
@@ -52,15 +49,13 @@ _COUNTS, _ROUND, _SCENE = range(3)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Output):
     """Builds the glyphs data set: characters on coloured plates before photographs, one class per character.
 
     An equal recipe gives an equal digest, whatever the number of processes. A folder that was already built from this
     recipe is left as it is.
     """
 
-    out: Path
-    """Folder for dataset.json, index.parquet and the shards; new, empty, or an earlier build of this data set."""
     num_classes: int = 64
     """Classes including the background, from 2 to about 2,000; a refusal names the exact maximum. A-Z, a-z and 0-9 come
     first, without those that look like an earlier one, then the others by code point."""
@@ -79,16 +74,13 @@ class Recipe:
     mask: MaskKind = "plate"
     """What is labelled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
     alone; the plate then counts as background."""
-    shard_size: int = 500
-    """Samples in a shard."""
-    processes: int = os.cpu_count() or 1
-    """Processes that draw."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         _require(
             2 <= self.num_classes <= MAX_CLASSES, "num_classes", self.num_classes, "at least 2, with the background"
         )
-        for name in ("train_samples", "val_samples", "shard_size", "processes"):
+        for name in ("train_samples", "val_samples"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         _require(self.size >= 64, "size", self.size, "at least 64 pixels, below which characters cannot be read")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
@@ -102,20 +94,9 @@ class Recipe:
 
     def content(self) -> dict[str, Any]:
         """All that decides the bytes of the shards, as JSON-able values."""
-        fields = dataclasses.asdict(self)
-        del fields["out"], fields["processes"]
         # Pillow draws, resizes and compresses, matplotlib brings the fonts, and NumPy may change its generators.
         libraries = {"pillow": PIL.__version__, "matplotlib": matplotlib.__version__, "numpy": np.__version__}
-        return {"builder": NAME, "version": VERSION, **fields, **libraries}
-
-    def command(self) -> str:
-        """The command line that gives this recipe."""
-        words = ["python", "datasets/glyphs.py", "--out", str(self.out)]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name not in ("out", "processes") and value != field.default:
-                words += ["--" + field.name.replace("_", "-"), str(value)]
-        return shlex.join(words)
+        return {"builder": NAME, "version": VERSION, **self.settings(), **libraries}
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:

@@ -11,17 +11,14 @@ from __future__ import annotations
 
 import functools
 import math
-import re
-import time
 import unicodedata
-from pathlib import Path
 
 import tyro
 
 from glyph_characters import distinct_characters
 from glyph_scenes import NAME, Recipe, make_samples, object_counts
-from kiloseg.data.build import build, plan_shards, up_to_date
-from kiloseg.data.shards import DESCRIPTION, DataError, DatasetInfo, read_info
+from kiloseg.data.build import build, finished, plan_shards
+from kiloseg.data.shards import DatasetInfo
 
 LICENCE = (
     "Glyphs: DejaVu fonts (Bitstream Vera licence with public domain changes, free to use and redistribute; "
@@ -39,12 +36,9 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
         DataError: `recipe.out` holds something else.
         ValueError: more classes than there are distinguishable characters.
     """
-    if up_to_date(recipe.out, recipe.content()):
-        info = read_info(recipe.out)
-        print(f"{recipe.out} is up to date: {_summary(info)}")
-        return info
-    _check_folder(recipe.out)
-    begin = time.perf_counter()
+    found = finished(recipe, recipe.content())
+    if found is not None:  # before the characters are chosen, which takes seconds
+        return found
     characters = distinct_characters(recipe.num_classes - 1)
     if len(characters) < recipe.num_classes - 1:
         raise ValueError(
@@ -63,7 +57,7 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
         classes=["background", *(f"{character} {unicodedata.name(character)}" for character in characters)],
         background=0,
         licence=LICENCE,
-        command=recipe.command(),
+        command=recipe.command("datasets/glyphs.py"),
         recipe=recipe.content(),
     )
     tasks = [
@@ -71,47 +65,7 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
         *plan_shards("val", recipe.val_samples, recipe.shard_size),
     ]
     draw = functools.partial(make_samples, recipe=recipe, characters=characters)
-    begin_drawing = time.perf_counter()
-    info = build(recipe.out, info, tasks, draw, processes=recipe.processes)
-    end = time.perf_counter()
-    num_samples = recipe.train_samples + recipe.val_samples
-    print(f"{recipe.out}: {_summary(info)}, {end - begin:.1f} s, {num_samples / (end - begin_drawing):.0f} scenes/s")
-    return info
-
-
-def _summary(info: DatasetInfo) -> str:
-    shards = [shard for split in info.splits for shard in info.shards(split)]
-    samples = ", ".join(f"{info.num_samples(split)} {split}" for split in info.splits)
-    megabytes = sum(shard.bytes for shard in shards) / 1e6
-    return (
-        f"{info.num_classes} classes, samples {samples}, {len(shards)} shards, {megabytes:.1f} MB, digest {info.digest}"
-    )
-
-
-def _check_folder(out: Path) -> None:
-    """Raises DataError where building in `out` would mix with, or replace, something that is not this data set."""
-    if not out.exists():
-        return
-    if not out.is_dir():
-        raise DataError(f"{out} is a file: expected a folder to write the data set into")
-    mend = "choose another --out, or empty this one yourself"
-    if (out / DESCRIPTION).exists():
-        try:
-            name = read_info(out).name
-        except DataError as error:
-            raise DataError(f"{out} holds something that is no readable data set ({error}); {mend}") from error
-        if name != NAME:
-            raise DataError(
-                f"{out} holds the data set {name!r}: expected a new folder or an earlier build of {NAME!r}; {mend}"
-            )
-        return
-    # A build that was interrupted leaves shards without dataset.json, and may be begun again.
-    own = re.compile(r"((train|val)-\d+\.tar|index\.parquet|dataset\.json)(\.partial)?")
-    foreign = sorted(path.name for path in out.iterdir() if not own.fullmatch(path.name))
-    if foreign:
-        raise DataError(
-            f"{out} has no {DESCRIPTION} but holds {foreign[0]!r}: expected a new, empty or glyphs folder; {mend}"
-        )
+    return build(recipe, info, tasks, draw)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
 """Do cheaper losses pay at a thousand classes? mIoU, speed and memory of each way to sample, against the exact softmax.
 
+    python datasets/glyphs.py --out runs/data/glyphs-1000 --num-classes 1000
     python experiments/sample_negatives.py                                   # all arms, about a quarter of an hour each
-    python experiments/sample_negatives.py --arms all random:255 --classes 2000
+    python experiments/sample_negatives.py --arms all random:255 --data DIR
 
 Question: the exact softmax over C classes is the yardstick. Which of these gives up less mIoU than time: negatives shared by
 a batch ("random"), with the correction of sampled softmax ("log_q"), the paper's nearest ones, or every fourth pixel only?
@@ -20,8 +21,9 @@ from typing import Any
 import torch
 import tyro
 
-from glyphs_run import GLYPHS_RUN, build_glyphs
 from kiloseg.config import Config, NegativesKind, override
+from kiloseg.data.shards import read_info
+from kiloseg.presets import GLYPHS
 from kiloseg.train import train
 
 
@@ -31,15 +33,15 @@ class Arguments:
 
     arms: tuple[str, ...] = ("all", "all:every=4", "nearest:8", "random:63", "random:255", "random:255:log_q")
     """KIND[:COUNT][:log_q][:every=N], KIND of all, nearest, random, mixed."""
-    classes: int = 1000
-    """Classes of the glyphs data set."""
+    data: Path = Path("runs/data/glyphs-1000")
+    """Folder of the data set."""
     steps: int = 1000
     """Steps of each arm."""
     seed: int = 0
     threads: int = 1
     """Threads of torch."""
     runs: Path = Path("runs")
-    """Where the data set is built and results are written."""
+    """Where results are written."""
 
 
 def overrides(arm: str) -> dict[str, Any]:
@@ -70,11 +72,12 @@ def main(arguments: Arguments) -> None:
     torch.set_num_threads(arguments.threads)
     arms = {arm: overrides(arm) for arm in arguments.arms}
     runs = arguments.runs.resolve()
+    num_classes = read_info(arguments.data).num_classes
     base: Config = override(
-        GLYPHS_RUN,
+        GLYPHS,
         {
-            "data.path": str(build_glyphs(arguments.classes, runs)),
-            "data.num_classes": arguments.classes,
+            "data.path": str(arguments.data.resolve()),
+            "data.num_classes": num_classes,
             "trainer.steps": arguments.steps,
             "trainer.validate_every": 0,
             "trainer.seed": arguments.seed,
@@ -95,10 +98,10 @@ def main(arguments: Arguments) -> None:
         "s",
     ]
     for arm, settings in arms.items():
-        output = results.parent / f"{arm.replace(':', '-')}-{arguments.classes}-{arguments.seed}"
+        output = results.parent / f"{arm.replace(':', '-')}-{num_classes}-{arguments.seed}"
         begin = time.perf_counter()
         last = train(override(base, {**settings, "trainer.output": str(output)}), report=lambda _: None)
-        row = [arm, arguments.classes, arguments.steps, arguments.seed]
+        row = [arm, num_classes, arguments.steps, arguments.seed]
         row += [last["val/miou"], last["val/pixel_accuracy"], last["train/loss"], last["train/images_per_s"]]
         row += [last["peak_memory_gib"], time.perf_counter() - begin]
         row = [round(value, 4) if isinstance(value, float) else value for value in row]

@@ -19,6 +19,8 @@ Expected: see experiments/LOG.md.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -26,11 +28,13 @@ from typing import Annotated
 import tyro
 from ray import tune
 
-from glyphs_run import GLYPHS_RUN, build_glyphs
 from kiloseg.config import Config, NegativesKind, override
 from kiloseg.data.shards import read_info
+from kiloseg.presets import GLYPHS
 from kiloseg.search import Study, StudyResult, search
 from kiloseg.summary import best_row, table, write_summary
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +42,7 @@ class Arguments:
     """Search embedding dimension and negative sampling."""
 
     study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="tune_embed_dim"))
-    run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS_RUN
+    run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS
     """What all trials share. Without --data.path the glyphs data set is built and used."""
     glyph_classes: int = 40
     """Classes of the glyphs data set that is built when --data.path is not given."""
@@ -46,6 +50,16 @@ class Arguments:
     """Values of model.embed_dim to choose from."""
     kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
     """Values of loss.negatives.kind to choose from."""
+
+
+def build_glyphs(num_classes: int, runs: Path) -> Path:
+    """Builds the default data set if it is not there yet."""
+    out = runs / "data" / f"glyphs-{num_classes}"
+    subprocess.run(
+        [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
+        check=True,
+    )
+    return out
 
 
 def main(arguments: Arguments) -> None:

@@ -46,7 +46,7 @@ def read_samples(folder, split):
     """As `read_shard`, over all shards of a split."""
     samples = {}
     for shard in read_info(folder).shards(split):
-        samples |= read_shard(folder / shard.name)
+        samples |= read_shard(Path(folder) / shard.name)
     return samples
 
 
@@ -57,7 +57,7 @@ def scenes(recipe, characters, split="train", stop=None):
 
 
 def times(folder):
-    return {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    return {path.name: path.stat().st_mtime_ns for path in Path(folder).iterdir()}
 
 
 TINY = {"num_classes": 12, "train_samples": 7, "val_samples": 12, "size": 64, "processes": 1}
@@ -65,13 +65,13 @@ TINY = {"num_classes": 12, "train_samples": 7, "val_samples": 12, "size": 64, "p
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    recipe = glyphs.Recipe(out=tmp_path_factory.mktemp("tiny"), shard_size=5, **TINY)
+    recipe = glyphs.Recipe(out=str(tmp_path_factory.mktemp("tiny")), shard_size=5, **TINY)
     return recipe, glyphs.build_glyphs(recipe)
 
 
 def test_digest_does_not_depend_on_processes_and_equal_recipes_build_once(tiny, tmp_path, capsys):
     recipe, info = tiny
-    again = glyphs.build_glyphs(dataclasses.replace(recipe, out=tmp_path / "new" / "folder", processes=2))
+    again = glyphs.build_glyphs(dataclasses.replace(recipe, out=str(tmp_path / "new" / "folder"), processes=2))
     assert again.digest == info.digest
     assert [shard.name for shard in info.shards("train")] == ["train-000000.tar", "train-000001.tar"]
     assert info.num_samples("train") == 7 and info.num_samples("val") == 12
@@ -86,7 +86,7 @@ def test_another_recipe_builds_again_and_shard_size_moves_no_pixel(tiny, tmp_pat
     recipe, info = tiny
     shutil.copytree(recipe.out, tmp_path, dirs_exist_ok=True)
     before = times(tmp_path)
-    other = glyphs.build_glyphs(dataclasses.replace(recipe, out=tmp_path, shard_size=3))
+    other = glyphs.build_glyphs(dataclasses.replace(recipe, out=str(tmp_path), shard_size=3))
     assert all(changed > before.get(name, 0) for name, changed in times(tmp_path).items())
     assert other.digest != info.digest and len(other.shards("train")) == 3
     for split in ("train", "val"):
@@ -100,7 +100,7 @@ def test_another_recipe_builds_again_and_shard_size_moves_no_pixel(tiny, tmp_pat
 
 @pytest.mark.parametrize("change", [{"frequency": "zipf"}, {"mask": "glyph"}, {"size": 65}, {"seed": 1}])
 def test_every_setting_of_the_pictures_changes_the_recipe_and_the_samples(change):
-    recipe = glyphs.Recipe(out=Path("unused"), **TINY)
+    recipe = glyphs.Recipe(out="unused", **TINY)
     other = dataclasses.replace(recipe, **change)
     assert other.content() != recipe.content()
     first, second = scenes(recipe, list("ABCDEFGHIJK")), scenes(other, list("ABCDEFGHIJK"))
@@ -134,7 +134,7 @@ def test_val_uses_a_cut_of_its_own(tiny):
 
 
 def test_val_places_every_class_equally_often():
-    recipe = glyphs.Recipe(out=Path("unused"), num_classes=12, val_samples=40, size=64, frequency="zipf")
+    recipe = glyphs.Recipe(out="unused", num_classes=12, val_samples=40, size=64, frequency="zipf")
     samples = scenes(recipe, list("ABCDEFGHIJK"), "val")
     counts = Counter(entry["class"] for sample in samples for entry in sample.meta["objects"])
     assert set(counts) == set(range(1, 12))
@@ -142,7 +142,7 @@ def test_val_places_every_class_equally_often():
 
 
 def test_zipf_halves_from_class_1_to_2():
-    recipe = glyphs.Recipe(out=Path("unused"), num_classes=12, train_samples=250, size=64, frequency="zipf")
+    recipe = glyphs.Recipe(out="unused", num_classes=12, train_samples=250, size=64, frequency="zipf")
     samples = scenes(recipe, list("ABCDEFGHIJK"))
     counts = Counter(entry["class"] for sample in samples for entry in sample.meta["objects"])
     expected = np.array([1 / k for k in range(1, 12)]) / sum(1 / k for k in range(1, 12)) * counts.total()
@@ -152,7 +152,7 @@ def test_zipf_halves_from_class_1_to_2():
 
 @pytest.mark.parametrize("kind", ["plate", "glyph"])
 def test_mask_follows_boxes_and_occlusion(kind):
-    recipe = glyphs.Recipe(out=Path("unused"), num_classes=12, train_samples=60, mask=kind)
+    recipe = glyphs.Recipe(out="unused", num_classes=12, train_samples=60, mask=kind)
     ignored = 0
     for sample in scenes(recipe, list("ABCDEFGHIJK")):
         boxes = np.zeros(sample.mask.shape, bool)
@@ -182,7 +182,7 @@ def test_mask_follows_boxes_and_occlusion(kind):
 
 
 def test_characters_stand_out_from_their_plates():
-    recipe = glyphs.Recipe(out=Path("unused"), num_classes=12, train_samples=40)
+    recipe = glyphs.Recipe(out="unused", num_classes=12, train_samples=40)
     grey = np.array([0.299, 0.587, 0.114])
     by_kind = {kind: scenes(dataclasses.replace(recipe, mask=kind), list("ABCDEFGHIJK")) for kind in ("plate", "glyph")}
     contrasts = []
@@ -199,7 +199,7 @@ def test_characters_stand_out_from_their_plates():
 
 
 def test_ids_above_255_survive(tmp_path, characters):
-    recipe = glyphs.Recipe(out=tmp_path, num_classes=600, val_samples=90, size=64)
+    recipe = glyphs.Recipe(out=str(tmp_path), num_classes=600, val_samples=90, size=64)
     task = ShardTask(split="val", number=0, start=0, stop=90)
     samples = list(glyphs.make_samples(task, recipe=recipe, characters=characters[:599]))
     write_shard(tmp_path / task.name, samples, num_classes=600)
@@ -270,7 +270,7 @@ def test_too_many_classes_are_refused_with_the_maximum(characters, tmp_path, mon
     monkeypatch.setattr(glyphs, "distinct_characters", lambda limit: characters[:limit])
     maximum = len(characters) + 1
     with pytest.raises(ValueError, match=rf"num_classes = {maximum + 1}: .* at most {maximum},"):
-        glyphs.build_glyphs(glyphs.Recipe(out=tmp_path, num_classes=maximum + 1))
+        glyphs.build_glyphs(glyphs.Recipe(out=str(tmp_path), num_classes=maximum + 1))
     assert not list(tmp_path.iterdir())
 
 
@@ -281,7 +281,7 @@ def test_what_is_not_its_own_is_left_alone(tiny, tmp_path):
     (photos / "holiday.jpg").write_text("precious")
     other = tmp_path / "other"
     other.mkdir()
-    text = (recipe.out / "dataset.json").read_text().replace('"name": "glyphs"', '"name": "emoji"')
+    text = (Path(recipe.out) / "dataset.json").read_text().replace('"name": "glyphs"', '"name": "emoji"')
     (other / "dataset.json").write_text(text)
     strange = tmp_path / "strange"
     strange.mkdir()
@@ -289,19 +289,10 @@ def test_what_is_not_its_own_is_left_alone(tiny, tmp_path):
     for folder, message in ((photos, "holiday.jpg"), (other, "'emoji'"), (strange, "no readable data set")):
         before = {path.name: path.read_text() for path in folder.iterdir()}
         with pytest.raises(DataError, match=message):
-            glyphs.build_glyphs(dataclasses.replace(recipe, out=folder))
+            glyphs.build_glyphs(dataclasses.replace(recipe, out=str(folder)))
         assert {path.name: path.read_text() for path in folder.iterdir()} == before
     with pytest.raises(DataError, match="is a file"):
-        glyphs.build_glyphs(dataclasses.replace(recipe, out=photos / "holiday.jpg"))
-
-
-def test_an_interrupted_build_may_begin_again(tmp_path):
-    (tmp_path / "train-000000.tar").write_text("")
-    (tmp_path / "val-000000.tar.partial").write_text("")
-    glyphs._check_folder(tmp_path)
-    (tmp_path / "train-notes.tar").write_text("")
-    with pytest.raises(DataError, match=r"train-notes\.tar"):
-        glyphs._check_folder(tmp_path)
+        glyphs.build_glyphs(dataclasses.replace(recipe, out=str(photos / "holiday.jpg")))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +312,7 @@ def test_an_interrupted_build_may_begin_again(tmp_path):
 def test_impossible_settings_are_refused(wrong):
     ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=rf"{name} = {value!r}: expected "):
-        glyphs.Recipe(out=Path("unused"), **wrong)
+        glyphs.Recipe(out="unused", **wrong)
 
 
 def test_command_line(tmp_path):
@@ -335,6 +326,6 @@ def test_command_line(tmp_path):
     command += ["--out", tmp_path / "set", "--processes", "1", *options]
     printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     info = read_info(tmp_path / "set")
-    for part in ("3 train", "2 val", " MB", " s, ", "scenes/s", info.digest):
+    for part in ("3 train", "2 val", " MB", " s, ", "samples/s", info.digest):
         assert part in printed
     assert info.command.endswith(" ".join(options))

@@ -1,0 +1,123 @@
+"""Annotations sorted by image in a Parquet file, from which each process reads those of its shard and no others.
+
+COCO's json files hold annotations in no useful order, so that whoever wants those of one image reads all. They are read
+once for a machine (or a cluster, where the file is on shared storage), written here in the order of the samples, and
+kept for the next build.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyarrow
+import pyarrow.parquet
+
+from kiloseg.data.shards import DataError
+
+GROUP = 250
+"""Images in a row group, the least that is read at once: half a shard."""
+
+SCHEMA = pyarrow.schema(
+    [
+        ("key", pyarrow.string()),
+        ("image", pyarrow.string()),
+        ("height", pyarrow.int32()),
+        ("width", pyarrow.int32()),
+        ("class_ids", pyarrow.list_(pyarrow.int32())),
+        ("segmentations", pyarrow.list_(pyarrow.binary())),
+    ]
+)
+_RECIPE, _CLASSES = b"kiloseg.recipe", b"kiloseg.classes"
+
+
+class AnnotatedImage(NamedTuple):
+    """An image with its regions, the first of which lies on top; `image` is a file, relative to the images' root."""
+
+    key: str
+    image: str
+    height: int
+    width: int
+    class_ids: list[int]
+    segmentations: list[bytes]
+    """Polygons or RLE as json text, one a region."""
+
+
+def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedImage], classes: list[str]) -> None:
+    """Writes the file; it appears under its name only when it is complete.
+
+    Args:
+        path: the file; its folder is made.
+        recipe: what it is made from, JSON-able; see `is_current`.
+        images: in the order of the samples.
+        classes: a name per class id.
+
+    Raises:
+        DataError: the folder cannot be written.
+    """
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
+    schema = SCHEMA.with_metadata({_RECIPE: json.dumps(recipe), _CLASSES: json.dumps(classes)})
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+            rows = iter(images)
+            while group := [image._asdict() for image in itertools.islice(rows, GROUP)]:
+                writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
+        partial.replace(path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written ({error}): name a folder that can with --index") from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def is_current(path: Path, recipe: dict[str, Any]) -> bool:
+    """Whether the file is there, whole, and of this recipe."""
+    try:
+        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+    except (OSError, pyarrow.ArrowInvalid):
+        return False
+    return metadata.get(_RECIPE) == json.dumps(recipe).encode()
+
+
+def read_classes(path: Path) -> list[str]:
+    """A name per class id."""
+    return json.loads(pyarrow.parquet.read_schema(path).metadata[_CLASSES])
+
+
+def num_images(path: Path) -> int:
+    """How many images the file holds."""
+    return pyarrow.parquet.read_metadata(path).num_rows
+
+
+def read_column(path: Path, column: str) -> list[str]:
+    """A value per image, such as all keys."""
+    return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
+
+
+def read_store(path: Path, start: int, stop: int) -> Iterator[AnnotatedImage]:
+    """Images `start` to `stop` - 1."""
+    with pyarrow.parquet.ParquetFile(path) as file:
+        for number in range(start // GROUP, (stop - 1) // GROUP + 1):
+            rows = file.read_row_group(number).to_pylist()
+            first = number * GROUP
+            for row in rows[max(start - first, 0) : stop - first]:
+                yield AnnotatedImage(**row)
+
+
+def source(path: Path) -> list[str | int]:
+    """Name, size and time of a file: what a store remembers of it to see that it changed.
+
+    Raises:
+        DataError: no such file.
+    """
+    try:
+        status = path.stat()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected annotations in COCO's json format") from None
+    return [path.name, status.st_size, status.st_mtime_ns]

@@ -1,0 +1,89 @@
+"""Annotations in COCO's json format, which LVIS and many tools share, without holding a gigabyte of them as objects.
+
+pycocotools.coco.COCO turns every number of every polygon into a Python object: several times the size of the file. Here
+the file stays on disk (mapped, not read), each segmentation is kept as the place of its text in there, and what is
+parsed is its image, its category and that place.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from kiloseg.data.shards import DataError
+
+
+class Image(msgspec.Struct, gc=False):
+    """An image; LVIS has only `coco_url`, COCO has both names, most tools have only `file_name`."""
+
+    id: int
+    height: int
+    width: int
+    file_name: str = ""
+    coco_url: str = ""
+
+
+class Annotation(msgspec.Struct, gc=False):
+    """A region of an image: polygons or RLE in `segmentation`, as json text."""
+
+    image_id: int
+    category_id: int
+    segmentation: msgspec.Raw = msgspec.Raw(b"null")
+
+
+class Category(msgspec.Struct, gc=False):
+    """A category, whose id need not be its position."""
+
+    id: int
+    name: str
+
+
+class _Content(msgspec.Struct, gc=False):
+    images: list[Image]
+    annotations: list[Annotation]
+    categories: list[Category] = []
+
+
+class CocoJson:
+    """The content of one file.
+
+    Raises:
+        DataError: no such file, no json, another structure, or an annotation of an image that is not listed.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            with path.open("rb") as file:
+                text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            content = msgspec.json.decode(text, type=_Content)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: expected annotations in COCO's json format") from None
+        except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:  # ValueError: an empty file has no map
+            raise DataError(
+                f"{path} is no annotation file in COCO's json format ({error}): expected an object with images, "
+                "annotations and categories; restore it"
+            ) from error
+        self.categories = content.categories
+        self.images = {image.id: image for image in content.images}
+        if len(self.images) != len(content.images):
+            raise DataError(f"{path} lists an image id twice: expected {len(content.images):,} ids; restore or mend it")
+        self._annotations = content.annotations
+        image_ids = np.fromiter((annotation.image_id for annotation in content.annotations), np.int64)
+        self._order = np.argsort(image_ids, kind="stable")
+        self._image_ids = image_ids[self._order]
+        foreign = set(np.unique(image_ids).tolist()) - self.images.keys()
+        if foreign:
+            raise DataError(
+                f"{path} has annotations of image {min(foreign)}, which it does not list under images; restore or mend it"
+            )
+
+    def annotations(self, image_id: int) -> Iterator[Annotation]:
+        """Those of an image, in the order of the file; none for an image that has none or is not listed."""
+        start, stop = np.searchsorted(self._image_ids, [image_id, image_id + 1])
+        for number in self._order[start:stop]:
+            yield self._annotations[number]

@@ -1,0 +1,84 @@
+"""Builds COCO-Stuff 10k v1.1: 171 classes of things and stuff, 9,000 images to train and 1,000 to validate.
+
+    python datasets/coco_stuff10k.py --root ARCHIVES --out data/coco_stuff10k
+
+Ids run from 1 to 182, of which 11 were never annotated: --num-classes 182 keeps a class for each of them, as some
+published results do, and class ids are then the raw ids less one. Unlabelled pixels (0) are ignored. The archive calls its
+validation split test.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from command_line import run
+from kiloseg.data.build import Output
+from kiloseg.data.shards import IGNORE_ID, DatasetInfo
+from label_table import class_names, lookup, read_table, to_class_ids
+from matlab import read_matlab
+from pairs import Pair, Place, build_pairs, find_splits, read_list
+
+NAME = "coco_stuff10k"
+VERSION = 1
+"""Raised with every change that changes a sample."""
+
+LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
+PLACES = {"train": Place(LISTS["train"], 9000), "val": Place(LISTS["val"], 1000)}
+MEND = "Unpack cocostuff-10k-v1.1.zip into --root, so that it holds images, annotations and imageLists"
+LICENCE = (
+    "COCO-Stuff annotations: CC BY 4.0; images: Flickr terms of use, as COCO (https://cocodataset.org/#termsofuse). Cite "
+    "Caesar et al., CVPR 2018."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Output):
+    """Builds COCO-Stuff 10k v1.1: 171 classes of things and stuff."""
+
+    root: Path
+    """Folder that holds images, annotations and imageLists."""
+    num_classes: Literal[171, 182] = 171
+    """171: the classes that were annotated. 182: all ids of COCO, of which 11 never occur; mIoU is over those that do, but
+    a network has outputs for all, so say which of the two a result was made with."""
+
+
+def build_coco_stuff10k(arguments: Arguments) -> DatasetInfo:
+    """Builds the splits that are there.
+
+    Raises:
+        DataError: files that are missing or hold something else, or as `build`.
+    """
+    splits = find_splits(NAME, arguments.root, PLACES, list_pairs, MEND)
+    column = f"class_id_{arguments.num_classes}"
+    rows = read_table("coco_stuff")
+    table = lookup({0: IGNORE_ID} | {int(row["raw_id"]): int(row[column]) for row in rows if row[column]})
+    info = DatasetInfo(
+        name=NAME,
+        classes=class_names(rows, column),
+        background=None,
+        licence=LICENCE,
+        command=arguments.command("datasets/coco_stuff10k.py"),
+        recipe={"builder": NAME, "version": VERSION, "num_classes": arguments.num_classes},
+    )
+    return build_pairs(arguments, info, arguments.root, splits, functools.partial(read_mask, table=table))
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """All images of a split with the masks that they should have."""
+    names = read_list(root / LISTS[split])
+    return [Pair(key=name, image=f"images/{name}.jpg", mask=f"annotations/{name}.mat") for name in names]
+
+
+def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
+    """uint16 class ids of shape (H, W); raises DataError."""
+    mend = "Expected label maps of version 1.1, with ids 0 to 182 without the 11 that are unused; restore the file"
+    return to_class_ids(read_matlab(path, "S"), table, path, mend)
+
+
+if __name__ == "__main__":
+    run(build_coco_stuff10k, Arguments)

@@ -1,0 +1,133 @@
+"""Label tables: datasets/labels/*.csv, and the way from the ids in an archive's masks to the ids of a data set."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from kiloseg.data.shards import IGNORE_ID, DataError
+
+FOLDER = Path(__file__).parent / "labels"
+
+MAX_RAW_ID = 65535
+UNKNOWN = -1
+
+
+def read_table(name: str) -> list[dict[str, str]]:
+    """The rows of datasets/labels/NAME.csv: column name to text, empty where the table says nothing."""
+    with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def class_names(rows: list[dict[str, str]], column: str = "class_id") -> list[str]:
+    """A name per class, in the order of the ids in `column`; rows without an id there are no class.
+
+    Raises:
+        ValueError: ids that are not 0, 1, 2, ... once each.
+    """
+    names = {int(row[column]): row["name"] for row in rows if row[column]}
+    if sorted(names) != list(range(len([row for row in rows if row[column]]))):
+        raise ValueError(f"column {column} of a label table: expected each id from 0 on once, got {sorted(names)}")
+    return [names[class_id] for class_id in sorted(names)]
+
+
+def lookup(class_ids: Mapping[int, int]) -> np.ndarray:
+    """Raw id to class id (or IGNORE_ID) as an int32 array of 65,536 entries, UNKNOWN for ids that mean nothing.
+
+    One table, looked up once: replacing ids one after another in a mask chains the replacements where a new id is
+    also an old one.
+    """
+    table = np.full(MAX_RAW_ID + 1, UNKNOWN, np.int32)
+    for raw_id, class_id in class_ids.items():
+        table[raw_id] = class_id
+    return table
+
+
+def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path, mend: str) -> np.ndarray:
+    """A mask of raw ids as uint16 of class ids.
+
+    Args:
+        raw_HW: integers of any type, or floats without fractions (as MATLAB stores numbers by default).
+        table: as `lookup` makes it.
+        path: the mask's file, for messages.
+        mend: what the user can do about an id that the table lacks.
+
+    Raises:
+        DataError: an id that means nothing in this archive.
+    """
+    if raw_HW.ndim != 2 or raw_HW.dtype.kind not in "iufb":
+        raise DataError(f"{path}: mask has shape {raw_HW.shape} and type {raw_HW.dtype}: expected ids of shape (H, W)")
+    raw = raw_HW if raw_HW.dtype in (np.uint8, np.uint16) else raw_HW.astype(np.int64)
+    if raw_HW.dtype.kind == "f" and not np.array_equal(raw, raw_HW):
+        raise DataError(f"{path}: mask has fractions: expected whole ids. {mend}")
+    if raw.size and (raw.min() < 0 or raw.max() > MAX_RAW_ID):
+        raise DataError(f"{path}: mask has ids {raw.min()} to {raw.max()}: expected 0 to {MAX_RAW_ID}. {mend}")
+    mask = table[raw]
+    if mask.size and mask.min() == UNKNOWN:
+        unknown = np.unique(raw[mask == UNKNOWN])
+        more = f" and {len(unknown) - 5} more" if len(unknown) > 5 else ""
+        known = np.flatnonzero(table != UNKNOWN)
+        raise DataError(
+            f"{path}: mask has id {', '.join(map(str, unknown[:5]))}{more}: expected one of the {len(known)} known ids "
+            f"{known.min()} to {known.max()}. {mend}"
+        )
+    return mask.astype(np.uint16)
+
+
+def ignore_or(class_id: str) -> int:
+    """A class id of a table as a number; IGNORE_ID where it is empty."""
+    return int(class_id) if class_id else IGNORE_ID
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """Raw id to class name from a user's own table; ids with an empty name are to be ignored.
+
+    A csv file has a column `name` and may have a column `id`; a json file is a list of names, a list of objects with id
+    and name, an object of names by id, or an object with such a list as `categories`. Without ids they count from 0.
+
+    Raises:
+        DataError: no such file, another structure, an id or a name that comes twice, or an id beyond 16 bits.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark before the first column's name
+        rows = _json_rows(json.loads(text)) if path.suffix == ".json" else _csv_rows(text)
+        names = {int(raw_id): str(name).strip() for raw_id, name in rows}
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected a csv or json file of class names") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise DataError(
+            f"{path} is no table of class names ({type(error).__name__}: {error}): expected csv with the columns id and name "
+            'or name alone, or json such as {"0": "road", "7": "tree"} or ["road", "tree"]'
+        ) from error
+    if len(names) != len(rows):
+        raise DataError(f"{path} has an id twice: expected {len(rows)} different ids")
+    given = [name for name in names.values() if name]
+    if len(set(given)) != len(given):
+        twice = next(name for number, name in enumerate(given) if name in given[:number])
+        raise DataError(f"{path} has the name {twice!r} twice: expected each class once; rename one of them")
+    if len(given) < 2 or min(names) < 0 or max(names) >= MAX_RAW_ID:
+        raise DataError(f"{path} has {len(given)} classes: expected at least 2, with ids from 0 to {MAX_RAW_ID - 1}")
+    return names
+
+
+def _csv_rows(text: str) -> list[tuple[Any, Any]]:
+    rows = list(csv.DictReader(text.splitlines(), strict=True))
+    if any(None in row.values() for row in rows):
+        raise ValueError("a line has too few columns")
+    return [(row.get("id", number), row["name"]) for number, row in enumerate(rows)]
+
+
+def _json_rows(content: Any) -> list[tuple[Any, Any]]:
+    if isinstance(content, dict) and "categories" in content:
+        content = content["categories"]
+    if isinstance(content, dict):
+        return list(content.items())
+    return [
+        (entry["id"], entry["name"]) if isinstance(entry, dict) else (number, entry)
+        for number, entry in enumerate(content)
+    ]

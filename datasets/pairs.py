@@ -1,0 +1,229 @@
+"""Pairs of an image and its mask, as archives hold them: found, checked, and read into samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from kiloseg.data.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.shards import DataError, DatasetInfo, Sample
+
+
+class Pair(NamedTuple):
+    """One sample of an archive; `image` and `mask` are files, relative to the archive's root."""
+
+    key: str
+    image: str
+    mask: str
+
+
+class Place(NamedTuple):
+    """Where a split of an archive is, and how large it is in full."""
+
+    path: str
+    """File or folder, relative to the root, whose presence means that the split is there."""
+    samples: int
+
+
+def find_splits(
+    name: str, root: Path, places: Mapping[str, Place], list_pairs: Callable[[Path, str], list[Pair]], mend: str
+) -> dict[str, list[Pair]]:
+    """The pairs of every split that is there, in a fixed random order; prints what is left out or has another size.
+
+    Shards are read from end to end, so neighbours in an archive (a city, a kind of place) must not share one.
+
+    Raises:
+        DataError: no split at all, or a file of a split that is missing; the message ends in `mend`.
+    """
+    splits = {}
+    for split, place in places.items():
+        if not (root / place.path).exists():
+            print(f"{name}: {root / place.path} does not exist, so there will be no split {split}")
+            continue
+        pairs = list_pairs(root, split)
+        if not pairs:
+            raise DataError(
+                f"{root / place.path} lists no images: expected {place.samples:,} of {name} {split}. {mend}"
+            )
+        check_count(name, split, len(pairs), place.samples)
+        check_files(root, [pair.image for pair in pairs], "images", mend)
+        check_files(root, [pair.mask for pair in pairs], "masks", mend)
+        splits[split] = sorted(pairs, key=lambda pair: order(pair.key))
+    if not splits:
+        expected = " or ".join(str(root / place.path) for place in places.values())
+        raise DataError(f"{root} holds nothing of {name}: expected {expected}. {mend}")
+    return splits
+
+
+def order(key: str) -> bytes:
+    """What samples are sorted by: random, and the same for a key whatever else is there."""
+    return hashlib.sha256(key.encode()).digest()
+
+
+def check_count(name: str, split: str, samples: int, full: int) -> None:
+    """Prints a warning where a split has another size than the published one."""
+    if samples != full:
+        print(
+            f"warning: {name} {split} has {samples:,} samples here and {full:,} as published; results on a part, or on "
+            "another version, do not compare"
+        )
+
+
+def check_files(root: Path, files: list[str], what: str, mend: str) -> None:
+    """Raises DataError with the first file that is missing, and how many are; `what` they are, in plural."""
+    there = set()
+    # One listing per folder: a question per file takes minutes on a network file system.
+    for folder in {str(Path(file).parent) for file in files}:
+        if (root / folder).is_dir():
+            there |= {Path(folder, path.name) for path in (root / folder).iterdir()}
+    missing = [file for file in files if Path(file) not in there]
+    if missing:
+        others = f", and {len(missing) - 1:,} more of {len(files):,} {what}" if len(missing) > 1 else ""
+        raise DataError(f"{root / missing[0]} is missing{others}. {mend}")
+
+
+def fingerprint(root: Path, files: Iterable[str]) -> str:
+    """sha256 over the names, sizes and times of files: a changed file makes a new recipe, without reading any."""
+    digest = hashlib.sha256()
+    for file in files:
+        status = (root / file).stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def read_image(path: Path) -> bytes:
+    """The bytes of a JPEG or PNG file.
+
+    Raises:
+        DataError: no such file, another format, or 16 bits a channel.
+    """
+    with _opened(path, "JPEG", "PNG") as image:
+        if image.mode.startswith("I"):
+            raise DataError(f"{path} has 16 bits a channel: expected 8; convert it")
+    return path.read_bytes()
+
+
+def build_pairs(
+    output: Output,
+    info: DatasetInfo,
+    root: Path,
+    splits: Mapping[str, list[Pair]],
+    read_mask: Callable[[Path], np.ndarray],
+    *,
+    masks: Path | None = None,
+    read_image: Callable[[Path], bytes] = read_image,
+) -> DatasetInfo:
+    """Builds the data set of these pairs; adds the files and the size of the shards to the recipe.
+
+    Args:
+        output: where to.
+        info: without splits.
+        root: of the images.
+        splits: pairs in the order of the samples.
+        read_mask: uint16 class ids of shape (H, W) of a mask's file.
+        masks: root of the masks, if it is another one.
+        read_image: JPEG or PNG bytes of an image's file.
+
+    Raises:
+        DataError: as `build`.
+    """
+    masks = root if masks is None else masks
+    files = {
+        split: [fingerprint(root, [pair.image for pair in pairs]), fingerprint(masks, [pair.mask for pair in pairs])]
+        for split, pairs in splits.items()
+    }
+    recipe = {**info.recipe, "shard_size": output.shard_size, "files": files}
+    tasks = [task for split, pairs in splits.items() for task in plan_shards(split, len(pairs), output.shard_size)]
+    make = functools.partial(
+        make_samples,
+        images=root.resolve(),  # absolute, since workers on a cluster start elsewhere
+        masks=masks.resolve(),
+        splits=splits,
+        read_mask=read_mask,
+        read_image=read_image,
+    )
+    return build(output, dataclasses.replace(info, recipe=recipe), tasks, make)
+
+
+def make_samples(
+    task: ShardTask,
+    *,
+    images: Path,
+    masks: Path,
+    splits: Mapping[str, list[Pair]],
+    read_mask: Callable[[Path], np.ndarray],
+    read_image: Callable[[Path], bytes],
+) -> Iterator[Sample]:
+    """The samples of a shard."""
+    for pair in splits[task.split][task.start : task.stop]:
+        yield Sample(
+            key=pair.key,
+            image=read_image(images / pair.image),
+            mask=read_mask(masks / pair.mask),
+            meta={"image": pair.image, "mask": pair.mask},
+        )
+
+
+def read_ids(path: Path) -> np.ndarray:
+    """The ids in a PNG mask as uint8 or uint16 of shape (H, W): grey values, or palette indices.
+
+    Raises:
+        DataError: no such file, no PNG, or one with colours instead of ids.
+    """
+    with _opened(path, "PNG") as image:
+        if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
+            raise DataError(
+                f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected a mask of one channel, whose "
+                "values (8 or 16 bits) or palette indices are class ids; convert its colours to ids first"
+            )
+        grey_bits = _grey_bits(path) if image.mode == "L" else 8
+        try:
+            ids = np.asarray(image)
+        except (OSError, SyntaxError, ValueError) as error:  # Pillow calls damaged PNG data a SyntaxError
+            raise DataError(f"{path} cannot be decoded ({error}): expected a whole PNG; restore it") from error
+    if grey_bits < 8:  # Pillow spreads the values over 0 to 255
+        return ids // (255 // (2**grey_bits - 1))
+    return ids.astype(np.uint16 if image.mode.startswith("I") else np.uint8)
+
+
+def _grey_bits(path: Path) -> int:
+    """The bit depth of a PNG, from its header."""
+    with path.open("rb") as file:
+        return file.read(25)[24]
+
+
+def _opened(path: Path, *formats: str) -> Image.Image:
+    try:
+        return Image.open(path, formats=formats)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected a {' or '.join(formats)} file; restore it") from None
+    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+        raise DataError(
+            f"{path} is no readable {' or '.join(formats)} file ({error}); restore or convert it"
+        ) from error
+
+
+def safe_key(name: str) -> str:
+    """A sample's key from a file name without its suffix: letters, digits, dashes and underscores."""
+    return re.sub(r"[^\w-]", "_", name)
+
+
+def read_list(path: Path) -> list[str]:
+    """The names in a list file, one a line; empty lines are no names.
+
+    Raises:
+        DataError: a name that comes twice.
+    """
+    names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if len(set(names)) != len(names):
+        twice = next(name for number, name in enumerate(names) if name in names[:number])
+        raise DataError(f"{path} lists {twice!r} twice: expected each image once; restore the file")
+    return names

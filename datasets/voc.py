@@ -1,0 +1,112 @@
+"""Builds PASCAL VOC 2012: 21 classes with the background, with the additional masks of SBD where they are at hand.
+
+    python datasets/voc.py --root ARCHIVES --out data/voc
+
+Split train is `trainaug`, the 10,582 images that results are commonly given for, if --root holds SBD's benchmark_RELEASE,
+and otherwise the 1,464 of VOC itself; val is VOC's, 1,449 images. trainaug = (VOC train + SBD train + SBD val) - VOC val:
+without the subtraction one would train on images of val. Where both have a mask of an image VOC's is taken, which is
+finer and marks boundaries as ignored.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from command_line import run
+from kiloseg.data.build import Output
+from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from label_table import class_names, lookup, read_table, to_class_ids
+from matlab import read_matlab
+from pairs import Pair, Place, build_pairs, find_splits, read_ids, read_list
+
+NAME = "voc"
+VERSION = 1
+"""Raised with every change that changes a sample."""
+
+VOC = "VOCdevkit/VOC2012"
+SBD = "benchmark_RELEASE/dataset"
+LISTS = f"{VOC}/ImageSets/Segmentation"
+NUM_TRAIN, NUM_TRAINAUG, NUM_VAL = 1464, 10582, 1449
+MEND = (
+    "Unpack VOCtrainval_11-May-2012.tar and, for trainaug, SBD's benchmark.tgz into --root, so that it holds VOCdevkit and "
+    "benchmark_RELEASE"
+)
+LICENCE = (
+    "PASCAL VOC 2012: images under the terms of Flickr, for research; SBD: masks by Hariharan et al., for research. See "
+    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/. Cite Everingham et al., IJCV 2015, and Hariharan et al., ICCV 2011."
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Output):
+    """Builds PASCAL VOC 2012: 21 classes with the background; train is trainaug where SBD is at hand."""
+
+    root: Path
+    """Folder that holds VOCdevkit and, for the 10,582 images of trainaug, SBD's benchmark_RELEASE."""
+
+
+def build_voc(arguments: Arguments) -> DatasetInfo:
+    """Builds the splits that are there.
+
+    Raises:
+        DataError: files that are missing or hold something else, or as `build`.
+    """
+    root = arguments.root
+    has_sbd = (root / SBD).is_dir()
+    train = f"trainaug, with the masks of {root / SBD}" if has_sbd else f"VOC's own, since {root / SBD} does not exist"
+    print(f"{NAME}: split train is {train}")
+    places = {
+        "train": Place(f"{LISTS}/train.txt", NUM_TRAINAUG if has_sbd else NUM_TRAIN),
+        "val": Place(f"{LISTS}/val.txt", NUM_VAL),
+    }
+    splits = find_splits(NAME, root, places, list_pairs, MEND)
+    rows = read_table(NAME)
+    table = lookup({int(row["class_id"]): int(row["class_id"]) for row in rows} | {255: IGNORE_ID})
+    info = DatasetInfo(
+        name=NAME,
+        classes=class_names(rows),
+        background=0,
+        licence=LICENCE,
+        command=arguments.command("datasets/voc.py"),
+        recipe={"builder": NAME, "version": VERSION},
+    )
+    return build_pairs(arguments, info, root, splits, functools.partial(read_mask, table=table))
+
+
+def list_pairs(root: Path, split: str) -> list[Pair]:
+    """All images of a split with the masks that they should have; train is trainaug where SBD is there."""
+    pairs = [_voc_pair(name) for name in read_list(root / LISTS / f"{split}.txt")]
+    if split == "train" and (root / SBD).is_dir():
+        for file in ("train.txt", "val.txt"):
+            if not (root / SBD / file).is_file():
+                raise DataError(
+                    f"{root / SBD / file} is missing: SBD lists its images in train.txt and val.txt. {MEND}"
+                )
+        if not (root / LISTS / "val.txt").is_file():
+            raise DataError(
+                f"{root / LISTS / 'val.txt'} is missing: trainaug leaves out its images, which SBD has too. {MEND}"
+            )
+        sbd = {*read_list(root / SBD / "train.txt"), *read_list(root / SBD / "val.txt")}
+        taken = {pair.key for pair in pairs} | set(read_list(root / LISTS / "val.txt"))
+        pairs += [
+            Pair(key=name, image=f"{SBD}/img/{name}.jpg", mask=f"{SBD}/cls/{name}.mat") for name in sorted(sbd - taken)
+        ]
+    return pairs
+
+
+def _voc_pair(name: str) -> Pair:
+    return Pair(key=name, image=f"{VOC}/JPEGImages/{name}.jpg", mask=f"{VOC}/SegmentationClass/{name}.png")
+
+
+def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
+    """uint16 class ids of shape (H, W), from VOC's palette PNG or SBD's .mat; raises DataError."""
+    raw_HW = read_matlab(path, "GTcls", "Segmentation") if path.suffix == ".mat" else read_ids(path)
+    return to_class_ids(raw_HW, table, path, "Expected ids 0 to 20, and 255 for boundaries; restore the file")
+
+
+if __name__ == "__main__":
+    run(build_voc, Arguments)

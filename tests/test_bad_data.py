@@ -12,10 +12,13 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
 from kiloseg.config import Data
+from kiloseg.data.index import read_index
 from kiloseg.data.pipeline import TrainBatches, count_classes, validation_batches
 from kiloseg.data.shards import (
     IGNORE_ID,
@@ -220,6 +223,25 @@ def test_name_of_a_shard_is_never_run_as_a_command(good, monkeypatch):
     (good / "part-000000.tar").rename(good / name)
     assert len(read_all(good)[0].labels) == 4, "it is a file like any other"
     assert not (good / "created").exists()
+
+
+# index.parquet
+
+
+def test_missing_index(good):
+    refused(lambda: read_index(good), f"{good}/index.parquet does not exist; build the data set again")
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"PAR1" * 100])
+def test_damaged_index(good, content):
+    (good / "index.parquet").write_bytes(content)
+    refused(lambda: read_index(good, "train"), f"{good}/index.parquet is damaged (", "build the data set again")
+
+
+@pytest.mark.parametrize("columns", [{"key": ["a"], "class_ids": ["none"]}, {"key": ["a"], "split": ["train"]}])
+def test_index_of_other_columns(good, columns):
+    pyarrow.parquet.write_table(pyarrow.table(columns), good / "index.parquet")
+    refused(lambda: read_index(good), f"{good}/index.parquet is damaged (", "build the data set again")
 
 
 # Shards
@@ -496,6 +518,7 @@ REFUSED = {
     "slash in key": (sample(key="a/b"), "s.tar: key 'a/b' must be unique in its shard, without dots and slashes"),
     "key upwards": (sample(key="../b"), "s.tar: key '../b' must be"),
     "no key": (sample(key=""), "s.tar: key '' must be"),
+    "long key": (sample(key="\N{GREEK SMALL LETTER PI}" * 46), "' has 92 bytes, expected at most 90"),
     "smaller mask": (
         sample(mask=np.zeros((4, 5), dtype=int)),
         "s.tar: sample bad: mask is (4, 5), its image (4, 6) (height, width)",

@@ -83,16 +83,20 @@ def killed(tmp_path_factory):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     process = subprocess.Popen([sys.executable, "-c", source], env=environment, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while len(list((folder / ".partial").glob("*.parquet"))) < 3:
-        assert time.monotonic() < deadline and process.poll() is None
-        time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    assert len(children) >= 2
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    while alive := [pid for pid in children if running(pid)]:
-        assert time.monotonic() < deadline, f"processes {alive} outlive their driver"
-        time.sleep(0.02)
+    try:
+        while len(list((folder / ".partial").glob("*.parquet"))) < 3:
+            assert time.monotonic() < deadline and process.poll() is None
+            time.sleep(0.02)
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        assert len(children) >= 2
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        while alive := [pid for pid in children if running(pid)]:
+            assert time.monotonic() < deadline, f"processes {alive} outlive their driver"
+            time.sleep(0.02)
+    finally:
+        process.kill()
+        hold.unlink()
     assert times(folder).keys() == set(SHARDS[:3])
     assert not (folder / "dataset.json").exists()
     return folder

@@ -167,6 +167,13 @@ def test_cluster_of_the_caller(whole, tmp_path):
     assert contents(folder) == contents(whole[0])
 
 
+def test_cluster_that_does_not_answer(tmp_path):
+    with pytest.raises(
+        ConnectionError, match=r"address = '127\.0\.0\.1:9': no cluster answers \(.*; expected auto, or HOST"
+    ):
+        build_numbered(tmp_path / "set", address="127.0.0.1:9")
+
+
 def test_cluster_without_ray_is_refused(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     monkeypatch.delitem(sys.modules, "kiloseg.data.cluster")

@@ -49,7 +49,7 @@ class Output:
     shard_size: int = 500
     """Samples in a shard."""
     processes: int = os.cpu_count() or 1
-    """Processes that work at once on this machine."""
+    """Processes that work at once on this machine; with 1 everything happens in the one that was started."""
     address: str | None = None
     """Ray cluster that builds the shards instead, such as auto or HOST:PORT; all its machines must see `out` and what is
     read."""
@@ -146,12 +146,13 @@ def build(
         info: the data set without its splits. `recipe` holds all that decides the bytes; the size of shards is added.
         tasks: the shards, in the order of the index.
         make_samples: yields the samples of a shard. It runs in other processes, so it is a module's function or a partial
-            of one; on a cluster its paths must be absolute.
+            of one, and its script has `if __name__ == "__main__"`; on a cluster its paths must be absolute.
 
     Returns:
         `info` with its splits filled in.
 
     Raises:
+        ConnectionError: the filesystem of a URL, or the cluster, does not answer.
         DataError: `out` holds something else or cannot be written, or as `write_shard`.
         TypeError: a recipe that JSON cannot hold, or a `make_samples` that cannot be sent to other processes.
         ValueError: no tasks.

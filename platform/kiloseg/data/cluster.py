@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import socket
 import sys
 from collections.abc import Callable, Generator, Hashable, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ def on_cluster(
     """
     connected = ray.is_initialized()
     if not connected:
+        _check(address)
         ray.init(address=address, runtime_env=environment(code), logging_level=logging.WARNING)
     running: dict[ray.ObjectRef, Task] = {}
     try:
@@ -58,6 +60,19 @@ def on_cluster(
             ray.cancel(reference, force=True)
         if not connected:
             ray.shutdown()
+
+
+def _check(address: str) -> None:
+    """Ray itself asks for minutes before it says that nobody answers."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except OSError as error:
+        raise ConnectionError(
+            f"address = {address!r}: no cluster answers ({error}); expected auto, or HOST:PORT of the head of a Ray cluster"
+        ) from error
 
 
 def _call(work: Callable[[Any], Any], task: Any) -> Any:

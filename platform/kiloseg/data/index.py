@@ -52,14 +52,18 @@ def read_index(
     folder = open_folder(directory)
     wanted = [(name, "=", value) for name, value in (("split", split), ("shard", shard)) if value is not None]
     try:
-        return pyarrow.parquet.read_table(
+        table = pyarrow.parquet.read_table(
             folder.random_access(NAME), schema=SCHEMA, filters=wanted or None, columns=columns
         )
+        empty = [name for name in table.column_names if table[name].null_count]
+        if empty:
+            raise ValueError(f"no values in column {', '.join(empty)}")
+        return table
     except FileNotFoundError as error:
         raise DataError(f"{folder.at(NAME)} does not exist; build the data set again") from error
     except ConnectionError:
         raise
-    except (OSError, ValueError) as error:
+    except (NotImplementedError, OSError, ValueError) as error:
         raise DataError(f"{folder.at(NAME)} is damaged ({error}); build the data set again") from error
 
 

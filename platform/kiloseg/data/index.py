@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from kiloseg.data.shards import DataError
+
 NAME = "index.parquet"
 
 SCHEMA = pyarrow.schema(
@@ -33,9 +35,19 @@ def write_index(directory: Path, rows: Iterable[dict[str, Any]]) -> None:
 
 
 def read_index(directory: Path | str, split: str | None = None) -> pyarrow.Table:
-    """The index, or the rows of one split."""
+    """The index, or the rows of one split.
+
+    Raises:
+        DataError: there is none, or it cannot be read.
+    """
+    path = Path(directory) / NAME
     filters = None if split is None else [("split", "=", split)]
-    return pyarrow.parquet.read_table(Path(directory) / NAME, schema=SCHEMA, filters=filters)
+    try:
+        return pyarrow.parquet.read_table(path, schema=SCHEMA, filters=filters)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} is missing; restore it or build the data set again") from error
+    except (OSError, pyarrow.ArrowException) as error:
+        raise DataError(f"{path} cannot be read ({error}); restore it or build the data set again") from error
 
 
 def class_samples(table: pyarrow.Table, num_classes: int) -> np.ndarray:

@@ -11,6 +11,8 @@ import hashlib
 import io
 import itertools
 import json
+import struct
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,7 @@ from typing import Any
 import numpy as np
 import webdataset
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import putchunk
 
 FORMAT = "kiloseg-shards-1"
 IGNORE_ID = 65535
@@ -107,8 +110,17 @@ def encode_mask(mask: np.ndarray) -> bytes:
         raise ValueError(
             f"a mask with ids {mask.min()} to {mask.max()}: expected 0 to {IGNORE_ID - 1}, or {IGNORE_ID} for ignore"
         )
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint16)).save(buffer, "PNG", compress_level=4)
+    height, width = mask.shape
+    # Pillow filters rows before it compresses them, which suits photographs. The rows of a mask repeat as they are: left
+    # alone they take fewer bytes, no more time to write, and a third of the time to read.
+    rows = np.zeros((height, 1 + 2 * width), dtype=np.uint8)
+    rows[:, 1:] = mask.astype(">u2").view(np.uint8)
+    buffer = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    buffer.seek(0, io.SEEK_END)
+    sixteen_bits, one_channel = 16, 0
+    putchunk(buffer, b"IHDR", struct.pack(">IIBBBBB", width, height, sixteen_bits, one_channel, 0, 0, 0))
+    putchunk(buffer, b"IDAT", zlib.compress(rows.tobytes(), 7))
+    putchunk(buffer, b"IEND")
     return buffer.getvalue()
 
 

@@ -60,8 +60,8 @@ class SampleClasses:
         holds none of the classes has factor 1.
         """
         factors = np.ones(len(self))
-        # Labels may lack classes that no sample holds; their infinite factor is never looked up.
-        with np.errstate(divide="ignore"):
+        # The factor of a class that no sample holds is infinite, or 0 / 0, and never looked up.
+        with np.errstate(divide="ignore", invalid="ignore"):
             of_class = np.sqrt(threshold * len(self) / self.samples_per_class)
         np.maximum.at(factors, np.repeat(np.arange(len(self)), np.diff(self.starts)), of_class[self.labels])
         return factors

@@ -216,7 +216,7 @@ def test_crop_over_a_label_holds_it(scale, place):
         missed += not len(inside)
     # Halving leaves out every other row and column, and with them sometimes the only one in the window.
     assert missed == 0 if scale >= 1 else missed <= 4
-    assert len(corners) > 5 or scale <= 0.2, "it lies anywhere in the crop"
+    assert len(corners) > 3 or scale <= 0.2, "it lies anywhere in the crop"
     with pytest.raises(NoSuchPixelError):
         augment(image, labels, 0, over=8)
 

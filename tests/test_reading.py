@@ -21,6 +21,7 @@ from kiloseg.data.decode import _decode_image
 from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.reader import MAX_OPEN, Reader
 from kiloseg.data.shards import Sample, decode_image, decode_mask, encode_mask, read_info, write_shard
+from kiloseg.data.slots import Memory
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -103,8 +104,8 @@ def test_reader_keeps_few_files_open(tmp_path):
     with Reader(tmp_path, shards) as reader:
         for n in itertools.chain(range(MAX_OPEN + 3), range(3)):
             assert reader.read(n, 0)["__key__"] == f"sample{n:05d}"
-            assert len(reader._open) <= MAX_OPEN
-        files = [opened.file for opened in reader._open.values()]
+            assert len(reader._files) <= MAX_OPEN
+        files = list(reader._files.values())
     assert all(file.closed for file in files)
 
 
@@ -227,6 +228,21 @@ def test_batches_that_are_kept_do_not_change(squares):
         assert torch.equal(images, images_then)
         assert torch.equal(labels, labels_then)
     assert images.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_memory_is_used_again_when_nothing_is_left_of_it():
+    memory = Memory(2, 32)
+    first = memory.batch()
+    assert (first.images.shape, first.labels.shape) == ((2, 3, 32, 32), (2, 32, 32))
+    assert first.images.is_contiguous(memory_format=torch.channels_last)
+    places = first.images.data_ptr(), first.labels.data_ptr()
+    view = first.labels[1, 3:5]
+    del first
+    second = memory.batch()
+    assert second.images.data_ptr() == places[0]
+    assert second.labels.data_ptr() != places[1], "a view of it is left"
+    del view
+    assert memory.batch().labels.data_ptr() == places[1]
 
 
 def test_loader_processes_and_none_give_the_same_crops(squares):

@@ -7,7 +7,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from kiloseg.data.index import read_index
 from kiloseg.data.reader import Reader
 from kiloseg.data.sampling import Repeats, SampleClasses
 from kiloseg.data.shards import DataError, DatasetInfo, check_shards
+from kiloseg.data.slots import Batch, Memory, Slots
 from kiloseg.data.streams import Position, as_positions, epoch_order, in_order, share, shuffle
 
 STRIDE = 32
@@ -30,42 +31,6 @@ STRIDE = 32
 
 PREFETCH = 2
 """Batches that a loader process works ahead."""
-
-
-class Batch(NamedTuple):
-    """uint8 images (B, 3, H, W), of training with channels innermost, and int64 labels (B, H, W) with -1 for ignore."""
-
-    images: Tensor
-    labels: Tensor
-
-
-class _Slots:
-    """Shared memory that the batches of loader processes are written to, over and over.
-
-    A new piece for every batch, as DataLoader has it, costs the system as much time as decoding half of the images. Each
-    process has one slot for every batch it may work ahead, and one for the batch that is being copied out.
-    """
-
-    def __init__(self, workers: int, batch_size: int, crop: int) -> None:
-        shape = workers, PREFETCH + 1, batch_size
-        self.images = torch.empty((*shape, crop, crop, 3), dtype=torch.uint8).share_memory_().permute(0, 1, 2, 5, 3, 4)
-        self.labels = torch.empty((*shape, crop, crop), dtype=torch.int32).share_memory_()
-        self.written = torch.zeros(shape[:2], dtype=torch.int64).share_memory_()
-        """The number of the batch that each slot holds or is being filled with."""
-
-    def copied(self, worker: int, number: int) -> Batch:
-        """Batch `number` of a process, in memory of its own; pinned where there is a GPU."""
-        slot = number % (PREFETCH + 1)
-        images, labels = self.images[worker, slot], self.labels[worker, slot]
-        pinned = torch.cuda.is_available()
-        own = Batch(
-            torch.empty(images.shape, dtype=torch.uint8, memory_format=torch.channels_last, pin_memory=pinned),
-            torch.empty(labels.shape, dtype=torch.int64, pin_memory=pinned),
-        )
-        own.images.copy_(images)
-        own.labels.copy_(labels)
-        assert self.written[worker, slot] == number, "a loader process worked further ahead than it has slots"
-        return own
 
 
 class _TrainStream(IterableDataset[Any]):
@@ -90,7 +55,10 @@ class _TrainStream(IterableDataset[Any]):
         self.first_of_shard = np.cumsum([0, *(shard.samples for shard in self.shards)])
         self.decode = Decoder(info, self.classes)
         self.augment = Augment(data)
-        self.slots = _Slots(data.loader_workers, batch_size, data.crop) if data.loader_workers else None
+        self.memory = Memory(batch_size, data.crop)
+        workers = data.loader_workers
+        self.slots = Slots(workers, PREFETCH, batch_size, data.crop) if workers else None
+        self.reader = Reader(Path(data.path), self.shards)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
@@ -111,19 +79,17 @@ class _TrainStream(IterableDataset[Any]):
             order[start:stop], self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}"
         )
         positions = itertools.islice(positions, skipped * self.batch_size, None)
-        with Reader(Path(self.data.path), self.shards) as reader:
+        with self.reader as reader:
             for number in itertools.count():
                 chunk = list(itertools.islice(positions, self.batch_size))
                 if not chunk:
                     return
                 if self.slots is None:
-                    batch = _empty_batch(self.batch_size, self.data.crop)
+                    batch = self.memory.batch()
                     self._fill(*batch, reader, chunk, epoch)
                     yield batch
                 else:
-                    slot = number % (PREFETCH + 1)
-                    self.slots.written[process, slot] = number
-                    self._fill(self.slots.images[process, slot], self.slots.labels[process, slot], reader, chunk, epoch)
+                    self._fill(*self.slots.take(process, number), reader, chunk, epoch)
                     yield process, number
 
     def _fill(self, images: Tensor, labels: Tensor, reader: Reader, positions: list[Position], epoch: int) -> None:
@@ -144,11 +110,6 @@ class _TrainStream(IterableDataset[Any]):
         if self.sample_classes is None or rng.random() >= self.data.class_crops:
             return None
         return self.sample_classes.rare_class(int(self.first_of_shard[position.shard]) + position.sample, rng)
-
-
-def _empty_batch(batch_size: int, crop: int) -> Batch:
-    images = torch.empty((batch_size, 3, crop, crop), dtype=torch.uint8, memory_format=torch.channels_last)
-    return Batch(images, torch.empty((batch_size, crop, crop), dtype=torch.int64))
 
 
 class TrainBatches:

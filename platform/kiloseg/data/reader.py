@@ -18,16 +18,25 @@ from kiloseg.data.shards import DataError, Shard
 MAX_OPEN = 64
 """Shards kept open; a shuffle buffer rarely spans more."""
 
+MAX_KNOWN = 128
+"""Shards whose headers are remembered, at some 0.5 kB a sample."""
 
-class _Open(NamedTuple):
-    """An open shard and, for each of its samples, webdataset's dict with (offset, bytes) in place of content."""
 
-    file: FileIO
-    samples: list[dict[str, Any]]
+class _Member(NamedTuple):
+    """A file in a shard."""
+
+    suffix: str
+    offset: int
+    size: int
+
+
+class _Sample(NamedTuple):
+    key: str
+    members: tuple[_Member, ...]
 
 
 class Reader:
-    """Samples of a split, in any order; to be closed, as by `with`.
+    """Samples of a split, in any order, within `with`; what it knows of the shards outlives that.
 
     Args:
         directory: of the data set.
@@ -37,7 +46,8 @@ class Reader:
     def __init__(self, directory: Path, shards: Sequence[Shard]) -> None:
         self._directory = directory
         self._shards = shards
-        self._open: OrderedDict[int, _Open] = OrderedDict()
+        self._files: OrderedDict[int, FileIO] = OrderedDict()
+        self._known: OrderedDict[int, list[_Sample]] = OrderedDict()
 
     def __enter__(self) -> Reader:
         return self
@@ -45,8 +55,8 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        while self._open:
-            self._open.popitem()[1].file.close()
+        while self._files:
+            self._files.popitem()[1].close()
 
     def read(self, shard: int, index: int) -> dict[str, Any]:
         """Sample `index` of shard `shard`: a dict of bytes by suffix, with __key__ and __url__ (the shard's name).
@@ -54,48 +64,53 @@ class Reader:
         Raises:
             DataError: a shard that is missing, damaged, or holds fewer samples than dataset.json says.
         """
-        if shard not in self._open:
-            if len(self._open) == MAX_OPEN:
-                self._open.popitem(last=False)[1].file.close()
-            self._open[shard] = self._scan(shard)
-        self._open.move_to_end(shard)
-        file, samples = self._open[shard]
-        return {
-            name: value if name.startswith("__") else self._content(file, shard, index, *value)
-            for name, value in samples[index].items()
-        }
+        file = self._file(shard)
+        if shard not in self._known:
+            if len(self._known) == MAX_KNOWN:
+                self._known.popitem(last=False)
+            self._known[shard] = self._scan(shard, file)
+        self._known.move_to_end(shard)
+        key, members = self._known[shard][index]
+        contents = {member.suffix: self._content(file, shard, index, member.offset, member.size) for member in members}
+        return {"__key__": key, "__url__": self._shards[shard].name, **contents}
 
-    def _scan(self, shard: int) -> _Open:
+    def _file(self, shard: int) -> FileIO:
+        if shard not in self._files:
+            if len(self._files) == MAX_OPEN:
+                self._files.popitem(last=False)[1].close()
+            path = self._directory / self._shards[shard].name
+            try:
+                # Without a buffer no more than the headers is read.
+                self._files[shard] = path.open("rb", buffering=0)
+            except FileNotFoundError as error:
+                raise DataError(f"{path} is missing; restore it or build the data set again") from error
+        self._files.move_to_end(shard)
+        return self._files[shard]
+
+    def _scan(self, shard: int, file: FileIO) -> list[_Sample]:
         entry = self._shards[shard]
         path = self._directory / entry.name
-        samples: list[dict[str, Any]] = []
+        samples: list[_Sample] = []
         try:
-            # Without a buffer no more than the headers is read.
-            file = path.open("rb", buffering=0)
-        except FileNotFoundError as error:
-            raise DataError(f"{path} is missing; restore it or build the data set again") from error
-        try:
+            file.seek(0)
             with tarfile.open(fileobj=file, mode="r:") as tar:
-                members = (
+                files = (
                     {"fname": member.name, "data": (member.offset_data, member.size), "__url__": entry.name}
                     for member in tar
                     if member.isreg()
                 )
-                for sample in group_by_keys(members):
-                    samples.append(sample)
-            if len(samples) < entry.samples:
-                raise DataError(
-                    f"{path} ends after {len(samples)} samples, dataset.json lists {entry.samples}; restore it or build it "
-                    "again"
-                )
-        except BaseException as error:
-            file.close()
-            if isinstance(error, OSError | EOFError | tarfile.TarError) or type(error) is ValueError:
-                raise DataError(
-                    f"{path} cannot be read after {len(samples)} samples ({error}); restore it or build it again"
-                ) from error
-            raise
-        return _Open(file, samples)
+                for group in group_by_keys(files):
+                    members = (_Member(suffix, *at) for suffix, at in group.items() if not suffix.startswith("__"))
+                    samples.append(_Sample(group["__key__"], tuple(members)))
+        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
+            raise DataError(
+                f"{path} cannot be read after {len(samples)} samples ({error}); restore it or build it again"
+            ) from error
+        if len(samples) < entry.samples:
+            raise DataError(
+                f"{path} ends after {len(samples)} samples, dataset.json lists {entry.samples}; restore it or build it again"
+            )
+        return samples
 
     def _content(self, file: FileIO, shard: int, index: int, offset: int, size: int) -> bytes:
         content = os.pread(file.fileno(), size, offset)

@@ -18,8 +18,10 @@ import pytest
 from PIL import Image
 
 from kiloseg.config import Data
+from kiloseg.data.classes import count_classes
 from kiloseg.data.index import read_index
-from kiloseg.data.pipeline import TrainBatches, count_classes, validation_batches
+from kiloseg.data.pipeline import TrainBatches, validation_batches
+from kiloseg.data.reader import Reader
 from kiloseg.data.shards import (
     IGNORE_ID,
     DataError,
@@ -32,7 +34,6 @@ from kiloseg.data.shards import (
     write_info,
     write_shard,
 )
-from kiloseg.data.streams import read, segments
 
 
 def picture(kind="PNG", mode="RGB", size=(32, 32)):
@@ -219,7 +220,8 @@ def test_name_of_a_shard_is_never_run_as_a_command(good, monkeypatch):
     rewritten(good, lambda content: content["splits"]["val"][0].update(name=name))
     refused(lambda: read_all(good), f"{good}/{name} is missing")
     info = read_info(good)
-    refused(lambda: list(read(good, segments(info.shards("val"), 0, 1))), f"{good}/{name} is missing")
+    with Reader(good, info.shards("val")) as reader:
+        refused(lambda: reader.read(0, 0), f"{good}/{name} is missing")
     (good / "part-000000.tar").rename(good / name)
     assert len(read_all(good)[0].labels) == 4, "it is a file like any other"
     assert not (good / "created").exists()
@@ -318,9 +320,12 @@ def test_fault_in_a_loader_process_arrives_with_its_message(good):
     described(good, [listed(path, 4)])
     data = Data(path=str(good), crop=32, loader_workers=2)
     info = read_info(good)
-    for batches in (TrainBatches(data, info, batch_size=2, seed=0).epoch(0), iter(validation_batches(data, info))):
+    training, validation = TrainBatches(data, info, batch_size=2, seed=0), validation_batches(data, info)
+    for batches in (training.epoch(0), iter(validation)):
         refused(lambda batches=batches: list(batches), f"{path} ends after 3 samples, dataset.json lists 4; restore it")
-        batches._shutdown_workers()  # left to the garbage collector, torch would wait 5 s for each process
+    # Left to the garbage collector, torch would wait 5 s for each process.
+    training._loader._iterator._shutdown_workers()
+    batches._shutdown_workers()
 
 
 # Samples

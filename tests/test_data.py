@@ -19,10 +19,12 @@ from PIL import Image
 from kiloseg.config import Data
 from kiloseg.data.augment import Augment
 from kiloseg.data.build import plan_shards, up_to_date
+from kiloseg.data.classes import Classes, count_classes, label_table, select_classes
 from kiloseg.data.index import class_samples, read_index, write_index
-from kiloseg.data.pipeline import TrainBatches, count_classes, label_table, validation_batches
+from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import (
     IGNORE_ID,
+    DataError,
     DatasetInfo,
     Sample,
     Shard,
@@ -510,30 +512,78 @@ def test_validation_pads_odd_sizes_with_ignored_pixels(tmp_path):
 # Classes
 
 
+def counted(directory, samples_per_class, background=None):
+    """A validation image with a row of every class and of ignored pixels, and an index of training samples."""
+    num_classes = len(samples_per_class)
+    mask = np.repeat([*range(num_classes), IGNORE_ID], 8)[:, None] + np.zeros((1, 32), dtype=int)
+    image = np.zeros((*mask.shape, 3), dtype=np.uint8)
+    shard, rows = write_shard(directory / "val.tar", [Sample(key="k", image=image, mask=mask)], num_classes=num_classes)
+    rows = [{"split": "val", **row} for row in rows]
+    for sample in range(max(samples_per_class)):
+        ids = [c for c, count in enumerate(samples_per_class) if sample < count]
+        rows.append(rows[0] | {"split": "train", "class_ids": ids, "class_pixels": [1] * len(ids)})
+    write_index(directory, rows)
+    return described(directory, [shard], num_classes, split="val", background=background)
+
+
 @pytest.mark.parametrize(
-    ("num_classes", "background", "rest"),
-    [(None, 0, None), (3, None, -1), (3, 0, 0), (3, 2, 2), (3, 3, -1), (6, 5, None), (2, 1, 1)],
+    ("samples_per_class", "num_classes", "background", "kept"),
+    [
+        ((5, 1, 4, 4, 0, 9), None, None, [0, 1, 2, 3, 4, 5]),
+        ((5, 1, 4, 4, 0, 9), 6, None, [0, 1, 2, 3, 4, 5]),
+        ((5, 1, 4, 4, 0, 9), 2, None, [0, 5]),
+        ((5, 1, 4, 4, 0, 9), 3, None, [0, 2, 5]),  # of 2 and 3, equally frequent, the lower
+        ((5, 1, 4, 4, 0, 9), 3, 4, [0, 4, 5]),  # the background, though it is the rarest
+        ((5, 1, 4, 4, 0, 9), 3, 5, [0, 2, 5]),
+        ((9, 7, 6, 3, 2, 1), 4, 0, [0, 1, 2, 3]),  # in order of frequency: the first
+        ((4, 4, 4, 4, 4, 4), 4, None, [0, 1, 2, 3]),
+        ((1, 0, 0, 0, 0, 0), 3, None, [0, 1, 2]),  # fewer occur than are asked for
+    ],
 )
-def test_rest_of_the_classes_becomes_background_or_ignored(tmp_path, num_classes, background, rest):
-    mask = np.repeat(np.array([0, 1, 2, 3, 4, 5, IGNORE_ID, 0]), 8)[:, None] + np.zeros((1, 32), dtype=int)
-    sample = Sample(key="k", image=np.zeros((64, 32, 3), dtype=np.uint8), mask=mask)
-    shard, _ = write_shard(tmp_path / "val.tar", [sample], num_classes=6)
-    info = described(tmp_path, [shard], 6, split="val", background=background)
+def test_most_frequent_classes_are_kept(tmp_path, samples_per_class, num_classes, background, kept):
+    info = counted(tmp_path, samples_per_class, background)
     data = Data(path=str(tmp_path), num_classes=num_classes, loader_workers=0)
-    kept = num_classes or 6
-    assert count_classes(data, info) == kept
+    classes = select_classes(data, info)
+    assert classes.ids.tolist() == kept
+    assert classes.names == [f"class {c}" for c in kept]
+    assert classes.background == (None if background is None else kept.index(background))
+    assert count_classes(data, info) == len(classes) == len(kept)
+    rest = -1 if background is None else kept.index(background)
     ((_, labels),) = validation_batches(data, info)
-    assert labels[0, ::8, 0].tolist() == [*(c if c < kept else rest for c in range(6)), -1, 0]
+    expected = [kept.index(c) if c in kept else rest for c in range(6)]
+    assert labels[0, : 7 * 8 : 8, 0].tolist() == [*expected, -1]
+
+
+def test_classes_are_counted_in_training_samples_only(tmp_path):
+    info = counted(tmp_path, (2, 0, 3, 2))
+    index = read_index(tmp_path).to_pylist()
+    only_in_val = index[0] | {"class_ids": [1], "class_pixels": [9]}
+    write_index(tmp_path, [*index, *[only_in_val] * 20])
+    assert select_classes(Data(path=str(tmp_path), num_classes=2), info).ids.tolist() == [0, 2]
+
+
+def test_fewer_classes_without_an_index(tmp_path):
+    info = counted(tmp_path, (2, 1, 3))
+    (tmp_path / "index.parquet").unlink()
+    assert len(select_classes(Data(path=str(tmp_path)), info)) == 3, "all classes need none"
+    with pytest.raises(DataError, match=r"index.parquet is missing; restore it or build the data set again"):
+        select_classes(Data(path=str(tmp_path), num_classes=2), info)
+    (tmp_path / "index.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(DataError, match=r"index.parquet cannot be read \("):
+        select_classes(Data(path=str(tmp_path), num_classes=2), info)
 
 
 def test_label_table_by_hand():
-    table = label_table(example_info(background=1), 2)
+    info = example_info(background=1)
+    table = label_table(info, Classes(ids=np.array([1, 2]), names=["b", "c"], background=0))
     assert table.shape == (65536,)
-    assert table[:3].tolist() == [0, 1, 1]
+    assert table[:3].tolist() == [0, 0, 1]
     assert table[65535] == -1
     assert set(table[3:65535].tolist()) == {-2}, "ids that the data set lacks are told from ignored ones"
-    largest = dataclasses.replace(example_info(), classes=[""] * 65535)
-    assert np.array_equal(label_table(largest, 65535), [*range(65535), -1])
+    table = label_table(info, Classes(ids=np.array([0, 2]), names=["a", "c"], background=None))
+    assert table[:3].tolist() == [0, -1, 1]
+    largest = dataclasses.replace(example_info(background=None), classes=[""] * 65535)
+    assert np.array_equal(label_table(largest, select_classes(Data(), largest)), [*range(65535), -1])
 
 
 # Augmentation

@@ -10,8 +10,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.checkpoint import load_checkpoint
 from kiloseg.config import override
-from kiloseg.data.pipeline import Batch, validation_batches
+from kiloseg.data.pipeline import validation_batches
 from kiloseg.data.shards import read_info
+from kiloseg.data.slots import Batch
 from kiloseg.evaluate import load_segmenter, predict_samples
 from kiloseg.train import NonFiniteLossError, _step, train
 

@@ -70,8 +70,9 @@ class Data:
     path: str = ""
     """Folder with dataset.json and its shards."""
     num_classes: int | None = None
-    """Use only the first N classes of the data set; pixels of the others become background if the data set has one,
-    else ignored. None: all of them."""
+    """Use only the N classes that most training samples hold, the background always among them if the data set has one;
+    pixels of the others become background, or ignored where there is none. Labels follow the order of the ids; of
+    equally frequent classes the lower id is taken. None: all classes."""
     crop: int = 512
     """Side of the square training crop in pixels, a multiple of 32."""
     scale_min: float = 0.5
@@ -82,6 +83,13 @@ class Data:
     """Probability of a left-right flip. Use 0 where mirroring changes the class (text, arrows)."""
     jitter: float = 0.4
     """Strength of the random change of brightness, contrast and saturation, 0 to 1. 0: none."""
+    repeat_threshold: float = 0.0
+    """Repeat-factor sampling (LVIS, https://arxiv.org/abs/1908.03195): a sample comes max(1, sqrt(t / f)) times an epoch, f
+    the share of training samples that hold its rarest class; fractions are drawn anew each epoch. LVIS itself uses
+    t = 0.001. 0: every sample once."""
+    class_crops: float = 0.0
+    """Probability that a training crop is placed over a pixel of a chosen class of its sample, a class of n training samples
+    being chosen with weight 1 / sqrt(n). 0: crops fall anywhere."""
     loader_workers: int = 2
     """Processes that decode samples for one training worker. 0: in the training process itself."""
     shuffle_buffer: int = 1000
@@ -105,6 +113,8 @@ class Data:
         )
         _require(0 <= self.flip <= 1, "data.flip", self.flip, "a probability from 0 to 1")
         _require(0 <= self.jitter <= 1, "data.jitter", self.jitter, "a strength from 0 to 1")
+        _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold", self.repeat_threshold, "a share from 0 to 1")
+        _require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
         _require(self.val_batch_size >= 1, "data.val_batch_size", self.val_batch_size, "at least 1 image")

@@ -10,7 +10,7 @@ import torch
 
 from kiloseg.checkpoint import load_checkpoint
 from kiloseg.config import Config, from_flat, override
-from kiloseg.data.pipeline import Batch
+from kiloseg.data.slots import Batch
 from kiloseg.metrics import IoU
 from kiloseg.models import Segmenter
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -23,7 +22,7 @@ from ray.tune.search.optuna import OptunaSearch
 
 from kiloseg.config import Config, flatten, override
 from kiloseg.data.shards import read_info
-from kiloseg.summary import TrialRow
+from kiloseg.summary import TrialRow, iou_table
 from kiloseg.tracking import TrackedRun, Tracker, source_tags
 from kiloseg.trial import (
     HISTORY,
@@ -261,8 +260,8 @@ class _Tracking(tune.Callback):
             )
             run.log_metrics({"oom": result["oom"]}, step=result[STEP])
             if IOU_PER_CLASS in result:
-                iou = [None if math.isnan(value) else value for value in result[IOU_PER_CLASS]]
-                run.log_table({"class_id": list(range(len(iou))), "iou": iou}, "iou_per_class.json")
+                data = override(self.base, trial.config).data
+                run.log_table(iou_table(data, result[IOU_PER_CLASS]), "iou_per_class.json")
 
         self._write(trial, write)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pandas
 from matplotlib.figure import Figure
 
+from kiloseg.config import Data
+from kiloseg.data.classes import select_classes
 from kiloseg.data.pipeline import validation_batches
 from kiloseg.data.shards import read_info
 from kiloseg.evaluate import load_segmenter, predict_samples
@@ -96,6 +99,16 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
     }
 
 
+def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]]:
+    """IoU of each class of a run with its id and name in the data set, by column; None where a class does not occur."""
+    classes = select_classes(data, read_info(data.path))
+    return {
+        "class_id": classes.ids.tolist(),
+        "name": classes.names,
+        "iou": [None if math.isnan(iou) else iou for iou in iou_per_class],
+    }
+
+
 def best_sheet(row: TrialRow) -> Figure:
     """Validation images, labels and predictions of a trial's best checkpoint."""
     segmenter, config = load_segmenter(checkpoint_file(row))
@@ -104,7 +117,7 @@ def best_sheet(row: TrialRow) -> Figure:
     return prediction_sheet(
         samples,
         num_classes=segmenter.num_classes,
-        background=info.background,
+        background=select_classes(config.data, info).background,
         title=f"{info.name}, trial {row.trial}: validation mIoU {row.miou:.3f}",
     )
 

@@ -22,8 +22,10 @@ from tqdm import tqdm
 
 from kiloseg.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from kiloseg.config import Config, Precision, flatten
-from kiloseg.data.pipeline import Batch, TrainBatches, count_classes, validation_batches
+from kiloseg.data.classes import count_classes
+from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import read_info
+from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
 from kiloseg.losses import objective
 from kiloseg.memory import PeakMemory

@@ -7,7 +7,7 @@ import random
 import zlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,123 +16,109 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kiloseg.config import Data
-from kiloseg.data.augment import Augment
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, Shard, check_shards, decode_image, decode_mask
-from kiloseg.data.streams import read, segments, share, shuffle, shuffled
+from kiloseg.data.augment import Augment, NoSuchPixelError
+from kiloseg.data.classes import select_classes
+from kiloseg.data.decode import Decoder
+from kiloseg.data.index import read_index
+from kiloseg.data.reader import Reader
+from kiloseg.data.sampling import Repeats, SampleClasses
+from kiloseg.data.shards import DataError, DatasetInfo, check_shards
+from kiloseg.data.slots import Batch, Memory, Slots
+from kiloseg.data.streams import Position, as_positions, epoch_order, in_order, share, shuffle
 
 STRIDE = 32
 """Sides of a batch are multiples of this: the coarsest feature map of the backbones."""
 
-_UNKNOWN = -2
+PREFETCH = 2
+"""Batches that a loader process works ahead."""
 
 
-class Batch(NamedTuple):
-    """uint8 images (B, 3, H, W) and int64 labels (B, H, W) with -1 for ignore."""
+class _TrainStream(IterableDataset[Any]):
+    """One loader process's batches of one epoch; the epoch is shared memory, so that living processes see it change.
 
-    images: Tensor
-    labels: Tensor
-
-
-def count_classes(data: Data, info: DatasetInfo) -> int:
-    """How many classes a run over this data set has.
-
-    Raises:
-        DataError: `data.num_classes` asks for more than there are.
+    In a loader process it yields (process, number of the batch) and leaves the batch itself in a slot.
     """
-    if data.num_classes is not None and data.num_classes > info.num_classes:
-        raise DataError(
-            f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes; lower it"
-        )
-    return data.num_classes or info.num_classes
 
-
-def label_table(info: DatasetInfo, num_classes: int) -> np.ndarray:
-    """The one look-up table from stored ids to labels: int32 of length 65,536.
-
-    Classes from `num_classes` on become background where the data set has one among the kept classes, else -1.
-    """
-    table = np.full(IGNORE_ID + 1, _UNKNOWN, dtype=np.int32)
-    background = info.background
-    table[: info.num_classes] = -1 if background is None or background >= num_classes else background
-    table[:num_classes] = np.arange(num_classes)
-    table[IGNORE_ID] = -1
-    return table
-
-
-class _Decoder:
-    """Raw sample to uint8 image (H, W, 3) and int32 labels (H, W)."""
-
-    def __init__(self, info: DatasetInfo, num_classes: int) -> None:
-        self.info = info
-        self.table = label_table(info, num_classes)
-
-    def __call__(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        where = f"{sample['__url__']}: sample {sample['__key__']}"
-        image_bytes, mask_bytes = sample.get("jpg", sample.get("png")), sample.get("mask.png")
-        if image_bytes is None or mask_bytes is None:
-            missing = "image (.jpg or .png)" if image_bytes is None else "mask (.mask.png)"
-            parts = ", ".join(part for part in sample if not part.startswith("__"))
-            raise DataError(f"{where} has no {missing}; it has: {parts}")
-        try:
-            image, mask = decode_image(image_bytes), decode_mask(mask_bytes)
-        except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
-            raise DataError(f"{where} cannot be decoded: {error}") from error
-        if image.shape[:2] != mask.shape:
-            raise DataError(
-                f"{where}: mask is {mask.shape}, its image {image.shape[:2]} (height, width); they must be equal"
-            )
-        labels = self.table[mask]
-        if labels.min(initial=0) == _UNKNOWN:
-            unknown = int(mask[labels == _UNKNOWN][0])
-            raise DataError(
-                f"{where}: mask has class id {unknown}, expected 0 to {self.info.num_classes - 1}, or {IGNORE_ID} for ignore"
-            )
-        return image, labels
-
-
-class _TrainStream(IterableDataset[Batch]):
-    """One loader process's batches of one epoch; the epoch is shared memory, so that living processes see it change."""
-
-    def __init__(
-        self, data: Data, info: DatasetInfo, *, batch_size: int, steps: int, seed: int, rank: int, world: int
-    ) -> None:
-        self.data, self.batch_size, self.steps = data, batch_size, steps
+    def __init__(self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int, world: int) -> None:
+        self.data, self.batch_size = data, batch_size
         self.seed, self.rank, self.world = seed, rank, world
         self.shards = info.shards("train")
-        self.left_out = info.num_samples("train") - steps * batch_size * world
-        self.decode = _Decoder(info, count_classes(data, info))
+        self.classes = select_classes(data, info)
+        self.sample_classes: SampleClasses | None = None
+        self.repeats: Repeats | None = None
+        if data.repeat_threshold or data.class_crops:
+            self.sample_classes = SampleClasses(read_index(data.path, "train"), self.shards, self.classes)
+        if self.sample_classes is not None and data.repeat_threshold:
+            self.repeats = Repeats(self.sample_classes.repeat_factors(data.repeat_threshold))
+        self.samples = info.num_samples("train") if self.repeats is None else self.repeats.least
+        self.steps = self.samples // (batch_size * world)
+        self.first_of_shard = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.decode = Decoder(info, self.classes)
         self.augment = Augment(data)
+        self.memory = Memory(batch_size, data.crop)
+        workers = data.loader_workers
+        self.slots = Slots(workers, PREFETCH, batch_size, data.crop) if workers else None
+        self.reader = Reader(Path(data.path), self.shards)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 
-    def __iter__(self) -> Iterator[Batch]:
+    def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
         epoch, skip = self.epoch_and_skip.tolist()
         process, workers = _loader_worker()
-        # Batches are dealt out by the loader processes in turn. A resumed epoch goes on with the one whose turn it was,
-        # and what came before is read but not decoded again.
+        # Batches are dealt out by the loader processes in turn. A resumed epoch goes on with the one whose turn it was; of
+        # what came before only the order is drawn again.
         worker = (process + skip) % workers
         skipped = skip // workers + (worker < skip % workers)
         first, last = share(self.steps, worker, workers)
-        offset = random.Random(f"left out {self.seed} {epoch}").randint(0, self.left_out)
+        counts = None if self.repeats is None else self.repeats.counts(self.seed, epoch)
+        order = epoch_order(self.shards, counts, self.seed, epoch)
+        left_out = len(order) - self.steps * self.batch_size * self.world
+        offset = random.Random(f"left out {self.seed} {epoch}").randint(0, left_out)
         start = offset + (self.rank * self.steps + first) * self.batch_size
         stop = offset + (self.rank * self.steps + last) * self.batch_size
-        raw = read(Path(self.data.path), segments(shuffled(self.shards, self.seed, epoch), start, stop))
-        raw = shuffle(raw, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
-        raw = itertools.islice(raw, skipped * self.batch_size, None)
-        while chunk := list(itertools.islice(raw, self.batch_size)):
-            yield _stack([self._sample(sample, epoch) for sample in chunk])
+        positions = shuffle(
+            order[start:stop], self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}"
+        )
+        positions = itertools.islice(positions, skipped * self.batch_size, None)
+        with self.reader as reader:
+            for number in itertools.count():
+                chunk = list(itertools.islice(positions, self.batch_size))
+                if not chunk:
+                    return
+                if self.slots is None:
+                    batch = self.memory.batch()
+                    self._fill(*batch, reader, chunk, epoch)
+                    yield batch
+                else:
+                    self._fill(*self.slots.take(process, number), reader, chunk, epoch)
+                    yield process, number
 
-    def _sample(self, sample: dict[str, Any], epoch: int) -> tuple[Tensor, Tensor]:
-        image, labels = self.decode(sample)
-        seed = zlib.crc32(f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']}".encode())
-        return self.augment(image, labels, seed)
+    def _fill(self, images: Tensor, labels: Tensor, reader: Reader, positions: list[Position], epoch: int) -> None:
+        for out, position in zip(zip(images, labels, strict=True), positions, strict=True):
+            sample = reader.read(position.shard, position.sample)
+            image, all_labels = self.decode(sample)
+            name = f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']} {position.copy}"
+            over = self._label_to_crop(position, random.Random(f"class {name}"))
+            try:
+                self.augment(image, all_labels, zlib.crc32(name.encode()), over=over, out=out)
+            except NoSuchPixelError as error:
+                raise DataError(
+                    f"{sample['__url__']}: sample {sample['__key__']}: its mask has no pixel of class "
+                    f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
+                ) from error
+
+    def _label_to_crop(self, position: Position, rng: random.Random) -> int | None:
+        if self.sample_classes is None or rng.random() >= self.data.class_crops:
+            return None
+        return self.sample_classes.rare_class(int(self.first_of_shard[position.shard]) + position.sample, rng)
 
 
 class TrainBatches:
     """Training batches of one worker, epoch by epoch.
 
-    An epoch gives every sample at most once, over all workers together; a remainder of less than one global batch is
-    left out, another one in each epoch (`left_out` counts it). The order is a function of (seed, epoch) for a given
-    number of workers and loader processes.
+    An epoch gives every sample at most once, over all workers together, or as often as `data.repeat_threshold` has it come
+    (see `sampling.Repeats`); a remainder of less than one global batch is left out, another one in each epoch (`left_out`
+    counts it; with repeats it may be one more). The order is a function of (seed, epoch) for a given number of workers and
+    loader processes.
 
     Args:
         data: where samples lie and how they are augmented.
@@ -143,7 +129,8 @@ class TrainBatches:
         world: how many workers there are.
 
     Raises:
-        DataError: shards are missing or cut short, or there are fewer samples than one batch.
+        DataError: shards are missing or cut short, there are fewer samples than one batch, or settings that go by the
+            classes of samples find no index or one of other samples.
         ValueError: `batch_size` cannot be split evenly over the workers.
     """
 
@@ -155,21 +142,24 @@ class TrainBatches:
                 f"trainer.batch_size = {batch_size} cannot be split over {world} workers; use a multiple of {world}"
             )
         check_shards(data.path, info, "train")
-        samples = info.num_samples("train")
-        self.steps_per_epoch, self.left_out = divmod(samples, batch_size)
+        self._stream = _TrainStream(data, info, batch_size=batch_size // world, seed=seed, rank=rank, world=world)
+        self.steps_per_epoch = self._stream.steps
+        self.left_out = self._stream.samples - self.steps_per_epoch * batch_size
         if self.steps_per_epoch == 0:
             raise DataError(
-                f"{data.path} has {samples} training samples, fewer than one batch of {batch_size}; lower trainer.batch_size"
+                f"{data.path} has {self._stream.samples} training samples, fewer than one batch of {batch_size}; lower "
+                "trainer.batch_size"
             )
-        self._stream = _TrainStream(
-            data, info, batch_size=batch_size // world, steps=self.steps_per_epoch, seed=seed, rank=rank, world=world
-        )
         self._loader = _loader(self._stream, data.loader_workers, persistent=True)
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch after its first `skip`."""
+        """The batches of an epoch after its first `skip`, none of which is read."""
         self._stream.epoch_and_skip[:] = torch.tensor([number, skip])
-        return iter(self._loader)
+        return self._batches(iter(self._loader))
+
+    def _batches(self, yielded: Iterator[Any]) -> Iterator[Batch]:
+        slots = self._stream.slots
+        return yielded if slots is None else (slots.copied(*which) for which in yielded)
 
     def from_step(self, step: int) -> Iterator[Batch]:
         """Batches without end, from the one that training step `step` (from 0) uses."""
@@ -181,16 +171,17 @@ class TrainBatches:
 class _ValidationStream(IterableDataset[Batch]):
     def __init__(self, data: Data, info: DatasetInfo, *, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
-        self.shards: list[Shard] = info.shards("val")
+        self.shards = info.shards("val")
         self.samples = min(info.num_samples("val"), data.val_samples or info.num_samples("val"))
-        self.decode = _Decoder(info, count_classes(data, info))
+        self.decode = Decoder(info, select_classes(data, info))
 
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _loader_worker()
         start, stop = share(self.samples, self.rank * workers + worker, self.world * workers)
-        raw = read(Path(self.data.path), segments(self.shards, start, stop))
-        while chunk := list(itertools.islice(raw, self.data.val_batch_size)):
-            yield _stack([_to_tensors(*self.decode(sample)) for sample in chunk])
+        positions = iter(as_positions(in_order(self.shards)[start:stop]))
+        with Reader(Path(self.data.path), self.shards) as reader:
+            while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
+                yield _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
 
 
 def validation_batches(data: Data, info: DatasetInfo, *, rank: int = 0, world: int = 1) -> Iterable[Batch]:
@@ -203,11 +194,12 @@ def validation_batches(data: Data, info: DatasetInfo, *, rank: int = 0, world: i
     return _loader(_ValidationStream(data, info, rank=rank, world=world), data.loader_workers, persistent=False)
 
 
-def _loader(stream: IterableDataset[Batch], workers: int, *, persistent: bool) -> DataLoader[Batch]:
+def _loader(stream: IterableDataset[Any], workers: int, *, persistent: bool) -> DataLoader[Any]:
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
         persistent_workers=persistent and workers > 0,
         pin_memory=torch.cuda.is_available(),
     )

@@ -12,7 +12,9 @@ import hashlib
 import io
 import itertools
 import json
+import struct
 import tarfile
+import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import putchunk
 
 from kiloseg.data.folder import DataError as DataError
 from kiloseg.data.folder import open_folder
@@ -109,8 +112,17 @@ def encode_mask(mask: np.ndarray) -> bytes:
         raise ValueError(
             f"a mask with ids {mask.min()} to {mask.max()}: expected 0 to {IGNORE_ID - 1}, or {IGNORE_ID} for ignore"
         )
-    buffer = io.BytesIO()
-    Image.fromarray(mask.astype(np.uint16)).save(buffer, "PNG", compress_level=4)
+    height, width = mask.shape
+    # Pillow filters rows before it compresses them, which suits photographs. The rows of a mask repeat as they are: left
+    # alone they are read in less than half the time, at about the same size (benchmarks/README.md).
+    rows = np.zeros((height, 1 + 2 * width), dtype=np.uint8)
+    rows[:, 1:] = mask.astype(">u2").view(np.uint8)
+    buffer = io.BytesIO(b"\x89PNG\r\n\x1a\n")
+    buffer.seek(0, io.SEEK_END)
+    sixteen_bits, one_channel = 16, 0
+    putchunk(buffer, b"IHDR", struct.pack(">IIBBBBB", width, height, sixteen_bits, one_channel, 0, 0, 0))
+    putchunk(buffer, b"IDAT", zlib.compress(rows.tobytes(), 7))
+    putchunk(buffer, b"IEND")
     return buffer.getvalue()
 
 

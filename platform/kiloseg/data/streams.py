@@ -1,51 +1,68 @@
 """Which samples each reader takes, in which order.
 
-An epoch is one order of all samples: shards shuffled by (seed, epoch), one after another. Every worker of the training
-group (rank), and every loader process of it, reads one contiguous range of that order, so that it opens only the shards
-in its range and no sample is read twice.
+An epoch is one order of all samples: shards shuffled by (seed, epoch), one after another. A sample that comes more than
+once does so in further passes over its shard, which are shuffled among the rest. Every worker of the training group
+(rank), and every loader process of it, takes one contiguous range of that order, so that it opens only the shards in its
+range and no sample is read twice.
+
+Orders are made of positions alone; bytes are read last, for the positions that are wanted.
 """
 
 from __future__ import annotations
 
 import random
-import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
+import numpy as np
 import webdataset
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
-from kiloseg.data.shards import DataError, Shard
-
-
-@dataclass(frozen=True, kw_only=True)
-class Segment:
-    """Samples `start` to `stop` - 1 of a shard."""
-
-    shard: Shard
-    start: int
-    stop: int
+from kiloseg.data.shards import Shard
 
 
-def shuffled(shards: Sequence[Shard], seed: int, epoch: int) -> list[Shard]:
-    """The shards in the order of an epoch."""
-    order = list(shards)
-    random.Random(f"shards {seed} {epoch}").shuffle(order)
-    return order
+class Position(NamedTuple):
+    """A sample of a split."""
+
+    shard: int
+    """Place of its shard in the list of shards."""
+    sample: int
+    """Its place in that shard."""
+    copy: int
+    """0 the first time it comes in an epoch, then 1, 2, ..."""
 
 
-def segments(shards: Sequence[Shard], start: int, stop: int) -> list[Segment]:
-    """The parts of shards that samples `start` to `stop` - 1 of the given order lie in."""
-    parts = []
-    position = 0
-    for shard in shards:
-        first, last = max(start - position, 0), min(stop - position, shard.samples)
-        if first < last:
-            parts.append(Segment(shard=shard, start=first, stop=last))
-        position += shard.samples
-    return parts
+def in_order(shards: Sequence[Shard]) -> np.ndarray:
+    """Positions of all samples, shard after shard: int32 of shape (N, 3)."""
+    return _concatenated([_pass(shard, np.arange(entry.samples), 0) for shard, entry in enumerate(shards)])
+
+
+def epoch_order(shards: Sequence[Shard], counts: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
+    """Positions of an epoch before they are shuffled in a buffer: int32 of shape (sum of counts, 3).
+
+    Args:
+        shards: of the split.
+        counts: times that each sample comes, in the order of `shards`; None: once.
+        seed: of the run.
+        epoch: from 0.
+    """
+    passes = []
+    first = 0
+    for shard, entry in enumerate(shards):
+        times = np.ones(entry.samples, dtype=np.int64) if counts is None else counts[first : first + entry.samples]
+        passes += [_pass(shard, np.flatnonzero(times > copy), copy) for copy in range(times.max(initial=0))]
+        first += entry.samples
+    random.Random(f"shards {seed} {epoch}").shuffle(passes)
+    return _concatenated(passes)
+
+
+def _pass(shard: int, indices: np.ndarray, copy: int) -> np.ndarray:
+    positions = np.empty((len(indices), 3), dtype=np.int32)
+    positions[:, 0], positions[:, 1], positions[:, 2] = shard, indices, copy
+    return positions
+
+
+def _concatenated(passes: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(passes) if passes else np.empty((0, 3), dtype=np.int32)
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:
@@ -55,36 +72,11 @@ def share(total: int, part: int, parts: int) -> tuple[int, int]:
     return start, start + size + (part < longer)
 
 
-def read(directory: Path, parts: Sequence[Segment]) -> Iterator[dict[str, Any]]:
-    """Raw samples of the segments: webdataset dicts of bytes with __key__ and __url__.
-
-    Raises:
-        DataError: a shard that is missing, damaged, or holds fewer samples than dataset.json says.
-    """
-    for segment in parts:
-        path = directory / segment.shard.name
-        position = 0
-        try:
-            with path.open("rb") as stream:
-                # Opened here: webdataset's own opener would run a name such as "pipe:..." as a shell command.
-                for sample in group_by_keys(tar_file_expander([{"url": segment.shard.name, "stream": stream}])):
-                    if position >= segment.start:
-                        yield sample
-                    position += 1
-                    if position == segment.stop:
-                        break
-        except FileNotFoundError as error:
-            raise DataError(f"{path} is missing; restore it or build the data set again") from error
-        except (OSError, EOFError, ValueError, tarfile.TarError) as error:
-            raise DataError(
-                f"{path} cannot be read after {position} samples ({error}); restore it or build it again"
-            ) from error
-        if position < segment.stop:
-            raise DataError(
-                f"{path} ends after {position} samples, dataset.json lists {segment.shard.samples}; restore it or build it again"
-            )
+def shuffle(positions: np.ndarray, size: int, seed: str) -> Iterator[Position]:
+    """The same positions in an order that is random within a buffer of `size`."""
+    return webdataset.shuffle(size, initial=size, rng=random.Random(seed))(as_positions(positions))
 
 
-def shuffle(samples: Iterator[dict[str, Any]], size: int, seed: str) -> Iterator[dict[str, Any]]:
-    """The same samples in an order that is random within a buffer of `size`."""
-    return webdataset.shuffle(size, initial=size, rng=random.Random(seed))(samples)
+def as_positions(positions: np.ndarray) -> Iterable[Position]:
+    """Rows of an order."""
+    return (Position(*row) for row in positions.tolist())

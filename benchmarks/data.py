@@ -1,0 +1,352 @@
+"""Images a second from shards to normalised batches, against the bare decoding of the same bytes and two other ways.
+
+    python benchmarks/data.py
+    python benchmarks/data.py --quality 96 --jitter 0.4 --loader-workers 8
+
+All cases do the same to an image: decode, scale by 0.5 to 2, crop 512, flip, batch, all in loader processes, then
+normalise in the training process (`kiloseg` leaves that to the device of the model, so it is counted for all alike).
+
+    kiloseg        TrainBatches
+    bare Pillow    JPEG and mask decoded by Pillow and nothing else: the limit that ratios are against
+    bare own       the same, by the decoders that kiloseg uses
+    torchvision    a Dataset over loose files: decode all, resize all, crop (transforms.v2)
+    webdataset     its own loop over the same shards, with the same transforms
+
+Images are 640 x 480, cut from photographs that scikit-learn and matplotlib ship; masks have 4 large regions and 11 objects
+of 1,284 classes. Every round runs each case once, in turn; ratios are medians of ratios within a round. Where other work
+shares the machine, CPU time an image (of all processes together) says more than images a second.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import io
+import multiprocessing
+import os
+import random
+import shutil
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.cbook
+import numpy as np
+import torch
+import tyro
+import webdataset
+from PIL import Image
+from sklearn.datasets import load_sample_images
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torchvision import tv_tensors
+from torchvision.transforms import InterpolationMode, v2
+
+from kiloseg.config import Data
+from kiloseg.data.build import ShardTask, build, plan_shards, up_to_date
+from kiloseg.data.decode import _decode_image
+from kiloseg.data.pipeline import TrainBatches
+from kiloseg.data.reader import Reader
+from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, decode_image, decode_mask, read_info
+from kiloseg.data.streams import share
+
+HEIGHT, WIDTH = 480, 640
+NUM_CLASSES, NUM_THINGS = 1284, 1000
+SCALES = 0.5, 2.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Images a second of the data pipeline."""
+
+    images: int = 256
+    """Images of the data set, each used once in a round."""
+    quality: int = 90
+    """Of the JPEGs."""
+    crop: int = 512
+    batch: int = 16
+    jitter: float = 0.0
+    """Strength of the change of colours; the bare cases have none."""
+    loader_workers: int = 2
+    """Processes that decode."""
+    rounds: int = 5
+    """Times each case is run, after once to warm up."""
+    folder: Path = Path("runs/benchmarks/data")
+    """Where the data set is made."""
+    csv: Path = Path("runs/benchmarks/data.csv")
+    """Where the table is written."""
+
+
+# Data
+
+
+def make_samples(task: ShardTask, quality: int) -> Iterator[Sample]:
+    """Cuttings of photographs, each scaled down by 1 to 1.25 so that no detail is made up."""
+    portrait = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
+    photographs = [*load_sample_images().images, np.asarray(Image.open(str(portrait)))]
+    # Mirrored at their borders they are large enough to cut from anywhere.
+    wide = [np.pad(image, ((0, len(image)), (0, image.shape[1]), (0, 0)), "symmetric") for image in photographs]
+    for number in range(task.start, task.stop):
+        rng = np.random.default_rng(number)
+        image = wide[number % len(wide)]
+        factor = rng.uniform(1, 1.25)
+        height, width = int(HEIGHT * factor), int(WIDTH * factor)
+        top, left = rng.integers(len(image) - height + 1), rng.integers(image.shape[1] - width + 1)
+        cutting = Image.fromarray(image[top : top + height, left : left + width])
+        buffer = io.BytesIO()
+        cutting.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
+        yield Sample(key=f"{number:06d}", image=buffer.getvalue(), mask=make_mask(rng))
+
+
+def make_mask(rng: np.random.Generator) -> np.ndarray:
+    """4 regions with smooth borders, 11 objects with wavy outlines, and some ignored pixels."""
+    noise = rng.normal(size=(4, 6, 8)).astype(np.float32)
+    smooth = [Image.fromarray(field).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for field in noise]
+    fields = np.stack([np.asarray(field) for field in smooth])
+    mask = rng.integers(NUM_THINGS, NUM_CLASSES, 4)[fields.argmax(0)]
+    mask[fields.max(0) < 0] = IGNORE_ID
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    for _ in range(11):
+        y, x = rng.integers(HEIGHT), rng.integers(WIDTH)
+        half_height, half_width = rng.uniform(10, 90, 2)
+        angle = np.arctan2(rows - y, columns - x)
+        waves, turn = rng.integers(3, 9), rng.uniform(0, 6)
+        radius = 1 + 0.15 * np.sin(waves * angle + turn) + 0.05 * np.sin(5 * waves * angle)
+        inside = ((rows - y) / half_height) ** 2 + ((columns - x) / half_width) ** 2 < radius**2
+        mask[inside] = rng.integers(NUM_THINGS)
+    return mask
+
+
+def make_data(arguments: Arguments) -> tuple[Path, DatasetInfo]:
+    """The shards, and beside them a folder with the same files loose."""
+    recipe = {"images": arguments.images, "quality": arguments.quality, "workers": arguments.loader_workers}
+    folder = arguments.folder / f"quality-{arguments.quality}"
+    if not up_to_date(folder, recipe):
+        info = DatasetInfo(
+            name="benchmark",
+            classes=[f"class {c}" for c in range(NUM_CLASSES)],
+            background=None,
+            licence="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
+            command="python benchmarks/data.py",
+            recipe=recipe,
+        )
+        # A shard for each process and more: webdataset deals out whole shards.
+        tasks = plan_shards("train", arguments.images, -(-arguments.images // (2 * max(arguments.loader_workers, 1))))
+        build(
+            folder,
+            info,
+            tasks,
+            functools.partial(make_samples, quality=arguments.quality),
+            processes=os.cpu_count() or 1,
+        )
+    info = read_info(folder)
+    loose = folder / "loose"
+    shutil.rmtree(loose, ignore_errors=True)
+    loose.mkdir()
+    for sample in raw_samples(folder, info):
+        for suffix in ("jpg", "mask.png"):
+            (loose / f"{sample['__key__']}.{suffix}").write_bytes(sample[suffix])
+    return folder, info
+
+
+def raw_samples(folder: Path, info: DatasetInfo) -> list[dict[str, Any]]:
+    """All samples as bytes."""
+    shards = info.shards("train")
+    with Reader(folder, shards) as reader:
+        return [reader.read(number, n) for number, shard in enumerate(shards) for n in range(shard.samples)]
+
+
+# Cases
+
+
+class BareDecode(IterableDataset[int]):
+    """Decodes this process's share of bytes that are already in memory, and yields how many in place of a batch."""
+
+    def __init__(self, samples: list[dict[str, Any]], batch: int, decode: Callable[[bytes], np.ndarray]) -> None:
+        self.samples, self.batch, self.decode = samples, batch, decode
+
+    def __iter__(self) -> Iterator[int]:
+        worker = get_worker_info()
+        process, processes = (worker.id, worker.num_workers) if worker else (0, 1)
+        start, stop = share(len(self.samples), process, processes)
+        for first in range(start, stop, self.batch):
+            samples = self.samples[first : min(first + self.batch, stop)]
+            for sample in samples:
+                self.decode(sample["jpg"])
+                decode_mask(sample["mask.png"])
+            yield len(samples)
+
+
+class Transforms:
+    """The usual way by transforms.v2: resize all of the image, then crop; int64 labels, 65535 for ignore."""
+
+    def __init__(self, crop: int, jitter: float) -> None:
+        fill: dict[Any, Any] = {tv_tensors.Image: 0, tv_tensors.Mask: IGNORE_ID}
+        strength = {"brightness": jitter, "contrast": jitter, "saturation": jitter}
+        self.after = v2.Compose(
+            [
+                v2.RandomCrop(crop, pad_if_needed=True, fill=fill),
+                v2.RandomHorizontalFlip(0.5),
+                v2.ColorJitter(**strength) if jitter else v2.Identity(),
+            ]
+        )
+
+    def __call__(self, image: Image.Image, mask: Image.Image) -> tuple[Tensor, Tensor]:
+        """uint8 (3, crop, crop) and int64 (crop, crop)."""
+        scale = SCALES[0] * (SCALES[1] / SCALES[0]) ** random.random()
+        size = [round(HEIGHT * scale), round(WIDTH * scale)]
+        pixels = v2.functional.pil_to_tensor(image.convert("RGB"))
+        labels = torch.from_numpy(np.asarray(mask).astype(np.int32))[None]
+        pixels = v2.functional.resize(pixels, size, InterpolationMode.BILINEAR, antialias=True)
+        labels = v2.functional.resize(labels, size, InterpolationMode.NEAREST_EXACT)
+        cropped, cropped_labels = self.after(tv_tensors.Image(pixels), tv_tensors.Mask(labels))
+        return cropped.as_subclass(Tensor), cropped_labels.as_subclass(Tensor)[0].long()
+
+
+def opened(content: bytes) -> Image.Image:
+    """Not decoded yet: Pillow does that when the pixels are asked for."""
+    return Image.open(io.BytesIO(content))
+
+
+class LooseFiles(Dataset[tuple[Tensor, Tensor]]):
+    """Images and masks side by side in a folder."""
+
+    def __init__(self, folder: Path, transforms: Transforms) -> None:
+        self.images = sorted(folder.glob("*.jpg"))
+        self.transforms = transforms
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        path = self.images[index]
+        with Image.open(path) as image, Image.open(path.with_suffix(".mask.png")) as mask:
+            return self.transforms(image, mask)
+
+
+class Normaliser:
+    """uint8 batches to float32 in memory that is used again, image after image so that each stays in the cache."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self.out = torch.empty(arguments.batch, 3 * arguments.crop**2)
+        mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+        self.factor, self.shift = 1 / (255 * std), -mean / std
+
+    def __call__(self, images_B3HW: Tensor) -> None:
+        """Whichever of channels and pixels is innermost."""
+        last = images_B3HW.is_contiguous(memory_format=torch.channels_last)
+        repeats = images_B3HW.shape[3] if last else 1
+        factor, shift = (values.repeat(repeats) if last else values[:, None] for values in (self.factor, self.shift))
+        shape = (-1, 3 * repeats) if last else (3, -1)
+        for image, out in zip(images_B3HW, self.out, strict=False):
+            flat = (image.permute(1, 2, 0) if last else image).reshape(shape)
+            out.view(flat.shape).copy_(flat).mul_(factor).add_(shift)
+
+
+def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[str, Callable[[], int]]:
+    """By name: a function that goes through the data set once and returns how many images came."""
+    normalise = Normaliser(arguments)
+    workers = arguments.loader_workers
+    samples = raw_samples(folder, info)
+
+    def loader(dataset: Any, **options: Any) -> DataLoader[Any]:
+        return DataLoader(dataset, num_workers=workers, persistent_workers=workers > 0, **options)
+
+    def through(batches: Callable[[], Any]) -> Callable[[], int]:
+        def run() -> int:
+            count = 0
+            for images, _ in batches():
+                normalise(images)
+                count += len(images)
+            return count
+
+        return run
+
+    data = Data(
+        path=str(folder), crop=arguments.crop, scale_min=SCALES[0], scale_max=SCALES[1], jitter=arguments.jitter,
+        loader_workers=workers,
+    )  # fmt: skip
+    own = TrainBatches(data, info, batch_size=arguments.batch, seed=0)
+    transforms = Transforms(arguments.crop, arguments.jitter)
+    files = loader(LooseFiles(folder / "loose", transforms), batch_size=arguments.batch, shuffle=True)
+    paths = [str(folder / shard.name) for shard in info.shards("train")]
+    streamed = (
+        webdataset.WebDataset(paths, shardshuffle=len(paths))
+        .shuffle(1000)
+        .to_tuple("jpg", "mask.png")
+        .map_tuple(opened, opened)  # its own decode("pil") makes RGB of 8 bits of a mask
+        .map(lambda pair: transforms(*pair))
+        .batched(arguments.batch, collation_fn=torch.utils.data.default_collate)
+    )
+    web = loader(streamed, batch_size=None)
+    bare = {
+        name: loader(BareDecode(samples, arguments.batch, decode), batch_size=None)
+        for name, decode in (("bare Pillow", decode_image), ("bare own", _decode_image))
+    }
+    epochs = iter(range(10**9))
+    return {
+        "bare Pillow": lambda: sum(bare["bare Pillow"]),
+        "kiloseg": through(lambda: own.epoch(next(epochs))),
+        "bare own": lambda: sum(bare["bare own"]),
+        "torchvision": through(lambda: files),
+        "webdataset": through(lambda: web),
+    }
+
+
+# Measuring
+
+
+def cpu_seconds() -> float:
+    """CPU time of this process and its living children, user and system."""
+    ticks = 0
+    for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
+        fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def main(arguments: Arguments) -> None:
+    """Measures all cases and prints the table."""
+    torch.set_num_threads(1)
+    folder, info = make_data(arguments)
+    cases = make_cases(arguments, folder, info)
+    rates: dict[str, list[float]] = {name: [] for name in cases}
+    costs: dict[str, list[float]] = {name: [] for name in cases}
+    for number in range(arguments.rounds + 1):
+        for name, run in cases.items():
+            begin, cpu = time.perf_counter(), cpu_seconds()
+            count = run()
+            seconds, cpu = time.perf_counter() - begin, cpu_seconds() - cpu
+            if number:  # the first starts processes and fills caches
+                rates[name].append(count / seconds)
+                costs[name].append(1000 * cpu / count)
+
+    def ratio(values: dict[str, list[float]], name: str, base: str) -> float:
+        return statistics.median(mine / other for mine, other in zip(values[name], values[base], strict=True))
+
+    sizes = [(len(sample["jpg"]), len(sample["mask.png"])) for sample in raw_samples(folder, info)]
+    jpeg, png = (statistics.mean(column) / 1000 for column in zip(*sizes, strict=True))
+    arguments.csv.parent.mkdir(parents=True, exist_ok=True)
+    with arguments.csv.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["case", "images_per_s", "of_bare_pillow", "cpu_ms_per_image", "cpu_of_bare_pillow"])
+        print(f"{'case':14}{'images/s':>10}{'of bare':>9}{'CPU ms':>9}{'of bare':>9}")
+        for name in cases:
+            rate, cost = statistics.median(rates[name]), statistics.median(costs[name])
+            against = ratio(rates, name, "bare Pillow"), 1 / ratio(costs, name, "bare Pillow")
+            writer.writerow([name, round(rate, 1), round(against[0], 3), round(cost, 3), round(against[1], 3)])
+            print(f"{name:14}{rate:>10.1f}{against[0]:>9.2f}{cost:>9.2f}{against[1]:>9.2f}")
+    for rival in ("bare own", "torchvision", "webdataset"):
+        by_cpu = 1 / ratio(costs, "kiloseg", rival)
+        print(f"kiloseg against {rival}: {ratio(rates, 'kiloseg', rival):.2f} x images/s, {by_cpu:.2f} x by CPU time")
+    print(
+        f"\n{arguments.loader_workers} loader processes, {jpeg:.0f} kB JPEG and {png:.1f} kB mask an image, jitter "
+        f"{arguments.jitter}, torch {torch.__version__}, load {os.getloadavg()[0]:.1f}; {arguments.csv}"
+    )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

@@ -1,0 +1,71 @@
+"""The classes of a run: all of the data set's, or its most frequent ones."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from kiloseg.config import Data
+from kiloseg.data.index import class_samples, read_index
+from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+
+UNKNOWN = -2
+"""What the look-up table holds for ids that the data set does not have."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Classes:
+    """What labels 0 to C - 1 stand for."""
+
+    ids: np.ndarray
+    """Their ids in the data set, ascending: int64 of shape (C,)."""
+    names: list[str]
+    background: int | None
+    """The label of the background, if the data set has one."""
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def count_classes(data: Data, info: DatasetInfo) -> int:
+    """How many classes a run over this data set has.
+
+    Raises:
+        DataError: `data.num_classes` asks for more than there are.
+    """
+    if data.num_classes is not None and data.num_classes > info.num_classes:
+        raise DataError(
+            f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes; lower it"
+        )
+    return data.num_classes or info.num_classes
+
+
+def select_classes(data: Data, info: DatasetInfo) -> Classes:
+    """The classes of a run, as `data.num_classes` says. The index is read only where some are left out.
+
+    Raises:
+        DataError: more classes are asked for than there are, or there is no index to count them by.
+    """
+    num_classes = count_classes(data, info)
+    ids = np.arange(info.num_classes)
+    if num_classes < info.num_classes:
+        samples = class_samples(read_index(data.path, "train"), info.num_classes)
+        if info.background is not None:
+            samples[info.background] = np.iinfo(samples.dtype).max
+        # A stable sort of the negated counts puts the lower id first among equals.
+        ids = np.sort(np.argsort(-samples, kind="stable")[:num_classes])
+    background = None if info.background is None else int(np.searchsorted(ids, info.background))
+    return Classes(ids=ids, names=[info.classes[c] for c in ids], background=background)
+
+
+def label_table(info: DatasetInfo, classes: Classes) -> np.ndarray:
+    """The one look-up table from stored ids to labels: int32 of length 65,536.
+
+    Classes that are not used become background where the data set has one, else -1.
+    """
+    table = np.full(IGNORE_ID + 1, UNKNOWN, dtype=np.int32)
+    table[: info.num_classes] = -1 if classes.background is None else classes.background
+    table[classes.ids] = np.arange(len(classes))
+    table[IGNORE_ID] = -1
+    return table

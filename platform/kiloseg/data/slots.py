@@ -1,0 +1,79 @@
+"""Memory of batches that is used over and over.
+
+New memory for every batch costs the system, which hands it out page by page and emptied, as much time as decoding half of
+its images.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """uint8 images (B, 3, H, W), of training with channels innermost, and int64 labels (B, H, W) with -1 for ignore."""
+
+    images: Tensor
+    labels: Tensor
+
+
+class Memory:
+    """Batches of one size; their memory is used again when neither they nor views of them are left."""
+
+    def __init__(self, batch_size: int, crop: int) -> None:
+        self.images_shape = batch_size, crop, crop, 3
+        self.labels_shape = batch_size, crop, crop
+        self._free: dict[int, list[np.ndarray]] = {}
+
+    def batch(self) -> Batch:
+        """An empty one; pinned where there is a GPU (torch itself uses pinned memory again)."""
+        if torch.cuda.is_available():
+            images = torch.empty(self.images_shape, dtype=torch.uint8, pin_memory=True)
+            labels = torch.empty(self.labels_shape, dtype=torch.int64, pin_memory=True)
+        else:
+            images, labels = self._taken(self.images_shape, torch.uint8), self._taken(self.labels_shape, torch.int64)
+        return Batch(images.permute(0, 3, 1, 2), labels)
+
+    def _taken(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = math.prod(shape) * dtype.itemsize
+        free = self._free.setdefault(size, [])
+        memory = free.pop() if free else np.empty(size, dtype=np.uint8)
+        # Tensors over this array hold on to it, and it to the memory: when it goes, nobody is left.
+        held = memory[:]
+        weakref.finalize(held, free.append, memory).atexit = False
+        return torch.from_numpy(held).view(dtype).view(shape)
+
+
+class Slots:
+    """Shared memory that loader processes leave their batches in.
+
+    Each process has a slot for every batch it may work ahead, and one for the batch that is being copied out.
+    """
+
+    def __init__(self, workers: int, ahead: int, batch_size: int, crop: int) -> None:
+        self.number = ahead + 1
+        shape = workers, self.number, batch_size
+        self.images = torch.empty((*shape, crop, crop, 3), dtype=torch.uint8).share_memory_().permute(0, 1, 2, 5, 3, 4)
+        self.labels = torch.empty((*shape, crop, crop), dtype=torch.int32).share_memory_()
+        self._written = torch.zeros(shape[:2], dtype=torch.int64).share_memory_()
+        self._memory = Memory(batch_size, crop)
+
+    def take(self, worker: int, number: int) -> tuple[Tensor, Tensor]:
+        """Images and labels to write batch `number` of a process to."""
+        slot = number % self.number
+        self._written[worker, slot] = number
+        return self.images[worker, slot], self.labels[worker, slot]
+
+    def copied(self, worker: int, number: int) -> Batch:
+        """Batch `number` of a process, in memory that is the caller's."""
+        slot = number % self.number
+        own = self._memory.batch()
+        own.images.copy_(self.images[worker, slot])
+        own.labels.copy_(self.labels[worker, slot])
+        assert self._written[worker, slot] == number, "a loader process worked further ahead than it has slots"
+        return own

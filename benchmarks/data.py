@@ -47,7 +47,7 @@ from torchvision.transforms import InterpolationMode, v2
 
 from kiloseg.config import Data
 from kiloseg.data.build import ShardTask, build, plan_shards, up_to_date
-from kiloseg.data.decode import _decode_image
+from kiloseg.data.decode import decode_pixels
 from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.reader import Reader
 from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, decode_image, decode_mask, read_info
@@ -284,7 +284,7 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
     web = loader(streamed, batch_size=None)
     bare = {
         name: loader(BareDecode(samples, arguments.batch, decode), batch_size=None)
-        for name, decode in (("bare Pillow", decode_image), ("bare own", _decode_image))
+        for name, decode in (("bare Pillow", decode_image), ("bare own", decode_pixels))
     }
     epochs = iter(range(10**9))
     return {

@@ -46,11 +46,11 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from kiloseg.config import Data
-from kiloseg.data.build import ShardTask, build, plan_shards, up_to_date
-from kiloseg.data.decode import _decode_image
+from kiloseg.data.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.decode import decode_pixels
 from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.reader import Reader
-from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, decode_image, decode_mask, read_info
+from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, decode_image, decode_mask
 from kiloseg.data.streams import share
 
 HEIGHT, WIDTH = 480, 640
@@ -124,26 +124,19 @@ def make_data(arguments: Arguments) -> tuple[Path, DatasetInfo]:
     """The shards, and beside them a folder with the same files loose."""
     recipe = {"images": arguments.images, "quality": arguments.quality, "workers": arguments.loader_workers}
     folder = arguments.folder / f"quality-{arguments.quality}"
-    if not up_to_date(folder, recipe):
-        info = DatasetInfo(
-            name="benchmark",
-            classes=[f"class {c}" for c in range(NUM_CLASSES)],
-            background=None,
-            licence="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
-            command="python benchmarks/data.py",
-            recipe=recipe,
-        )
-        # A shard for each process and more: webdataset deals out whole shards.
-        tasks = plan_shards("train", arguments.images, -(-arguments.images // (2 * max(arguments.loader_workers, 1))))
-        build(
-            folder,
-            info,
-            tasks,
-            functools.partial(make_samples, quality=arguments.quality),
-            processes=os.cpu_count() or 1,
-        )
-    info = read_info(folder)
-    loose = folder / "loose"
+    # A shard for each process and more: webdataset deals out whole shards.
+    output = Output(out=str(folder), shard_size=-(-arguments.images // (2 * max(arguments.loader_workers, 1))))
+    info = DatasetInfo(
+        name="benchmark",
+        classes=[f"class {c}" for c in range(NUM_CLASSES)],
+        background=None,
+        licence="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
+        command="python benchmarks/data.py",
+        recipe=recipe,
+    )
+    tasks = plan_shards("train", arguments.images, output.shard_size)
+    info = build(output, info, tasks, functools.partial(make_samples, quality=arguments.quality))
+    loose = arguments.folder / f"loose-{arguments.quality}"
     shutil.rmtree(loose, ignore_errors=True)
     loose.mkdir()
     for sample in raw_samples(folder, info):
@@ -271,7 +264,7 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
     )  # fmt: skip
     own = TrainBatches(data, info, batch_size=arguments.batch, seed=0)
     transforms = Transforms(arguments.crop, arguments.jitter)
-    files = loader(LooseFiles(folder / "loose", transforms), batch_size=arguments.batch, shuffle=True)
+    files = loader(LooseFiles(arguments.folder / f"loose-{arguments.quality}", transforms), batch_size=arguments.batch, shuffle=True)
     paths = [str(folder / shard.name) for shard in info.shards("train")]
     streamed = (
         webdataset.WebDataset(paths, shardshuffle=len(paths))
@@ -284,7 +277,7 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
     web = loader(streamed, batch_size=None)
     bare = {
         name: loader(BareDecode(samples, arguments.batch, decode), batch_size=None)
-        for name, decode in (("bare Pillow", decode_image), ("bare own", _decode_image))
+        for name, decode in (("bare Pillow", decode_image), ("bare own", decode_pixels))
     }
     epochs = iter(range(10**9))
     return {

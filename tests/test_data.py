@@ -35,6 +35,7 @@ from kiloseg.data.shards import (
     write_info,
     write_shard,
 )
+from kiloseg.summary import iou_table
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -552,6 +553,12 @@ def test_most_frequent_classes_are_kept(tmp_path, samples_per_class, num_classes
     ((_, labels),) = validation_batches(data, info)
     expected = [kept.index(c) if c in kept else rest for c in range(6)]
     assert labels[0, : 7 * 8 : 8, 0].tolist() == [*expected, -1]
+
+
+def test_reports_name_the_classes_that_were_kept(tmp_path):
+    counted(tmp_path, (5, 1, 4, 4, 0, 9))
+    table = iou_table(Data(path=str(tmp_path), num_classes=3), [0.5, float("nan"), 0.25])
+    assert table == {"class_id": [0, 2, 5], "name": ["class 0", "class 2", "class 5"], "iou": [0.5, None, 0.25]}
 
 
 def test_classes_are_counted_in_training_samples_only(tmp_path):

@@ -17,7 +17,7 @@ from torchvision.transforms.v2 import functional as transforms
 from kiloseg.config import Data
 from kiloseg.data.augment import _resize
 from kiloseg.data.colour import Jitter, change_colours, draw_jitter
-from kiloseg.data.decode import _decode_image
+from kiloseg.data.decode import decode_pixels
 from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.reader import MAX_OPEN, Reader
 from kiloseg.data.shards import Sample, decode_image, decode_mask, encode_mask, read_info, write_shard
@@ -125,7 +125,7 @@ def photograph(height=123, width=161):
 def test_jpeg_is_decoded_as_by_pillow(mode, options):
     buffer = io.BytesIO()
     photograph().convert(mode).save(buffer, "JPEG", **options)
-    decoded = _decode_image(buffer.getvalue())
+    decoded = decode_pixels(buffer.getvalue())
     assert decoded.dtype == np.uint8
     assert np.array_equal(decoded, decode_image(buffer.getvalue()))
 
@@ -135,9 +135,9 @@ def test_jpeg_that_only_pillow_takes():
     photograph().save(buffer, "JPEG")
     content = buffer.getvalue()
     odd = content[:-2] + b"\x00" * 20 + content[-2:]  # as some cameras pad the end of the pixels
-    assert np.array_equal(_decode_image(odd), decode_image(odd))
+    assert np.array_equal(decode_pixels(odd), decode_image(odd))
     with pytest.raises(OSError, match="truncated"):
-        _decode_image(content[: len(content) // 2])
+        decode_pixels(content[: len(content) // 2])
 
 
 def test_jpeg_of_billions_of_pixels_is_refused(monkeypatch):
@@ -145,7 +145,7 @@ def test_jpeg_of_billions_of_pixels_is_refused(monkeypatch):
     photograph().save(buffer, "JPEG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 123 * 161 // 3)
     with pytest.raises(ValueError, match="exceeds limit"):
-        _decode_image(buffer.getvalue())
+        decode_pixels(buffer.getvalue())
 
 
 def test_mask_png_is_like_any_other():

@@ -31,7 +31,7 @@ class Decoder:
             parts = ", ".join(part for part in sample if not part.startswith("__"))
             raise DataError(f"{where} has no {missing}; it has: {parts}")
         try:
-            image, mask = _decode_image(image_bytes), decode_mask(mask_bytes)
+            image, mask = decode_pixels(image_bytes), decode_mask(mask_bytes)
         except (OSError, ValueError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
             raise DataError(f"{where} cannot be decoded: {error}") from error
         if image.shape[:2] != mask.shape:
@@ -52,7 +52,7 @@ class Decoder:
         return image, labels
 
 
-def _decode_image(data: bytes) -> np.ndarray:
+def decode_pixels(data: bytes) -> np.ndarray:
     """As `shards.decode_image`, pixel for pixel, but a sound JPEG in two thirds of the time.
 
     Whatever simplejpeg objects to is Pillow's to judge: it mends more, and its messages are clear.

@@ -6,6 +6,7 @@ are those that `PeakMemory` counts on a CPU: live tensors, without what an opera
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -36,7 +37,7 @@ def plan(config: Config, *, num_classes: int | None = None) -> float:
     Raises:
         ValueError: the number of classes is known from nowhere, or a model that cannot be built or trained.
     """
-    return _FakeRun(config, num_classes).training_gib(config.trainer.batch_size)
+    return _fake_run(config, num_classes).training_gib(config.trainer.batch_size)
 
 
 def plan_evaluation(config: Config, *, num_classes: int | None = None, size: tuple[int, int] | None = None) -> float:
@@ -50,7 +51,7 @@ def plan_evaluation(config: Config, *, num_classes: int | None = None, size: tup
     Raises:
         ValueError: as `plan`.
     """
-    run = _FakeRun(config, num_classes)
+    run = _fake_run(config, num_classes)
     return run.evaluation_gib(config.data.val_batch_size, size or (config.data.crop, config.data.crop))
 
 
@@ -70,7 +71,7 @@ def largest_batch(config: Config, budget_gib: float, *, num_classes: int | None 
     """
     if not budget_gib > 0:
         raise ValueError(f"budget_gib = {budget_gib}: expected more than 0 GiB")
-    peak_gib = _FakeRun(config, num_classes).training_gib
+    peak_gib = _fake_run(config, num_classes).training_gib
     fits, low = 2, peak_gib(2)
     if low > budget_gib:
         return _fits_alone(peak_gib, budget_gib)
@@ -102,30 +103,44 @@ def _fits_alone(peak_gib: Callable[[int], float], budget_gib: float) -> int:
         raise
 
 
+def _fake_run(config: Config, num_classes: int | None) -> _FakeRun:
+    num_classes = num_classes or _count_classes(config)
+    if config.model.head == "embedding":
+        config.loss.negatives.check_classes(num_classes)
+    # Weights that are loaded weigh what those drawn do.
+    return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes)
+
+
+@functools.lru_cache(maxsize=1)
+def _made(config: Config, num_classes: int) -> _FakeRun:
+    """Kept for the next question about the same run: making a network takes longer than a step of it."""
+    return _FakeRun(config, num_classes)
+
+
 class _FakeRun:
     """Model and optimiser of a run on fake tensors, and the peaks of their steps."""
 
-    def __init__(self, config: Config, num_classes: int | None) -> None:
-        # Weights that are loaded weigh what those drawn do.
-        self.config = override(config, {"model.weights": "none", "trainer.compile": False})
-        self.num_classes = num_classes or _count_classes(config)
-        if config.model.head == "embedding":
-            config.loss.negatives.check_classes(self.num_classes)
+    def __init__(self, config: Config, num_classes: int) -> None:
+        self.config = config
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.segmenter = build_segmenter(self.config, self.num_classes, "meta")
+        self.segmenter = build_segmenter(config, num_classes, "meta")
         with self.mode:
             # Made on "meta" and then faked: under the mode itself backbones that read a value back cannot be made.
             self.segmenter.to_empty(device="cpu")
-            self.optimizer = build_optimizer(self.segmenter, self.config.optimizer)
+            self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.autocast = autocast_of(config.trainer.precision, torch.device("cpu"))
 
     def training_gib(self, images: int) -> float:
         """Peak of a step on so many images that follows at least one other."""
-        if not self.optimizer.state:
-            self._step(min(images, 2), LiveTensors())
+        self._hold_state(images)
         live = LiveTensors()
         self._step(images, live)
         return live.peak_bytes / GIB
+
+    def _hold_state(self, images: int = 2) -> None:
+        """Takes the first step, in which the optimiser makes its state."""
+        if not self.optimizer.state:
+            self._step(min(images, 2), LiveTensors())
 
     def _step(self, images: int, live: LiveTensors) -> None:
         side = self.config.data.crop
@@ -137,8 +152,7 @@ class _FakeRun:
 
     def evaluation_gib(self, images: int, size: tuple[int, int]) -> float:
         """Peak of predicting so many images of size (H, W)."""
-        if not self.optimizer.state:
-            self._step(2, LiveTensors())
+        self._hold_state()
         live = LiveTensors()
         self.segmenter.eval()
         with self.mode:

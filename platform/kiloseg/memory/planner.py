@@ -143,6 +143,7 @@ class _FakeRun:
             self._step(min(images, 2), LiveTensors())
 
     def _step(self, images: int, live: LiveTensors) -> None:
+        self.segmenter.train()
         side = self.config.data.crop
         with self.mode:
             batch = self._images(images, side, side), torch.empty((images, side, side), dtype=torch.int64)
@@ -153,14 +154,13 @@ class _FakeRun:
     def evaluation_gib(self, images: int, size: tuple[int, int]) -> float:
         """Peak of predicting so many images of size (H, W)."""
         self._hold_state()
-        live = LiveTensors()
         self.segmenter.eval()
+        live = LiveTensors()
         with self.mode:
             batch = self._images(images, *size), torch.empty((images, *size), dtype=torch.int64)
             self._add(live, *batch)
             with live, shapes_only():
                 predict(self.segmenter, batch[0], self.autocast)
-        self.segmenter.train()
         return live.peak_bytes / GIB
 
     def _images(self, images: int, height: int, width: int) -> Tensor:

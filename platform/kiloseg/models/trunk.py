@@ -41,7 +41,7 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
         segmenter.network.to(memory_format=torch.channels_last)
     if config.trainer.checkpoint_activations:
         for name, block in blocks(segmenter.network):
-            block.forward = _Recomputed(name, block)  # type: ignore[method-assign]
+            block.forward = _Recomputed(name, block)
     if config.trainer.compile:
         segmenter.network.compile()
     return segmenter.train()

@@ -152,16 +152,8 @@ def main(arguments: Arguments) -> None:
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     with arguments.csv.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(
-            [
-                "fields" if arguments.fields else "head",
-                "num_classes",
-                "step_ms",
-                "step_ratio",
-                "peak_memory_gib",
-                "peak_ratio",
-            ]
-        )
+        first_column = "fields" if arguments.fields else "head"
+        writer.writerow([first_column, "num_classes", "step_ms", "step_ratio", "peak_memory_gib", "peak_ratio"])
         print(f"{first_column:30}{'classes':>8}{'step ms':>10}{'ratio':>8}{'peak GiB':>10}{'ratio':>8}")
         for index, (case, peak) in enumerate(zip(cases, peaks, strict=True)):
             first = index - index % group

@@ -86,7 +86,7 @@ def peaks(rows: Sequence[Mapping[str, Any]], *, budget_gib: float, title: str) -
     positions = sorted({row["num_classes"] for row in rows})
     axes.set_xticks(positions, [f"{position:,}" for position in positions])
     axes.minorticks_off()
-    axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_major_formatter("{x:,g}")
     axes.set(xlabel="classes", ylabel="peak memory (GiB)", title=title)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)

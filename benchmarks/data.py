@@ -264,7 +264,11 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
     )  # fmt: skip
     own = TrainBatches(data, info, batch_size=arguments.batch, seed=0)
     transforms = Transforms(arguments.crop, arguments.jitter)
-    files = loader(LooseFiles(arguments.folder / f"loose-{arguments.quality}", transforms), batch_size=arguments.batch, shuffle=True)
+    files = loader(
+        LooseFiles(arguments.folder / f"loose-{arguments.quality}", transforms),
+        batch_size=arguments.batch,
+        shuffle=True,
+    )
     paths = [str(folder / shard.name) for shard in info.shards("train")]
     streamed = (
         webdataset.WebDataset(paths, shardshuffle=len(paths))

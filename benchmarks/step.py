@@ -2,10 +2,12 @@
 
     python benchmarks/step.py
     python benchmarks/step.py --classes 20 1000 10000 --batch 8 --size 256 --arch deeplabv3plus --backbone resnet50
+    python benchmarks/step.py --fields                     the first head and class count by fields of the trunk
 
 Every round runs each case once, in turn, so that a machine whose speed drifts does so for all of them; times are medians
-over rounds, ratios are medians of ratios within a round, against the same head at the first class count. The default is
-the network of `make demo`. Memory is the peak of live tensors (CPU) or the allocator's (GPU) over a step.
+over rounds, ratios are medians of ratios within a round, against the same head at the first class count, or with --fields
+against a trunk with none of them. The step is the one of training, the default the network of `make demo`. Memory is the
+peak of live tensors (CPU) or the allocator's (GPU) over a step; a compiled network is counted on a CPU as if it were not.
 """
 
 from __future__ import annotations
@@ -15,15 +17,16 @@ import statistics
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import tyro
 
-from kiloseg.config import Config, Logit, Loss, Model, Negatives, NegativesKind, Optimizer
-from kiloseg.losses import objective
+from kiloseg.config import Config, Data, Logit, Loss, Model, Optimizer, Precision, Trainer, override
 from kiloseg.memory import PeakMemory
-from kiloseg.models import Segmenter
+from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer
+from kiloseg.step import autocast_of, training_step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,46 +48,50 @@ class Arguments:
     """Side of the square images in pixels."""
     batch: int = 16
     """Images per step."""
+    precision: Precision = "fp32"
+    channels_last: bool = True
+    checkpoint_activations: bool = False
+    compile: bool = False
+    """These four as in `trainer`."""
+    fields: bool = False
+    """Compare the fields of the trunk, one at a time on top of channels_last, in place of heads and class counts."""
     rounds: int = 5
     """Times each case is run."""
     csv: Path = Path("runs/benchmarks/step.csv")
     """Where the table is written."""
 
 
+FIELDS: dict[str, dict[str, Any]] = {
+    "none": {"trainer.channels_last": False},
+    "channels_last": {},
+    "checkpoint_activations": {"trainer.checkpoint_activations": True},
+    "bf16": {"trainer.precision": "bf16"},
+    "bf16, checkpoint_activations": {"trainer.precision": "bf16", "trainer.checkpoint_activations": True},
+    "compile": {"trainer.compile": True},
+}
+"""What --fields compares; channels_last is on in all but the first."""
+
+
 class Case:
     """One head at one class count, ready to take steps."""
 
-    def __init__(self, arguments: Arguments, head: str, num_classes: int, device: torch.device) -> None:
-        self.head = head
+    def __init__(self, name: str, config: Config, num_classes: int, device: torch.device) -> None:
+        self.name = name
         self.num_classes = num_classes
         self.device = device
-        name, _, kind = head.partition(":")
-        negatives = Negatives(kind=_kind(kind), count=min(arguments.count, num_classes - 1))
-        model = Model(
-            arch=arguments.arch,
-            backbone=arguments.backbone,
-            embed_dim=arguments.embed_dim,
-            head="dense" if name == "dense" else "embedding",
-        )
-        self.config = Config(
-            model=model, loss=Loss(negatives=negatives, logit=arguments.logit), optimizer=Optimizer(name="adamw")
-        )
+        self.config = config
         torch.manual_seed(0)
-        self.segmenter = Segmenter(model, num_classes).to(device)
-        self.segmenter.network.to(memory_format=torch.channels_last)
-        self.optimizer = build_optimizer(self.segmenter, self.config.optimizer)
-        side = arguments.size
-        self.images = torch.randint(0, 255, (arguments.batch, 3, side, side), dtype=torch.uint8, device=device)
-        self.labels = torch.randint(0, num_classes, (arguments.batch, side, side), device=device)
+        self.segmenter = build_segmenter(config, num_classes, device)
+        self.optimizer = build_optimizer(self.segmenter, config.optimizer)
+        self.autocast = autocast_of(config.trainer.precision, device)
+        images, side = config.trainer.batch_size, config.data.crop
+        self.images = torch.randint(0, 255, (images, 3, side, side), dtype=torch.uint8, device=device)
+        self.labels = torch.randint(0, num_classes, (images, side, side), device=device)
         self.seconds: list[float] = []
 
     def step(self) -> None:
         """One optimisation step."""
-        outputs, table = self.segmenter(self.images)
-        cross_entropy, regulariser = objective(outputs, table, self.labels, self.config.loss)
-        (cross_entropy if regulariser is None else cross_entropy + regulariser).backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        training_step(self.config, self.segmenter, self.optimizer, self.images, self.labels, autocast=self.autocast)
 
     def timed_step(self) -> None:
         """One step, its seconds kept."""
@@ -102,25 +109,39 @@ class Case:
         return peak.gib
 
 
-def _kind(text: str) -> NegativesKind:
-    kinds: dict[str, NegativesKind] = {
-        "all": "all",
-        "nearest": "nearest",
-        "random": "random",
-        "mixed": "mixed",
-        "": "all",
-    }
-    if text not in kinds:
-        raise SystemExit(
-            f"--heads: no kind of negatives is called {text!r}; use dense or embedding:KIND, KIND of {', '.join(kinds)}"
-        )
-    return kinds[text]
+def cases_of(arguments: Arguments, device: torch.device) -> list[Case]:
+    """Heads by class counts, or the first of both by fields of the trunk."""
+    base = Config(
+        data=Data(crop=arguments.size),
+        model=Model(arch=arguments.arch, backbone=arguments.backbone, embed_dim=arguments.embed_dim),
+        loss=Loss(logit=arguments.logit),
+        optimizer=Optimizer(name="adamw"),
+        trainer=Trainer(
+            batch_size=arguments.batch,
+            precision=arguments.precision,
+            channels_last=arguments.channels_last,
+            checkpoint_activations=arguments.checkpoint_activations,
+            compile=arguments.compile,
+        ),
+    )
+
+    def run(head: str, num_classes: int) -> Config:
+        name, _, kind = head.partition(":")
+        count = min(arguments.count, num_classes - 1)
+        values: dict[str, Any] = {"model.head": name, "loss.negatives.count": count}
+        return override(base, values | ({"loss.negatives.kind": kind} if kind else {}))
+
+    if arguments.fields:
+        one = run(arguments.heads[0], arguments.classes[0])
+        return [Case(name, override(one, values), arguments.classes[0], device) for name, values in FIELDS.items()]
+    return [Case(head, run(head, count), count, device) for head in arguments.heads for count in arguments.classes]
 
 
 def main(arguments: Arguments) -> None:
     """Measures all cases and prints the table."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    cases = [Case(arguments, head, count, device) for head in arguments.heads for count in arguments.classes]
+    cases = cases_of(arguments, device)
+    group = len(cases) if arguments.fields else len(arguments.classes)
     peaks = []
     for case in cases:
         case.step()
@@ -131,17 +152,18 @@ def main(arguments: Arguments) -> None:
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
     with arguments.csv.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["head", "num_classes", "step_ms", "step_ratio", "peak_memory_gib", "peak_ratio"])
-        print(f"{'head':20}{'classes':>8}{'step ms':>10}{'ratio':>8}{'peak GiB':>10}{'ratio':>8}")
+        first_column = "fields" if arguments.fields else "head"
+        writer.writerow([first_column, "num_classes", "step_ms", "step_ratio", "peak_memory_gib", "peak_ratio"])
+        print(f"{first_column:30}{'classes':>8}{'step ms':>10}{'ratio':>8}{'peak GiB':>10}{'ratio':>8}")
         for index, (case, peak) in enumerate(zip(cases, peaks, strict=True)):
-            first = index - index % len(arguments.classes)
+            first = index - index % group
             ratio = statistics.median(
                 mine / base for mine, base in zip(case.seconds, cases[first].seconds, strict=True)
             )
             step_ms = 1000 * statistics.median(case.seconds)
             writer.writerow(
                 [
-                    case.head,
+                    case.name,
                     case.num_classes,
                     round(step_ms, 2),
                     round(ratio, 3),
@@ -150,10 +172,13 @@ def main(arguments: Arguments) -> None:
                 ]
             )
             print(
-                f"{case.head:20}{case.num_classes:>8,}{step_ms:>10.1f}{ratio:>8.2f}{peak:>10.3f}{peak / peaks[first]:>8.3f}"
+                f"{case.name:30}{case.num_classes:>8,}{step_ms:>10.1f}{ratio:>8.2f}{peak:>10.3f}{peak / peaks[first]:>8.3f}"
             )
     print(f"\n{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.csv}")
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

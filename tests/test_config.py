@@ -82,6 +82,8 @@ ANYTHING_GOES = {
     "model.backbone",
     "trainer.seed",
     "trainer.channels_last",
+    "trainer.checkpoint_activations",
+    "trainer.compile",
     "trainer.output",
     "trainer.progress",
 }
@@ -242,6 +244,12 @@ def test_frozen(part):
     for item in dataclasses.fields(owner):
         with pytest.raises(dataclasses.FrozenInstanceError):
             setattr(owner, item.name, getattr(owner, item.name))
+
+
+def test_a_compiled_network_is_not_recomputed_as_well():
+    message = "trainer.compile = True: expected False with trainer.checkpoint_activations = True"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Trainer(compile=True, checkpoint_activations=True)
 
 
 @pytest.mark.parametrize(("name", "value", "message"), IMPOSSIBLE)

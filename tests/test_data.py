@@ -573,10 +573,10 @@ def test_fewer_classes_without_an_index(tmp_path):
     info = counted(tmp_path, (2, 1, 3))
     (tmp_path / "index.parquet").unlink()
     assert len(select_classes(Data(path=str(tmp_path)), info)) == 3, "all classes need none"
-    with pytest.raises(DataError, match=r"index.parquet is missing; restore it or build the data set again"):
+    with pytest.raises(DataError, match=r"index.parquet does not exist; build the data set again"):
         select_classes(Data(path=str(tmp_path), num_classes=2), info)
     (tmp_path / "index.parquet").write_bytes(b"PAR1 and no more")
-    with pytest.raises(DataError, match=r"index.parquet cannot be read \("):
+    with pytest.raises(DataError, match=r"index.parquet is damaged \("):
         select_classes(Data(path=str(tmp_path), num_classes=2), info)
 
 

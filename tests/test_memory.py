@@ -4,12 +4,12 @@ import pytest
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
 
-from kiloseg.config import Loss, Model, Negatives, Optimizer
-from kiloseg.losses import objective
+from kiloseg.config import Config, Loss, Model, Negatives, Optimizer
 from kiloseg.memory import PeakMemory, is_out_of_memory
 from kiloseg.memory.live_tensors import LiveTensors
-from kiloseg.models import Segmenter
+from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer
+from kiloseg.step import training_step
 
 MIB = 2**20
 
@@ -30,27 +30,24 @@ def test_views_count_once_and_freed_storages_no_more():
     assert live.peak_bytes == 3 * MIB
 
 
-def step(segmenter, optimizer, images, labels, loss=Loss(negatives=Negatives(kind="all"))):  # noqa: B008
-    outputs, table = segmenter(images)
-    cross_entropy, regulariser = objective(outputs, table, labels, loss)
-    (cross_entropy if regulariser is None else cross_entropy + regulariser).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-
-
 def measured(head, num_classes, images=4, side=64):
     torch.manual_seed(0)
-    segmenter = Segmenter(Model(arch="linknet", backbone="test_resnet", head=head), num_classes)
-    optimizer = build_optimizer(segmenter, Optimizer(name="adamw"))
+    config = Config(
+        model=Model(arch="linknet", backbone="test_resnet", head=head),
+        loss=Loss(negatives=Negatives(kind="all")),
+        optimizer=Optimizer(name="adamw"),
+    )
+    segmenter = build_segmenter(config, num_classes)
+    optimizer = build_optimizer(segmenter, config.optimizer)
     batch = torch.zeros(images, 3, side, side, dtype=torch.uint8), torch.randint(0, num_classes, (images, side, side))
     peak = PeakMemory(torch.device("cpu"), segmenter, optimizer)
     for _ in range(2):
         with peak.step(*batch):
-            step(segmenter, optimizer, *batch)
+            training_step(config, segmenter, optimizer, *batch)
     tracker = MemTracker()
     tracker.track_external(segmenter, optimizer, *batch)
     with tracker:
-        step(segmenter, optimizer, *batch)
+        training_step(config, segmenter, optimizer, *batch)
     return peak.gib, max(sizes["Total"] for sizes in tracker.get_tracker_snapshot("peak").values()) / 2**30
 
 

@@ -246,7 +246,7 @@ def test_settings_that_need_an_index_say_so(tmp_path, changes):
     info = dotted(tmp_path)
     (tmp_path / "index.parquet").unlink()
     data = Data(path=str(tmp_path), crop=32, loader_workers=0, **changes)
-    with pytest.raises(DataError, match=r"index.parquet is missing; restore it or build the data set again"):
+    with pytest.raises(DataError, match=r"index.parquet does not exist; build the data set again"):
         TrainBatches(data, info, batch_size=2, seed=0)
     assert TrainBatches(Data(path=str(tmp_path), crop=32), info, batch_size=2, seed=0).steps_per_epoch == 2
 

@@ -65,7 +65,7 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
         assert [point.step for point in history] == [3, 6]
         assert max(point.value for point in history) == pytest.approx(row.miou)
         assert [point.step for point in client.get_metric_history(run.info.run_id, "train/loss")] == [2, 3, 4, 6]
-        for name in ("val/pixel_accuracy", "train/images_per_s", "peak_memory_gib"):
+        for name in ("val/pixel_accuracy", "train/images_per_s", "peak_memory_gib", "val/peak_memory_gib"):
             assert run.data.metrics[name] > 0, name
         assert run.data.metrics["oom"] == 0
         assert run.data.tags["peak_memory_kind"] == "cpu_live_tensors"

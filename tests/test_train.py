@@ -14,7 +14,9 @@ from kiloseg.data.pipeline import validation_batches
 from kiloseg.data.shards import read_info
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import load_segmenter, predict_samples
-from kiloseg.train import NonFiniteLossError, _step, train
+from kiloseg.memory import plan, plan_evaluation
+from kiloseg.step import training_step
+from kiloseg.train import NonFiniteLossError, train
 
 MEASURED = ("train/images_per_s",)
 
@@ -39,6 +41,9 @@ def test_learns_and_reports(quick):
     assert [report["step"] for report in reports] == list(range(2, 61, 2))
     assert last["peak_memory_kind"] == ("cuda_allocated" if torch.cuda.is_available() else "cpu_live_tensors")
     assert 0.01 < last["peak_memory_gib"] < 2
+    assert 0.01 < last["val/peak_memory_gib"] < 2
+    assert last["val/peak_memory_gib"] != last["peak_memory_gib"]
+    assert ("peak_memory_reserved_gib" in last) == torch.cuda.is_available()
     assert last["train/images_per_s"] > 0
 
 
@@ -89,6 +94,23 @@ def test_only_newest_checkpoints_are_kept(quick, tmp_path):
 def test_loss_that_is_not_finite_stops_the_run(quick):
     with pytest.raises(NonFiniteLossError, match=r"nan before step \d+; lower optimizer.lr"):
         run(override(quick, {"optimizer.name": "sgd", "optimizer.lr": 1e30, "trainer.steps": 40}))
+
+
+def test_peaks_are_those_that_are_planned(quick):
+    config = override(quick, {"trainer.steps": 3, "trainer.validate_every": 0})
+    _, last = run(config)
+    assert last["peak_memory_gib"] == pytest.approx(plan(config), rel=0.03)
+    # The 11 images of 64 px are one batch.
+    config = override(config, {"data.val_batch_size": 11})
+    assert last["val/peak_memory_gib"] == pytest.approx(plan_evaluation(config), rel=0.03)
+
+
+def test_run_goes_on_with_less_memory(quick, tmp_path):
+    run(override(quick, {"trainer.keep_checkpoints": 9}))
+    less = override(quick, {"trainer.checkpoint_activations": True})
+    reports, last = run(less, resume=tmp_path / "train" / "step-00000004.pt")
+    assert [report["step"] for report in reports] == [6, 8]
+    assert last["train/loss"] > 0
 
 
 def test_dense_head_learns(quick):
@@ -174,7 +196,7 @@ def uneven_batch():
 
 
 def stepped(model, batch, config, world):
-    _step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), batch, torch.device("cpu"), None, world)
+    training_step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), *batch, world=world)
     return [parameter.detach().tolist() for parameter in model.parameters()]
 
 

@@ -2,27 +2,37 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from kiloseg.checkpoint import load_checkpoint
 from kiloseg.config import Config, from_flat, override
 from kiloseg.data.slots import Batch
+from kiloseg.memory import PeakMemory
 from kiloseg.metrics import IoU
 from kiloseg.models import Segmenter
 
 
 @torch.no_grad()
-def evaluate(segmenter: Segmenter, batches: Iterable[Batch], *, autocast: torch.autocast | None = None) -> IoU:
+def evaluate(
+    segmenter: Segmenter,
+    batches: Iterable[Batch],
+    *,
+    autocast: torch.autocast | None = None,
+    peak: PeakMemory | None = None,
+) -> IoU:
     """Counts over `batches`, summed over the workers of a process group; the model is left in the mode it was in.
 
     Args:
         segmenter: on the device to use.
         batches: this worker's share of the validation split.
         autocast: the mixed precision of training, if any.
+        peak: measures the predictions, on a CPU that of the first batch alone.
 
     Returns:
         The counts; `compute()` gives the metrics.
@@ -33,15 +43,21 @@ def evaluate(segmenter: Segmenter, batches: Iterable[Batch], *, autocast: torch.
     counts = IoU(segmenter.num_classes, device=device)
     for images, labels in batches:
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
-        if autocast is None:
-            predicted = segmenter.predict(images)
-        else:
-            with autocast:
-                predicted = segmenter.predict(images)
+        with contextlib.nullcontext() if peak is None else peak.step(images, labels):
+            predicted = predict(segmenter, images, autocast)
         counts.update(predicted, labels)
+        if device.type == "cpu":
+            peak = None
     segmenter.train(was_training)
     counts.all_reduce()
     return counts
+
+
+@torch.no_grad()
+def predict(segmenter: Segmenter, images_B3HW: Tensor, autocast: torch.autocast | None = None) -> Tensor:
+    """The class of every pixel, int64 of shape (B, H, W), under the mixed precision of training, if any."""
+    with autocast or contextlib.nullcontext():
+        return segmenter.predict(images_B3HW)
 
 
 def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:

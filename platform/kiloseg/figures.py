@@ -50,6 +50,50 @@ def curves(
     return figure
 
 
+def peaks(rows: Sequence[Mapping[str, Any]], *, budget_gib: float, title: str) -> Figure:
+    """Peak memory against class count, both logarithmic: a colour per head, training solid and evaluation dashed.
+
+    Args:
+        rows: with "head", "num_classes", "train_gib", "eval_gib" and, where it was measured, "measured_train_gib", which is
+            drawn as a hollow marker.
+        budget_gib: drawn as a line across.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for index, head in enumerate(dict.fromkeys(row["head"] for row in rows)):
+        members = sorted((row for row in rows if row["head"] == head), key=lambda row: row["num_classes"])
+        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        for name, line in (("train", "-"), ("eval", "--")):
+            points = [(row["num_classes"], row[f"{name}_gib"]) for row in members]
+            axes.plot(*zip(*points, strict=True), linestyle=line, markersize=5, label=f"{head}, {name}", **style)
+        measured = [(row["num_classes"], row["measured_train_gib"]) for row in members if row.get("measured_train_gib")]
+        if measured:
+            hollow = style | {"linestyle": "", "markersize": 10, "markerfacecolor": "none"}
+            axes.plot(*zip(*measured, strict=True), label=f"{head}, train, measured", **hollow)
+    axes.axhline(budget_gib, color="#555555", linewidth=1, linestyle=":")
+    axes.annotate(
+        f"{budget_gib:g} GiB",
+        (0.99, budget_gib),
+        xycoords=("axes fraction", "data"),
+        xytext=(0, 3),
+        textcoords="offset points",
+        ha="right",
+        color="#555555",
+    )
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    positions = sorted({row["num_classes"] for row in rows})
+    axes.set_xticks(positions, [f"{position:,}" for position in positions])
+    axes.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:,g}")
+    axes.set(xlabel="classes", ylabel="peak memory (GiB)", title=title)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def class_colours(num_classes: int, background: int | None) -> np.ndarray:
     """Colours of classes, uint8 of shape (C + 1, 3).
 

@@ -50,7 +50,7 @@ def nearest_classes(
     size = tile_pixels(tile_bytes, C, pixels_PD)
     # One buffer for all tiles: fresh memory of this size costs more in page faults than the product itself.
     scores = pixels_PD.new_empty(min(size, P) * C)
-    for tile in tiles(P, size, pixels_PD):
+    for tile in tiles(P, size):
         num = tile.stop - tile.start
         scores_PC = torch.mm(pixels_PD[tile], rows_DC, out=scores[: num * C].view(num, C))
         if exclude_P is not None:

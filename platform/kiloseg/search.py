@@ -311,7 +311,8 @@ class _Progress(tune.Callback):
             self._print(
                 trial,
                 f"step {result[STEP]}/{self.steps}  {METRIC} {result[METRIC]:.4f}  loss {result['train/loss']:.3f}  "
-                f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB",
+                f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB, "
+                f"validation {result['val/peak_memory_gib']:.3f}",
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -352,6 +353,7 @@ def _rows(grid: ResultGrid, base: Config) -> list[TrialRow]:
                 miou=None if scored is None else float(scored[METRIC]),
                 step=int(last.get(STEP, 0)),
                 peak_memory_gib=last.get("peak_memory_gib"),
+                val_peak_memory_gib=last.get("val/peak_memory_gib"),
                 images_per_s=last.get("train/images_per_s"),
                 seconds=float(last.get("time_total_s", 0.0)),
                 train_seconds=float(last.get("train_s", 0.0)),

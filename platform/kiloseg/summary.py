@@ -35,6 +35,9 @@ class TrialRow:
     step: int
     """Step of the last report."""
     peak_memory_gib: float | None
+    """Of training steps."""
+    val_peak_memory_gib: float | None
+    """Of predicting a validation batch."""
     images_per_s: float | None
     seconds: float
     """From the trial's start to its last report."""
@@ -55,6 +58,7 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
                 **row.overrides,
                 "val/miou": row.miou,
                 "peak_memory_gib": row.peak_memory_gib,
+                "val/peak_memory_gib": row.val_peak_memory_gib,
                 "train/images_per_s": row.images_per_s,
                 "step": row.step,
                 "seconds": round(row.seconds, 1),

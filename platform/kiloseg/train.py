@@ -21,23 +21,34 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from kiloseg.checkpoint import load_checkpoint, load_newest, save_checkpoint
-from kiloseg.config import Config, Precision, flatten
+from kiloseg.config import Config, flatten
 from kiloseg.data.classes import count_classes
 from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import read_info
-from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
-from kiloseg.losses import objective
 from kiloseg.memory import PeakMemory
-from kiloseg.models import Segmenter
+from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
+from kiloseg.step import autocast_of, training_step
 
 Report = Callable[[dict[str, Any]], None]
 
 COUNTED_STEPS = 2
 """Steps whose live tensors are counted on a CPU: the second already holds the optimiser's state."""
 
-_MAY_DIFFER = ("data.path", "data.val_batch_size", "trainer.output", "trainer.progress", "trainer.keep_checkpoints")
+PEAKS = {"peak_memory_gib", "peak_memory_reserved_gib", "val/peak_memory_gib"}
+"""Entries of a report that are the largest of their kind since the run began."""
+
+_MAY_DIFFER = (
+    "data.path",
+    "data.val_batch_size",
+    "trainer.output",
+    "trainer.progress",
+    "trainer.keep_checkpoints",
+    # A run that ran out of memory may go on with less of it.
+    "trainer.checkpoint_activations",
+    "trainer.compile",
+)
 
 
 class NonFiniteLossError(RuntimeError):
@@ -51,8 +62,9 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
         config: the run; `data.path` must hold a data set.
         report: gets a dict with "step" and, every `report_every` steps, "train/loss", "train/images_per_s", "train/lr";
             at every validation also "val/miou", "val/pixel_accuracy", "val/iou_per_class" (a list of C floats, NaN for
-            absent classes), "peak_memory_gib", "peak_memory_kind" and, in rank 0, "checkpoint", the path of the file just
-            written. Every rank reports.
+            absent classes), "peak_memory_gib" of training steps, "val/peak_memory_gib" of predicting a validation batch,
+            "peak_memory_kind" of both, on CUDA "peak_memory_reserved_gib" (training), and, in rank 0, "checkpoint", the
+            path of the file just written. Every rank reports.
         resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start).
 
     Returns:
@@ -77,9 +89,7 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     validation = validation_batches(config.data, info, rank=rank, world=world)
 
     torch.manual_seed(trainer.seed)
-    segmenter = Segmenter(config.model, num_classes).to(device)
-    if trainer.channels_last:
-        segmenter.network.to(memory_format=torch.channels_last)
+    segmenter = build_segmenter(config, num_classes, device)
     optimizer = build_optimizer(segmenter, config.optimizer)
     state = None if resume is None else _load(resume)
     start, last_report = 0, {}
@@ -88,8 +98,8 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
         segmenter.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         start, last_report = state["step"], state["report"]
-    autocast = _autocast(trainer.precision, device)
-    peak = PeakMemory(device, segmenter, optimizer)
+    autocast = autocast_of(trainer.precision, device)
+    peak, val_peak = (PeakMemory(device, segmenter, optimizer) for _ in range(2))
     model = (
         DistributedDataParallel(segmenter, device_ids=[device] if device.type == "cuda" else None)
         if world > 1
@@ -105,12 +115,14 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     )
     for step in range(start, trainer.steps):
         warm = step >= start + COUNTED_STEPS
-        with clock.running(images=trainer.batch_size if warm else 0):
+        # A network is compiled in the first step whose tensors are not counted.
+        timed = step >= start + COUNTED_STEPS + trainer.compile
+        with clock.running(images=trainer.batch_size if timed else 0):
             batch = next(samples)
             torch.manual_seed(_step_seed(trainer.seed, step, rank))
             set_learning_rate(optimizer, learning_rate_factor(step, trainer.steps, config.optimizer))
             with contextlib.nullcontext() if warm and device.type == "cpu" else peak.step(*batch):
-                mean_loss.add(_step(config, model, optimizer, batch, device, autocast, world))
+                mean_loss.add(training_step(config, model, optimizer, *batch, autocast=autocast, world=world))
         done = step + 1
         bar.update()
         validates = done == trainer.steps or (trainer.validate_every > 0 and done % trainer.validate_every == 0)
@@ -126,14 +138,20 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
         }
         bar.set_postfix(loss=f"{last_report['train/loss']:.3f}")
         if validates:
-            metrics = evaluate(segmenter, validation, autocast=autocast).compute()
+            metrics = evaluate(segmenter, validation, autocast=autocast, peak=val_peak).compute()
             last_report |= {
                 "val/miou": metrics["miou"],
                 "val/pixel_accuracy": metrics["pixel_accuracy"],
                 "val/iou_per_class": metrics["iou_per_class"].tolist(),
-                "peak_memory_gib": max(peak.gib, state["report"]["peak_memory_gib"] if state else 0.0),
                 "peak_memory_kind": peak.kind,
+                "peak_memory_gib": peak.gib,
+                "val/peak_memory_gib": val_peak.gib,
             }
+            if peak.reserved_gib is not None:
+                last_report["peak_memory_reserved_gib"] = peak.reserved_gib
+            if state is not None:  # what came before the resumption counts too
+                for name in PEAKS & last_report.keys():
+                    last_report[name] = max(last_report[name], state["report"].get(name, 0.0))
             if rank == 0:
                 path = save_checkpoint(
                     Path(trainer.output),
@@ -153,53 +171,10 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     return last_report
 
 
-def _step(
-    config: Config,
-    model: Segmenter | DistributedDataParallel,
-    optimizer: torch.optim.Optimizer,
-    batch: Batch,
-    device: torch.device,
-    autocast: torch.autocast | None,
-    world: int,
-) -> Tensor:
-    """One optimisation step; the cross-entropy of this worker's pixels, on the device."""
-    images, labels = batch.images.to(device, non_blocking=True), batch.labels.to(device, non_blocking=True)
-    with autocast or contextlib.nullcontext():
-        outputs, table = model(images)
-    cross_entropy, regulariser = objective(outputs, table, labels, config.loss)
-    loss = cross_entropy * _share_of_pixels(labels) if world > 1 else cross_entropy
-    if regulariser is not None:
-        loss = loss + regulariser
-    loss.backward()
-    if config.optimizer.clip_norm > 0:
-        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return cross_entropy.detach()
-
-
-def _share_of_pixels(labels_BHW: Tensor) -> Tensor:
-    """This worker's labelled pixels over the mean of all workers.
-
-    DDP averages gradients over workers; with this factor that is the gradient of the mean over all pixels.
-    """
-    mine = (labels_BHW >= 0).sum().float()
-    total = mine.clone()
-    torch.distributed.all_reduce(total)
-    return mine * torch.distributed.get_world_size() / total.clamp(min=1)
-
-
 def _group() -> tuple[int, int]:
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         return torch.distributed.get_rank(), torch.distributed.get_world_size()
     return 0, 1
-
-
-def _autocast(precision: Precision, device: torch.device) -> torch.autocast | None:
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return (
-        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
-    )
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

@@ -194,7 +194,7 @@ class Band:
     ) -> None:
         """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
         size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.sums_P)
-        for tile in tiles(len(self.sums_P), size, self.sums_P):
+        for tile in tiles(len(self.sums_P), size):
             z_PS, distance_PS = self._logits(candidates.products(self.o_EP[:, tile].T), candidates)
             if top_P1 is not None:
                 z_PS.sub_(top_P1[tile])
@@ -237,7 +237,7 @@ class Band:
         if distance_PK is not None:
             weight_PK.div_(distance_PK)
         K, D = weight_PK.shape[1], len(self.o_DP)
-        for tile in tiles(len(ids_PK), tile_pixels(self.comparison.tile_bytes, K * D, self.o_DP), self.o_DP):
+        for tile in tiles(len(ids_PK), tile_pixels(self.comparison.tile_bytes, K * D, self.o_DP)):
             pushed_PK = weight_PK[tile] * self.push(tile)[:, None]
             pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
             self.grad_o_DP[:, tile] += pulled_PD.T

@@ -161,7 +161,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         band_bytes = BAND_BYTES if pixels_BDhw.is_cpu and not setting.on_chip else on_chip.BAND_BYTES
         max_rows = max(band_bytes // (pixels_BDhw.element_size() * D * W), 1)
-        for one in tiles(B, 1, pixels_BDhw):
+        for one in tiles(B, 1):
             image = one.start
             widened_hWD = bands.widen(pixels_BDhw[image])
             grad_hWD = torch.zeros_like(widened_hWD) if wants_grad else None

@@ -1,6 +1,20 @@
-"""Memory as a measurement."""
+"""Memory as a measurement, and as a plan."""
+
+from typing import TYPE_CHECKING, Any
 
 from kiloseg.memory.out_of_memory import is_out_of_memory
 from kiloseg.memory.peak import GIB, PeakMemory
 
-__all__ = ["GIB", "PeakMemory", "is_out_of_memory"]
+if TYPE_CHECKING:
+    from kiloseg.memory.planner import largest_batch, plan, plan_evaluation
+
+__all__ = ["GIB", "PeakMemory", "is_out_of_memory", "largest_batch", "plan", "plan_evaluation"]
+
+
+def __getattr__(name: str) -> Any:
+    # The planner builds networks and takes steps, which measure memory themselves: it is imported when it is asked for.
+    if name in ("largest_batch", "plan", "plan_evaluation"):
+        from kiloseg.memory import planner
+
+        return getattr(planner, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

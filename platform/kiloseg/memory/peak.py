@@ -1,4 +1,4 @@
-"""Peak memory of training steps: the allocator's on a GPU, the sum of live tensors on a CPU."""
+"""Peak memory of steps of training or validation: the allocator's on a GPU, the sum of live tensors on a CPU."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class PeakMemory:
     On CUDA this is the allocator's peak, which costs nothing. On a CPU the process's own size says little (allocators
     keep what they freed, libraries and workers add to it), so live tensors are counted instead: parameters, gradients,
     optimiser state, activations, inputs. Counting slows a step, so do it for two: the second already holds the
-    optimiser's state.
+    optimiser's state. torch.compile stands aside while tensors are counted.
 
     Args:
         device: where the step runs.
@@ -30,6 +30,7 @@ class PeakMemory:
         self.device = device
         self._external = external
         self._peak_bytes = 0
+        self._reserved_bytes = 0
 
     @property
     def kind(self) -> str:
@@ -41,6 +42,11 @@ class PeakMemory:
         """Peak in GiB (2^30 bytes)."""
         return self._peak_bytes / GIB
 
+    @property
+    def reserved_gib(self) -> float | None:
+        """Peak in GiB of what CUDA's allocator held for itself, free blocks and all; None on a CPU, which has no such thing."""
+        return self._reserved_bytes / GIB if self.device.type == "cuda" else None
+
     @contextlib.contextmanager
     def step(self, *inputs: Tensor) -> Iterator[None]:
         """Measures what runs inside; `inputs` are the batch, made before."""
@@ -48,6 +54,7 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats(self.device)
             yield
             self._peak_bytes = max(self._peak_bytes, torch.cuda.max_memory_allocated(self.device))
+            self._reserved_bytes = max(self._reserved_bytes, torch.cuda.max_memory_reserved(self.device))
             return
         live = LiveTensors()
         for module_or_optimizer in self._external:

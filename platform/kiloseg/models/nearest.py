@@ -91,7 +91,7 @@ def _search(
         rows_CD = F.normalize(table_CD.to(pixels_BDhw.dtype), dim=1)
         bands = Bands((h, w), size, pixels_BDhw)
         max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * size[1]), 1)
-        for one in tiles(B, 1, pixels_BDhw):
+        for one in tiles(B, 1):
             widened_hWD = bands.widen(pixels_BDhw[one.start])
             for rows, cells in bands.spans(max_rows):
                 # A pixel's own length scales all its scores alike, so the search need not divide it out.

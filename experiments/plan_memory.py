@@ -1,0 +1,171 @@
+"""What fits on a card?
+
+Question: how much memory does a training step, and a validation batch, take by head and number of classes; and how large a
+batch fits into a card?
+
+Method: the very step of training, and the very prediction of validation, on fake tensors, which have shapes but no data; the
+sum of live tensors is taken at every operation. No GPU is needed and next to no memory. Not counted is what CUDA's
+context (about 0.5 GiB), convolution workspaces and fragmentation add: leave room for them in --fit.
+
+    python experiments/plan_memory.py
+    python experiments/plan_memory.py --classes 19 1284 --heads embedding:all embedding:nearest dense --fit 80GiB \
+        --model.backbone convnext_tiny --data.crop 768 --trainer.checkpoint-activations --trainer.precision bf16
+    python experiments/plan_memory.py --measure            takes the steps as well, on CUDA if there is one, and compares
+
+Default: ResNet-50 DeepLabV3+, batch 10, crop 512, float32, SGD, 12 dimensions.
+
+Expected: see benchmarks/README.md. A few seconds a row.
+"""
+
+from __future__ import annotations
+
+import csv
+import gc
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+from kiloseg.data.slots import Batch
+from kiloseg.evaluate import evaluate
+from kiloseg.figures import peaks
+from kiloseg.memory import PeakMemory, is_out_of_memory, largest_batch, plan, plan_evaluation
+from kiloseg.models import build_segmenter
+from kiloseg.optimizer import build_optimizer
+from kiloseg.step import autocast_of, training_step
+
+PAPER_RUN = Config(
+    data=Data(crop=512, val_batch_size=10),
+    model=Model(arch="deeplabv3plus", backbone="resnet50", embed_dim=12),
+    loss=Loss(negatives=Negatives(kind="nearest", count=7)),
+    optimizer=Optimizer(name="sgd"),
+    trainer=Trainer(batch_size=10, precision="fp32"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Plan the peak memory of training and evaluation."""
+
+    run: Annotated[Config, tyro.conf.arg(name="")] = PAPER_RUN
+    """The run to plan. --classes and --heads take the place of data.num_classes, model.head and loss.negatives.kind."""
+    classes: tuple[int, ...] = (19, 150, 1_284, 10_000, 100_000)
+    """Class counts."""
+    heads: tuple[str, ...] = ("embedding", "dense")
+    """dense; embedding, with the run's negatives; or embedding:KIND with a kind of negatives."""
+    fit: str = "24GiB"
+    """Memory of the card, for the largest batch that fits."""
+    size: tuple[int, int] | None = None
+    """Height and width of validation images, multiples of 32. None: the training crop."""
+    measure: bool = False
+    """Also take the steps, on CUDA if there is one, and compare."""
+    out: Path = Path("runs/plan_memory")
+    """Folder for plan.csv, plan.png and plan.svg."""
+
+
+def main(arguments: Arguments) -> None:
+    """Plans every row, and prints and writes them."""
+    budget_gib = gib(arguments.fit)
+    rows = []
+    shown = ["head", "num_classes", "train_gib", "eval_gib", "largest_batch"]
+    if arguments.measure:
+        shown += ["measured_train_gib", "train_ratio", "measured_eval_gib", "eval_ratio"]
+    print("".join(f"{name:>20}" for name in [*shown, "seconds"]))
+    for head in arguments.heads:
+        for num_classes in arguments.classes:
+            row = planned(arguments, head, num_classes, budget_gib)
+            rows.append(row)
+            print("".join(f"{text(row[name]):>20}" for name in [*shown, "seconds"]), flush=True)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    with (arguments.out / "plan.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0].keys())
+        writer.writeheader()
+        writer.writerows(rows)
+    data, model, trainer = arguments.run.data, arguments.run.model, arguments.run.trainer
+    title = f"{model.backbone} {model.arch}, {trainer.batch_size} x {data.crop} px, {trainer.precision}"
+    figure = peaks(rows, budget_gib=budget_gib, title=title)
+    for kind in ("png", "svg"):
+        figure.savefig(arguments.out / f"plan.{kind}", dpi=130)
+    print(f"\n{title}; evaluation of {data.val_batch_size} images; {arguments.out}/plan.csv, plan.png, plan.svg")
+
+
+def planned(arguments: Arguments, head: str, num_classes: int, budget_gib: float) -> dict[str, Any]:
+    """One row of the table."""
+    begin = time.perf_counter()
+    name, _, kind = head.partition(":")
+    run = override(arguments.run, {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {}))
+    row: dict[str, Any] = {
+        "head": head,
+        "num_classes": num_classes,
+        "train_gib": plan(run, num_classes=num_classes),
+        "eval_gib": plan_evaluation(run, num_classes=num_classes, size=arguments.size),
+        "largest_batch": largest_batch(run, budget_gib, num_classes=num_classes),
+        "fit_gib": budget_gib,
+    }
+    if arguments.measure:
+        row |= measured(run, num_classes, arguments.size or (run.data.crop, run.data.crop))
+        for part in ("train", "eval"):
+            peak = row[f"measured_{part}_gib"]
+            row[f"{part}_ratio"] = peak and row[f"{part}_gib"] / peak
+    return row | {"seconds": time.perf_counter() - begin}
+
+
+def measured(run: Config, num_classes: int, size: tuple[int, int]) -> dict[str, Any]:
+    """Peaks of two real training steps and of a validation batch, each None where memory ran out."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result: dict[str, Any] = {"measured_train_gib": None, "measured_eval_gib": None, "measured_reserved_gib": None}
+    try:
+        segmenter = build_segmenter(override(run, {"model.weights": "none"}), num_classes, device)
+        optimizer = build_optimizer(segmenter, run.optimizer)
+        autocast = autocast_of(run.trainer.precision, device)
+        peak, eval_peak = (PeakMemory(device, segmenter, optimizer) for _ in range(2))
+        for _ in range(2):
+            batch = random_batch(run.trainer.batch_size, (run.data.crop, run.data.crop), num_classes, device)
+            with peak.step(*batch):
+                training_step(run, segmenter, optimizer, *batch, autocast=autocast)
+        result |= {"measured_train_gib": peak.gib, "measured_reserved_gib": peak.reserved_gib}
+        batch = random_batch(run.data.val_batch_size, size, num_classes, device)
+        evaluate(segmenter, [batch], autocast=autocast, peak=eval_peak)
+        result["measured_eval_gib"] = eval_peak.gib
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return result
+
+
+def random_batch(images: int, size: tuple[int, int], num_classes: int, device: torch.device) -> Batch:
+    """Noise with labels."""
+    return Batch(
+        torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, device=device),
+        torch.randint(0, num_classes, (images, *size), device=device),
+    )
+
+
+def gib(amount: str) -> float:
+    """GiB in "24GiB" or "24"."""
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB)?", amount)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"--fit {amount!r}: expected an amount such as 24GiB (GiB, 1024^3 bytes)")
+    return float(match[1])
+
+
+def text(value: Any) -> str:
+    """A cell of the table."""
+    if value is None:
+        return "out of memory"
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,132 @@
+"""How the network between images and pixel outputs is run: layout of memory, recomputation, compilation.
+
+None of this changes what is computed, beyond rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.checkpoint import checkpoint
+
+from kiloseg.config import Config
+from kiloseg.models.segmenter import Segmenter
+
+_LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+def build_segmenter(config: Config, num_classes: int, device: torch.device | str = "cpu") -> Segmenter:
+    """The model of a run on its device, in training mode, its network run as `config.trainer` says.
+
+    That is channels_last, checkpoint_activations and compile; names in the state dict are those of a plain Segmenter.
+
+    Args:
+        config: the run; `model` and `trainer` count.
+        num_classes: C, which `config.data` may leave to the data set.
+        device: where to. On "meta" nothing is allocated.
+
+    Raises:
+        ValueError: as Segmenter.
+    """
+    with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
+        segmenter = Segmenter(config.model, num_classes).to(device)
+    if config.trainer.channels_last:
+        segmenter.network.to(memory_format=torch.channels_last)
+    if config.trainer.checkpoint_activations:
+        for name, block in blocks(segmenter.network):
+            block.forward = _Recomputed(name, block)
+    if config.trainer.compile:
+        segmenter.network.compile()
+    return segmenter.train()
+
+
+def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+    """The parts of a network that are recomputed one by one: (name, module), none inside another.
+
+    What is listed one after another in an nn.Sequential, ModuleList or ModuleDict counts as a block if it holds two layers
+    with weights or more: residual blocks and transformer blocks of a backbone, branches and stages of a decoder. A module
+    that itself contains such a list is entered instead.
+    """
+    for name, child in module.named_children():
+        if not _holds_layers(child):
+            continue
+        if isinstance(child, nn.ModuleList | nn.ModuleDict) or any(_lists_blocks(inner) for inner in child.modules()):
+            yield from blocks(child, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", child
+
+
+def _holds_layers(module: nn.Module) -> bool:
+    with_weights = (inner for inner in module.modules() if any(True for _ in inner.parameters(recurse=False)))
+    return len(list(with_weights)) > 1
+
+
+def _lists_blocks(module: nn.Module) -> bool:
+    return isinstance(module, _LISTS) and sum(_holds_layers(child) for child in module.children()) > 1
+
+
+class _Recomputed:
+    """A block's forward that keeps the block's inputs alone, and computes the rest again in the backward pass."""
+
+    def __init__(self, name: str, block: nn.Module) -> None:
+        self._name = name
+        # A strong reference would close a cycle, and an unused model's memory would wait for the garbage collector.
+        self._block = weakref.ref(block)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        block = self._block()
+        assert block is not None, "called by the block itself"
+        forward = functools.partial(type(block).forward, block)
+        if not torch.is_grad_enabled():
+            return forward(*args, **kwargs)
+        # Lists are copied, for a caller may add to its own: DenseNet does.
+        args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
+        versions = _versions(args, kwargs)
+
+        def run(*args: Any, **kwargs: Any) -> Any:
+            self._check(block, versions, args, kwargs)  # nobody changed them since
+            return forward(*args, **kwargs)
+
+        contexts = functools.partial(_contexts, block)
+        outputs = checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        self._check(block, versions, args, kwargs)  # nor did the block itself
+        return outputs
+
+    def _check(self, block: nn.Module, versions: list[int], *inputs: Any) -> None:
+        if _versions(*inputs) != versions:
+            raise ValueError(
+                f"trainer.checkpoint_activations = True: {self._name} ({type(block).__name__}) cannot be computed again, "
+                "because its input is changed in place; use False with this network"
+            )
+
+
+def _versions(*inputs: Any) -> list[int]:
+    """How often each of the input tensors was changed in place."""
+    return [leaf._version for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+
+
+def _contexts(
+    block: nn.Module,
+) -> tuple[contextlib.AbstractContextManager[None], contextlib.AbstractContextManager[None]]:
+    return contextlib.nullcontext(), _buffers_kept(block)
+
+
+@contextlib.contextmanager
+def _buffers_kept(block: nn.Module) -> Iterator[None]:
+    """While entered, the block works on copies of its buffers: running statistics move once a step, not twice."""
+    own = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]
+    for module, buffers in own:
+        for name, buffer in buffers.items():
+            module._buffers[name] = None if buffer is None else buffer.clone()
+    try:
+        yield
+    finally:
+        for module, buffers in own:
+            module._buffers.update(buffers)

@@ -1,0 +1,71 @@
+"""One training step, the same for training, for planning its memory and for measuring it."""
+
+from __future__ import annotations
+
+import contextlib
+
+import torch
+import torch.distributed
+from torch import Tensor, nn
+
+from kiloseg.config import Config, Precision
+from kiloseg.losses import objective
+
+
+def autocast_of(precision: Precision, device: torch.device) -> torch.autocast | None:
+    """The mixed precision of `trainer.precision` on a device; None for float32 throughout."""
+    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    return (
+        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
+    )
+
+
+def training_step(
+    config: Config,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    images_B3HW: Tensor,
+    labels_BHW: Tensor,
+    *,
+    autocast: torch.autocast | None = None,
+    world: int = 1,
+) -> Tensor:
+    """One optimisation step: forward under `autocast`, objective, backward, clipping, update; gradients are freed.
+
+    Args:
+        config: the run; its loss and `optimizer.clip_norm` count.
+        model: a Segmenter, or DDP around one.
+        optimizer: of the model's parameters.
+        images_B3HW: uint8, this worker's, on any device.
+        labels_BHW: int64, -1 for ignore, on any device.
+        autocast: see `autocast_of`. The objective runs outside of it.
+        world: workers that take the step together.
+
+    Returns:
+        The cross-entropy of this worker's pixels: a scalar on the model's device, without graph.
+    """
+    device = next(model.parameters()).device
+    images, labels = images_B3HW.to(device, non_blocking=True), labels_BHW.to(device, non_blocking=True)
+    with autocast or contextlib.nullcontext():
+        outputs, table = model(images)
+    cross_entropy, regulariser = objective(outputs, table, labels, config.loss)
+    loss = cross_entropy * _share_of_pixels(labels) if world > 1 else cross_entropy
+    if regulariser is not None:
+        loss = loss + regulariser
+    loss.backward()
+    if config.optimizer.clip_norm > 0:
+        torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return cross_entropy.detach()
+
+
+def _share_of_pixels(labels_BHW: Tensor) -> Tensor:
+    """This worker's labelled pixels over the mean of all workers.
+
+    DDP averages gradients over workers; with this factor that is the gradient of the mean over all pixels.
+    """
+    mine = (labels_BHW >= 0).sum().float()
+    total = mine.clone()
+    torch.distributed.all_reduce(total)
+    return mine * torch.distributed.get_world_size() / total.clamp(min=1)

@@ -204,7 +204,7 @@ class Trainer:
     channels_last: bool = True
     """Keep feature maps with channels innermost: 1.1 to 1.25 x faster convolutions on a CPU, and what tensor cores want."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of each block of the network and compute the rest again in the backward pass: about a quarter
+    """Keep only the inputs of each block of the network and compute the rest again in the backward pass: a quarter to a third
     more time for about half of the memory. Results differ by rounding at most."""
     compile: bool = False
     """torch.compile of the network, recompiled for every other image size. The loss stays outside: it computes its

@@ -231,12 +231,12 @@ class Trainer:
     seed: int = 0
     """Seeds initial weights, order of samples, augmentation and drawn negatives."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on a GPU that has it, else fp32."""
+    """auto: bf16 autocast on a GPU that has it, else fp32. A CPU without instructions for bf16 is ten times slower with it."""
     channels_last: bool = True
     """Keep feature maps with channels innermost: 1.1 to 1.25 x faster convolutions on a CPU, and what tensor cores want."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of each block of the network and compute the rest again in the backward pass: about a third more
-    time for less than half of the memory. Results differ by rounding at most."""
+    """Keep only the inputs of each block of the network and compute the rest again in the backward pass: a quarter to a third
+    more time for about half of the memory. Results differ by rounding at most."""
     compile: bool = False
     """torch.compile of the network, recompiled for every other image size. The loss stays outside: it computes its
     gradients in the forward pass, in chunks whose number depends on the class count, and a graph of that gains nothing.

@@ -43,7 +43,7 @@ def packaged_photograph(package: str, name: str) -> Path:
 
 def random_square(rng: np.random.Generator, photographs: Sequence[Image.Image], size: int) -> np.ndarray:
     """A random square of one of the photographs, mirrored or not, brighter or darker: float32 of shape (size, size, 3)."""
-    photograph = photographs[rng.integers(len(photographs))]
+    photograph = photographs[int(rng.integers(len(photographs)))]
     side = rng.uniform(0.3, 1) * min(photograph.size)
     left, top = rng.random(2) * (np.array(photograph.size) - side)
     crop = photograph.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))

@@ -2,7 +2,7 @@
 
     python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
 
-The shards and dataset.json are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl,
+The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl,
 since Parquet takes pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.
 """
 

@@ -269,7 +269,7 @@ def test_classes_are_shuffled_by_their_code():
 
 def test_chains_of_twins_become_one_class_whatever_their_order():
     names = [Emoji(code=c, name=c, category="", subcategory="", mirrors=True) for c in "abcdef"]
-    for pairs in ([(0, 4), (4, 2), (1, 5)], [(4, 2), (1, 5), (0, 4)], [(2, 4), (0, 2), (1, 5)]):
+    for pairs in ([(0, 4), (2, 4), (1, 5)], [(4, 2), (1, 5), (0, 4)], [(2, 4), (0, 2), (1, 5)]):
         assert [(one.name, one.twins) for one in merge_twins(names, pairs)] == [
             ("a", ("c", "e")),
             ("b", ("f",)),
@@ -292,9 +292,9 @@ def test_twins_agree_with_the_difference_worked_out_pair_by_pair():
     base[..., 3] = 255
     base[3:, :, 32:] = 0
     similar = [
-        np.clip(one.astype(int) + rng.integers(-spread, spread + 1, one.shape), 0, 255)
+        np.clip(one.astype(int) + rng.uniform(-spread, spread, one.shape), 0, 255)
         for one in base
-        for spread in (3, 12, 15, 18, 25)
+        for spread in (3, 14, 14.5, 15, 15.5, 16, 18)
     ]
     sprites = np.concatenate([base, np.stack(similar)]).astype(np.uint8)
     sprites[..., :3] = np.minimum(sprites[..., :3], sprites[..., 3:])
@@ -306,7 +306,7 @@ def test_twins_agree_with_the_difference_worked_out_pair_by_pair():
             if np.sqrt(((one - other) ** 2).sum() / 4 / cover) < 0.0355:
                 expected.append((i, j))
     assert twins(sprites) == expected
-    assert 5 < len(expected) < 30
+    assert 30 < len(expected) < 90  # of those of one base, some are beyond
 
 
 def test_sprites_are_premultiplied_and_square(small_packages):

@@ -13,6 +13,7 @@ PACKAGE = ROOT / "platform" / "kiloseg"
 RANKS = {
     "config": 0,
     "upsample": 0,
+    "figures": 0,
     "data": 1,
     "models": 1,
     "losses": 1,
@@ -20,7 +21,6 @@ RANKS = {
     "memory": 1,
     "tracking": 1,
     "checkpoint": 1,
-    "figures": 1,
     "optimizer": 2,
     "evaluate": 2,
     "summary": 3,
@@ -30,7 +30,7 @@ RANKS = {
 }
 """Rank of each module or folder of modules; an import leads to a lower rank, or stays in its folder."""
 
-ONLY_IN = {"ray": {"trial", "search"}, "mlflow": {"tracking"}, "optuna": {"search"}}
+ONLY_IN = {"ray": {"trial", "search", "data.cluster"}, "mlflow": {"tracking"}, "optuna": {"search"}}
 """Packages that a core without search and tracking does not have, and where they are imported."""
 
 CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "summary")]
@@ -55,6 +55,11 @@ def imports(source, package):
 def group_of(path):
     """The name in RANKS of a file of the package: its folder, or itself."""
     return path.relative_to(PACKAGE).with_suffix("").parts[0]
+
+
+def name_of(path):
+    """The name in ONLY_IN of a file of the package."""
+    return ".".join(path.relative_to(PACKAGE).with_suffix("").parts)
 
 
 def package_of(path):
@@ -110,7 +115,7 @@ def test_memory_knows_neither_networks_nor_losses():
 @pytest.mark.parametrize("name", ONLY_IN)
 def test_search_and_tracking_are_imported_where_they_belong(name):
     importers = {
-        group_of(path)
+        name_of(path)
         for path in modules()
         if any(imported.split(".")[0] == name for imported in imports(path.read_text(), package_of(path)))
     }
@@ -133,20 +138,30 @@ sys.path.insert(0, {str(ROOT / "platform")!r})
     return done.stdout
 
 
-def import_all(groups):
-    files = [path for path in modules() if group_of(path) in groups]
+def core_files():
+    apart = set().union(*ONLY_IN.values())
+    return [path for path in modules() if group_of(path) in CORE and name_of(path) not in apart]
+
+
+def import_all(files):
     names = [".".join(path.relative_to(ROOT / "platform").with_suffix("").parts) for path in files]
     return "".join(f"import {name.removesuffix('.__init__')}\n" for name in names)
 
 
 def test_core_needs_neither_ray_nor_mlflow_nor_optuna():
-    source = import_all(CORE) + "print(len([name for name in sys.modules if name.startswith('kiloseg.')]))"
-    assert int(run_blocked(ONLY_IN, source)) >= len([path for path in modules() if group_of(path) in CORE])
+    source = import_all(core_files()) + "print(len([name for name in sys.modules if name.startswith('kiloseg.')]))"
+    assert int(run_blocked(ONLY_IN, source)) >= len(core_files())
 
 
 def test_building_a_data_set_needs_no_torch():
-    printed = run_blocked(["torch", "torchvision"], "import kiloseg.data.build, kiloseg.data.index\nprint('imported')")
-    assert printed == "imported\n"
+    source = "import kiloseg.data.build, kiloseg.data.index\nprint('torch' in sys.modules)"
+    assert run_blocked(["torchvision"], source) == "False\n", "a builder's processes each pay for what is imported"
+    assert run_blocked(["torch", "torchvision"], source) == "False\n"
+
+
+def test_shards_are_written_with_numpy_and_pillow_alone():
+    blocked = ["torch", "torchvision", "pyarrow", "webdataset", "tqdm", "tyro", "matplotlib"]
+    assert run_blocked(blocked, "import kiloseg.data.shards\nprint('imported')") == "imported\n"
 
 
 def test_settings_need_nothing_but_python():

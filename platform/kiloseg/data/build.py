@@ -3,25 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
 import os
-import pickle
 import shlex
 import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 from tqdm import tqdm
 
-from kiloseg.data.folder import WORK, LocalFolder, open_folder
+from kiloseg.data.folder import WORK, Folder, open_folder
 from kiloseg.data.index import write_tables
+from kiloseg.data.processes import in_processes
 from kiloseg.data.shards import (
     FORMAT,
     DataError,
@@ -34,6 +34,9 @@ from kiloseg.data.shards import (
     write_shard,
 )
 from kiloseg.data.unfinished import claim, is_intact, read_record, write_record
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +116,7 @@ def up_to_date(directory: Path | str, recipe: dict[str, Any]) -> bool:
             check_shards(directory, info, split)
     except DataError:
         return False
-    return info.recipe == _as_json(recipe)
+    return info.recipe == recipe
 
 
 def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
@@ -121,7 +124,7 @@ def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
 
     `build` asks this itself; a builder that prepares at length may ask before.
     """
-    if not up_to_date(output.out, recipe):
+    if not up_to_date(output.out, _whole(output, recipe)):
         return None
     folder = open_folder(output.out)
     folder.remove(WORK)  # where a build was stopped between its last two steps
@@ -140,7 +143,7 @@ def build(
 
     Args:
         output: where to, and with what.
-        info: the data set without its splits. `recipe` holds all that decides the bytes.
+        info: the data set without its splits. `recipe` holds all that decides the bytes; the size of shards is added.
         tasks: the shards, in the order of the index.
         make_samples: yields the samples of a shard. It runs in other processes, so it is a module's function or a partial
             of one; on a cluster its paths must be absolute.
@@ -159,9 +162,11 @@ def build(
     if found is not None:
         return found
     begin = time.perf_counter()
+    info = dataclasses.replace(info, recipe=_whole(output, info.recipe))
     folder = open_folder(output.out)
     digest = _digest(info)
-    claim(folder, info.name, [task.name for task in tasks])
+    with _writing(folder):
+        claim(folder, info.name, [task.name for task in tasks])
     work = functools.partial(
         _finish,
         location=folder.location,
@@ -170,17 +175,26 @@ def build(
         digest=digest,
     )
     done: dict[ShardTask, tuple[Shard, bool]] = {}
-    with tqdm(total=sum(task.stop - task.start for task in tasks), unit=" samples", desc=info.name) as bar:
-        for task, result in _in_processes(work, tasks, output.processes):
-            done[task] = result
-            bar.update(task.stop - task.start)
+    total = sum(task.stop - task.start for task in tasks)
+    with tqdm(total=total, unit=" samples", desc=info.name) as bar, closing(_spread(work, tasks, output)) as results:
+        try:
+            for task, result in results:
+                if not done:  # a cluster that writes where this machine does not look is found at once
+                    _rows(folder, task, digest)
+                done[task] = result
+                bar.update(task.stop - task.start)
+        except BaseException as error:
+            state = f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}"
+            error.add_note(f"{state}; the same command goes on from there")
+            raise
     splits: dict[str, list[Shard]] = {}
     for task in tasks:
         splits.setdefault(task.split, []).append(done[task][0])
-    write_tables(folder, (_rows(folder, task, digest) for task in tasks))
     info = dataclasses.replace(info, splits=splits)
-    write_info(output.out, info)
-    folder.remove(WORK)
+    with _writing(folder):
+        write_tables(folder, (_rows(folder, task, digest) for task in tasks))
+        write_info(output.out, info)
+        folder.remove(WORK)
     kept = sum(was_kept for _, was_kept in done.values())
     written = sum(shard.samples for shard, was_kept in done.values() if not was_kept)
     seconds = time.perf_counter() - begin
@@ -205,63 +219,60 @@ def _finish(
     record = read_record(folder, task.name, digest)
     if record is not None and is_intact(folder, record[0]):
         return record[0], True
-    with folder.scratch() as scratch:
-        shard, rows = write_shard(scratch / task.name, make_samples(task), num_classes=num_classes)
-        folder.put(scratch / task.name, task.name)
-    write_record(folder, shard, [{"split": task.split, **row} for row in rows], digest)
+    with _writing(folder):
+        with folder.scratch() as scratch:
+            shard, rows = write_shard(scratch / task.name, make_samples(task), num_classes=num_classes)
+            folder.put(scratch / task.name, task.name)
+        write_record(folder, shard, [{"split": task.split, **row} for row in rows], digest)
     return shard, False
 
 
-_work: bytes = b""
+@contextmanager
+def _writing(folder: Folder) -> Iterator[None]:
+    """Says that the folder cannot be written, and how to mend it; other errors are the builder's own."""
+    try:
+        yield
+    except OSError as error:
+        file = str(error.filename or "")
+        inside = file.startswith(folder.name) or (file != "" and folder.name.startswith(file))
+        if error.errno in _FULL or (error.errno in _FORBIDDEN and inside):
+            mend = "make room there" if error.errno in _FULL else "mend its rights"
+            raise DataError(f"{folder.name} cannot be written ({error}); {mend}, or choose another --out") from error
+        raise
 
 
-def _in_processes(
-    work: Callable[[ShardTask], tuple[Shard, bool]], tasks: list[ShardTask], processes: int
-) -> Iterator[tuple[ShardTask, tuple[Shard, bool]]]:
+def _spread(
+    work: functools.partial[tuple[Shard, bool]], tasks: list[ShardTask], output: Output
+) -> Generator[tuple[ShardTask, tuple[Shard, bool]]]:
     """Each task with its result, as they finish."""
-    # Pickled once and sent once to each process: what `make_samples` carries may be large.
-    pickled = pickle.dumps(work)
-    # Spawned, not forked: a builder may be called from a process that holds threads (Ray, a notebook).
-    with ProcessPoolExecutor(
-        min(processes, len(tasks)), mp_context=get_context("spawn"), initializer=_receive, initargs=(pickled,)
-    ) as pool:
-        futures = {pool.submit(_run, task): task for task in tasks}
-        try:
-            for future in as_completed(futures):
-                yield futures[future], future.result()
-        except BaseException:
-            pool.shutdown(cancel_futures=True)
-            raise
+    if output.address is None:
+        return in_processes(work, tasks, processes=output.processes)
+    try:
+        from kiloseg.data.cluster import on_cluster
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"address = {output.address!r} needs Ray, which is not installed: pip install 'kiloseg[search]'"
+        ) from error
+    make_samples = work.keywords["make_samples"]
+    while isinstance(make_samples, functools.partial):
+        make_samples = make_samples.func
+    return on_cluster(work, tasks, address=output.address, code=make_samples.__module__)
 
 
-def _receive(pickled: bytes) -> None:
-    global _work
-    _work = pickled
-
-
-@functools.cache
-def _unpickled() -> Callable[[ShardTask], tuple[Shard, bool]]:
-    return pickle.loads(_work)
-
-
-def _run(task: ShardTask) -> tuple[Shard, bool]:
-    return _unpickled()(task)
-
-
-def _rows(folder: LocalFolder, task: ShardTask, digest: str) -> pyarrow.Table:
+def _rows(folder: Folder, task: ShardTask, digest: str) -> pyarrow.Table:
     """The index rows of a finished shard."""
     record = read_record(folder, task.name, _task_digest(digest, task))
     if record is None:
-        raise DataError(f"{folder.name}: the record of {task.name} vanished during the build; start the build again")
+        raise DataError(
+            f"{folder.at(task.name)}: what was written does not arrive, or was removed: expected a folder that all machines "
+            "of the cluster see, or a URL; and no other build in the same one"
+        )
     return record[1]
 
 
 def _digest(info: DatasetInfo) -> str:
     """Of all that the shards are made from."""
-    try:
-        content = json.dumps([FORMAT, info.name, info.classes, info.recipe], sort_keys=True)
-    except TypeError as error:
-        raise TypeError(f"data set {info.name}: its recipe must be made of JSON's types ({error})") from error
+    content = json.dumps([FORMAT, info.name, info.classes, info.recipe], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -269,9 +280,12 @@ def _task_digest(digest: str, task: ShardTask) -> str:
     return f"{digest} {task.start} {task.stop}"
 
 
-def _as_json(recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe as it will be read back: tuples become lists."""
-    return json.loads(json.dumps(recipe))
+def _whole(output: Output, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with what `build` itself decides, as it will be read back: tuples become lists."""
+    try:
+        return json.loads(json.dumps({**recipe, "shard_size": output.shard_size}))
+    except TypeError as error:
+        raise TypeError(f"a recipe must be made of JSON's types ({error}): {recipe}") from error
 
 
 def _summary(info: DatasetInfo) -> str:

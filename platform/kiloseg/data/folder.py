@@ -9,9 +9,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import shutil
+import tempfile
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 WORK = ".partial"
 """Folder inside a data set's, and suffix of files, that hold what is not finished."""
@@ -48,12 +50,12 @@ class LocalFolder:
         """Bytes of every file directly inside."""
         return {name: (self.path / name).stat().st_size for name in self.entries() if (self.path / name).is_file()}
 
-    def open(self, name: str) -> BinaryIO:
+    def open(self, name: str) -> IO[bytes]:
         """For reading from start to end; raises FileNotFoundError."""
         return (self.path / name).open("rb")
 
-    def open_anywhere(self, name: str) -> Any:
-        """What pyarrow.parquet reads parts of; raises FileNotFoundError when it is read."""
+    def random_access(self, name: str) -> Any:
+        """What pyarrow.parquet reads parts of; FileNotFoundError comes at the latest when it is read."""
         return self.path / name
 
     def read(self, name: str) -> bytes:
@@ -75,10 +77,11 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """A folder of this machine to write large files in before `put`."""
+        """An empty folder of this machine to write large files in before `put`; nobody else has it."""
         folder = self.path / WORK
         folder.mkdir(parents=True, exist_ok=True)
-        yield folder
+        with tempfile.TemporaryDirectory(prefix="write-", dir=folder) as scratch:
+            yield Path(scratch)
         with contextlib.suppress(OSError):
             folder.rmdir()  # unless a build keeps more in it
 
@@ -94,6 +97,142 @@ class LocalFolder:
             (self.path / name).unlink(missing_ok=True)
 
 
-def open_folder(where: Path | str) -> LocalFolder:
-    """The folder that a path or URL names."""
-    return LocalFolder(Path(where))
+class RemoteFolder:
+    """The same on any filesystem that pyarrow knows by a URL, such as s3://BUCKET/FOLDER?region=... and gs://BUCKET/FOLDER.
+
+    Credentials come from the environment, as the filesystem's own tools take them.
+
+    Raises:
+        ConnectionError: from every method, where the filesystem does not answer or refuses; names the URL and the mend.
+    """
+
+    def __init__(self, url: str) -> None:
+        from pyarrow.fs import FileSystem
+
+        parts = urllib.parse.urlsplit(url)
+        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        """As messages call it: without credentials and options."""
+        self.location = url
+        with self._reaching("opened"):
+            try:
+                self._files, path = FileSystem.from_uri(url)
+            except (NotImplementedError, ValueError) as error:
+                raise DataError(
+                    f"{self.name}: {_first_line(error).replace(url, self.name)}; expected a path, or a URL of a filesystem "
+                    "that pyarrow knows, as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+                ) from error
+        self._path = path.rstrip("/")
+        if "/" not in self._path:
+            raise DataError(f"{self.name}: expected a folder inside a bucket, as {parts.scheme}://BUCKET/FOLDER")
+
+    def at(self, name: str) -> str:
+        """As LocalFolder."""
+        return f"{self.name}/{name}"
+
+    def is_file(self) -> bool:
+        """As LocalFolder."""
+        from pyarrow.fs import FileType
+
+        with self._reaching("read"):
+            return self._files.get_file_info(self._path).type == FileType.File
+
+    def entries(self, inner: str = "") -> list[str]:
+        """As LocalFolder."""
+        return sorted(found.base_name for found in self._list(inner))
+
+    def sizes(self) -> dict[str, int]:
+        """As LocalFolder."""
+        return {found.base_name: found.size for found in self._list("") if found.is_file}
+
+    def _list(self, inner: str) -> list[Any]:
+        from pyarrow.fs import FileSelector
+
+        with self._reaching("read"):
+            return self._files.get_file_info(FileSelector(f"{self._path}/{inner}".rstrip("/"), allow_not_found=True))
+
+    def open(self, name: str) -> IO[bytes]:
+        """As LocalFolder."""
+        with self._reaching("read"):
+            return self._files.open_input_stream(f"{self._path}/{name}", compression=None, buffer_size=2**20)
+
+    def random_access(self, name: str) -> Any:
+        """As LocalFolder."""
+        with self._reaching("read"):
+            return self._files.open_input_file(f"{self._path}/{name}")
+
+    def read(self, name: str) -> bytes:
+        """As LocalFolder."""
+        with self._reaching("read"), self.open(name) as file:
+            return file.read()
+
+    def sha256(self, name: str) -> str:
+        """As LocalFolder."""
+        digest = hashlib.sha256()
+        with self._reaching("read"), self.open(name) as file:
+            while block := file.read(2**20):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def write(self, name: str, content: bytes) -> None:
+        """As LocalFolder."""
+        with (
+            self._reaching("written"),
+            self._files.open_output_stream(f"{self._path}/{name}", compression=None) as file,
+        ):
+            file.write(content)
+
+    @contextlib.contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """As LocalFolder."""
+        with tempfile.TemporaryDirectory(prefix="kiloseg-") as folder:
+            yield Path(folder)
+
+    def put(self, source: Path, name: str) -> None:
+        """As LocalFolder."""
+        from pyarrow.fs import LocalFileSystem, copy_files
+
+        with self._reaching("written"):
+            copy_files(str(source), f"{self._path}/{name}", LocalFileSystem(), self._files)
+
+    def remove(self, name: str) -> None:
+        """As LocalFolder."""
+        path = f"{self._path}/{name}"
+        with self._reaching("written"):
+            found = self._files.get_file_info(path)
+            if found.is_file:
+                self._files.delete_file(path)
+            elif found.type.name == "Directory":
+                self._files.delete_dir(path)
+
+    @contextlib.contextmanager
+    def _reaching(self, done: str) -> Iterator[None]:
+        try:
+            yield
+        except (FileNotFoundError, ConnectionError):
+            raise
+        except OSError as error:
+            raise ConnectionError(
+                f"{self.name} cannot be {done} ({_first_line(error)}); check the address, the bucket and the credentials"
+            ) from error
+
+
+Folder = LocalFolder | RemoteFolder
+
+
+def open_folder(where: Path | str) -> Folder:
+    """The folder that a path or URL names.
+
+    Raises:
+        ConnectionError: as `RemoteFolder`.
+        DataError: a URL that names no folder of a filesystem.
+    """
+    if not isinstance(where, str) or "://" not in where:
+        return LocalFolder(Path(where))
+    parts = urllib.parse.urlsplit(where)
+    if parts.scheme == "file" and not parts.netloc:
+        return LocalFolder(Path(urllib.parse.unquote(parts.path)))
+    return RemoteFolder(where)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]

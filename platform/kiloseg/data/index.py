@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from kiloseg.data.folder import LocalFolder, open_folder
+from kiloseg.data.folder import DataError, Folder, open_folder
 
 NAME = "index.parquet"
 
@@ -32,7 +32,7 @@ def write_index(directory: Path | str, rows: Iterable[dict[str, Any]]) -> None:
     write_tables(open_folder(directory), [pyarrow.Table.from_pylist(list(rows), schema=SCHEMA)])
 
 
-def write_tables(folder: LocalFolder, tables: Iterable[pyarrow.Table]) -> None:
+def write_tables(folder: Folder, tables: Iterable[pyarrow.Table]) -> None:
     """Writes index.parquet from tables of SCHEMA, one in memory at a time; each becomes a row group."""
     with folder.scratch() as scratch:
         with pyarrow.parquet.ParquetWriter(scratch / NAME, SCHEMA) as writer:
@@ -41,10 +41,26 @@ def write_tables(folder: LocalFolder, tables: Iterable[pyarrow.Table]) -> None:
         folder.put(scratch / NAME, NAME)
 
 
-def read_index(directory: Path | str, split: str | None = None) -> pyarrow.Table:
-    """The index, or the rows of one split."""
-    filters = None if split is None else [("split", "=", split)]
-    return pyarrow.parquet.read_table(Path(directory) / NAME, schema=SCHEMA, filters=filters)
+def read_index(
+    directory: Path | str, split: str | None = None, *, shard: str | None = None, columns: list[str] | None = None
+) -> pyarrow.Table:
+    """The index, or the rows of one split or of one shard, which are read without the others; all columns, or some.
+
+    Raises:
+        DataError: it is missing or damaged.
+    """
+    folder = open_folder(directory)
+    wanted = [(name, "=", value) for name, value in (("split", split), ("shard", shard)) if value is not None]
+    try:
+        return pyarrow.parquet.read_table(
+            folder.random_access(NAME), schema=SCHEMA, filters=wanted or None, columns=columns
+        )
+    except FileNotFoundError as error:
+        raise DataError(f"{folder.at(NAME)} does not exist; build the data set again") from error
+    except ConnectionError:
+        raise
+    except (OSError, ValueError) as error:
+        raise DataError(f"{folder.at(NAME)} is damaged ({error}); build the data set again") from error
 
 
 def class_samples(table: pyarrow.Table, num_classes: int) -> np.ndarray:

@@ -1,7 +1,8 @@
 """The data set format: tar shards of KEY.jpg|png, KEY.mask.png, KEY.json, described by dataset.json.
 
 Masks are one-channel 16-bit PNG; 65,535 means ignore. Nothing in a shard is ever unpickled: only JPEG, PNG and JSON are
-decoded, by Pillow and json. Needs NumPy, Pillow and webdataset only.
+decoded, by Pillow and json. Needs NumPy and Pillow only: webdataset reads these files, but importing it imports torch,
+which would cost every process of a build seconds and 200 MB.
 """
 
 from __future__ import annotations
@@ -11,13 +12,13 @@ import hashlib
 import io
 import itertools
 import json
+import tarfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import webdataset
 from PIL import Image, UnidentifiedImageError
 
 from kiloseg.data.folder import DataError as DataError
@@ -27,6 +28,8 @@ FORMAT = "kiloseg-shards-1"
 IGNORE_ID = 65535
 MAX_CLASSES = 65535
 DESCRIPTION = "dataset.json"
+MAX_KEY_BYTES = 90
+"""What a tar header holds, with the suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,12 +173,15 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
     partial = path.with_name(path.name + ".partial")
     rows: list[dict[str, Any]] = []
     keys: set[str] = set()
-    # Owner and time are fixed, so that equal samples give equal bytes.
-    with webdataset.TarWriter(str(partial), encoder=False, mtime=0, user="kiloseg", group="kiloseg") as tar:
+    with tarfile.open(partial, "w", format=tarfile.USTAR_FORMAT) as tar:
         for sample in samples:
             if sample.key in keys or not sample.key or set(sample.key) & set("./"):
                 raise DataError(
                     f"{path.name}: key {sample.key!r} must be unique in its shard, without dots and slashes"
+                )
+            if len(sample.key.encode()) > MAX_KEY_BYTES:
+                raise DataError(
+                    f"{path.name}: key {sample.key!r} has {len(sample.key.encode())} bytes, expected at most {MAX_KEY_BYTES}"
                 )
             keys.add(sample.key)
             try:
@@ -199,14 +205,9 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
                 mask = encode_mask(sample.mask)
             except ValueError as error:
                 raise DataError(f"{path.name}: sample {sample.key}: {error}") from error
-            tar.write(
-                {
-                    "__key__": sample.key,
-                    suffix: image,
-                    "mask.png": mask,
-                    "json": json.dumps(sample.meta, sort_keys=True).encode(),
-                }
-            )
+            meta = json.dumps(sample.meta, sort_keys=True).encode()
+            for part, content in sorted({suffix: image, "mask.png": mask, "json": meta}.items()):
+                tar.addfile(_member(f"{sample.key}.{part}", len(content)), io.BytesIO(content))
             rows.append(
                 {
                     "key": sample.key,
@@ -220,6 +221,14 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
     partial.replace(path)
     shard = Shard(name=path.name, samples=len(rows), bytes=path.stat().st_size, sha256=file_sha256(path))
     return shard, rows
+
+
+def _member(name: str, size: int) -> tarfile.TarInfo:
+    """Owner and time are fixed, so that equal samples give equal bytes."""
+    member = tarfile.TarInfo(name)
+    member.size, member.mode = size, 0o444
+    member.uname = member.gname = "kiloseg"
+    return member
 
 
 def file_sha256(path: Path) -> str:
@@ -260,6 +269,8 @@ def read_info(directory: Path | str) -> DatasetInfo:
         raise DataError(
             f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one"
         ) from None
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read ({error}); mend its rights") from error
     try:
         content = json.loads(text.decode())
         if content["format"] != FORMAT:

@@ -18,7 +18,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from kiloseg.data.folder import WORK, DataError, LocalFolder
+from kiloseg.data.folder import WORK, DataError, Folder
 from kiloseg.data.index import SCHEMA
 from kiloseg.data.shards import DESCRIPTION, Shard, read_info
 
@@ -26,7 +26,7 @@ _MARKER = f"{WORK}/build.json"
 _MEND = "choose another --out, or empty this one yourself"
 
 
-def claim(folder: LocalFolder, name: str, shards: Iterable[str]) -> None:
+def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
     """Begins, or goes on with, a build of data set `name` in the folder; removes shards that are not among `shards`.
 
     Raises:
@@ -41,7 +41,7 @@ def claim(folder: LocalFolder, name: str, shards: Iterable[str]) -> None:
         folder.remove(shard)
 
 
-def _earlier_shards(folder: LocalFolder, name: str) -> set[str]:
+def _earlier_shards(folder: Folder, name: str) -> set[str]:
     """Shards that an earlier build of the same data set may have left in the folder."""
     if folder.is_file():
         raise DataError(f"{folder.name} is a file: expected a folder to write the data set into")
@@ -74,28 +74,36 @@ def _earlier_shards(folder: LocalFolder, name: str) -> set[str]:
     return found.get(name, set())
 
 
-def write_record(folder: LocalFolder, shard: Shard, rows: list[dict[str, Any]], digest: str) -> None:
+def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], digest: str) -> None:
     """Notes that a shard is finished. `rows` have all columns of the index, `digest` says what it was made from."""
     metadata = {"digest": digest, "shard": json.dumps(dataclasses.asdict(shard))}
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
     sink = pyarrow.BufferOutputStream()
-    pyarrow.parquet.write_table(table, sink)
+    pyarrow.parquet.write_table(table, sink, write_page_checksum=True)
     folder.write(_record(shard.name), sink.getvalue().to_pybytes())
 
 
-def read_record(folder: LocalFolder, name: str, digest: str) -> tuple[Shard, pyarrow.Table] | None:
+def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.Table] | None:
     """The record and index rows of a shard that was finished for the same digest; None where there is none."""
     try:
-        table = pyarrow.parquet.read_table(pyarrow.BufferReader(folder.read(_record(name))))
+        content = pyarrow.BufferReader(folder.read(_record(name)))
+        table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
         metadata = table.schema.metadata
         if metadata[b"digest"].decode() != digest:
             return None
         return Shard(**json.loads(metadata[b"shard"])), table.replace_schema_metadata(None)
-    except (FileNotFoundError, KeyError, TypeError, ValueError):  # written by another version, or damaged: build again
+    except ConnectionError:
+        raise
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # none, or damaged, or of another version: the shard is built again
         return None
 
 
-def is_intact(folder: LocalFolder, shard: Shard) -> bool:
+def is_intact(folder: Folder, shard: Shard) -> bool:
     """Whether the file has the recorded size and sha256."""
     if folder.sizes().get(shard.name) != shard.bytes:
         return False

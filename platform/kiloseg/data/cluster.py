@@ -1,0 +1,80 @@
+"""Spreads the shards of a build over a Ray cluster."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Generator, Hashable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayTaskError
+
+PACKAGE = Path(__file__).parents[1]
+
+TASKS_PER_CPU = 2
+"""Tasks handed to Ray for each CPU of the cluster: one that runs and one that waits, so that an autoscaler sees a queue
+while the driver holds few results."""
+
+Task = TypeVar("Task", bound=Hashable)
+Result = TypeVar("Result")
+
+
+def on_cluster(
+    work: Callable[[Task], Result], tasks: Sequence[Task], *, address: str, code: str
+) -> Generator[tuple[Task, Result]]:
+    """Runs `work` on each task, a CPU each, and yields tasks with their results as they finish.
+
+    Args:
+        work: picklable; what it carries goes to the cluster once.
+        tasks: small.
+        address: as ray.init takes it. A Ray that this process is already connected to is used instead, as it is, and
+            stays; its workers must be able to import `code`, for which see `environment`.
+        code: name of the module that `work` is from; its folder goes to the workers, with this package.
+
+    Raises:
+        ConnectionError: no cluster answers there.
+        Exception: what `work` raises; tasks that run are ended.
+    """
+    connected = ray.is_initialized()
+    if not connected:
+        ray.init(address=address, runtime_env=environment(code), logging_level=logging.WARNING)
+    running: dict[ray.ObjectRef, Task] = {}
+    try:
+        remote = ray.remote(num_cpus=1)(_call)
+        shared = ray.put(work)
+        left = iter(tasks)
+        while True:
+            room = TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 0)), 1)
+            while len(running) < room and (task := next(left, None)) is not None:
+                running[remote.remote(shared, task)] = task
+            if not running:
+                return
+            (ready, *_), _ = ray.wait(list(running), num_returns=1)
+            yield running.pop(ready), _result(ready)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+        if not connected:
+            ray.shutdown()
+
+
+def _call(work: Callable[[Any], Any], task: Any) -> Any:
+    return work(task)
+
+
+def _result(reference: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(reference)
+    except RayTaskError as error:
+        raise error.cause from error  # its own kind and message, not a report on the worker
+
+
+def environment(code: str) -> dict[str, Any]:
+    """A runtime environment for ray.init: this checkout's package, and the folder of the module `code` with what is beside it."""
+    found: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
+    file = getattr(sys.modules.get(code), "__file__", None)
+    if "." not in code and file is not None:
+        found["working_dir"] = str(Path(file).resolve().parent)
+    return found

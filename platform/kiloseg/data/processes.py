@@ -1,0 +1,80 @@
+"""Spreads the shards of a build over processes of this machine."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections.abc import Callable, Generator, Hashable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from typing import Any, TypeVar
+
+Task = TypeVar("Task", bound=Hashable)
+Result = TypeVar("Result")
+
+
+def in_processes(
+    work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int
+) -> Generator[tuple[Task, Result]]:
+    """Runs `work` on each task and yields tasks with their results as they finish; one process is this one.
+
+    Raises:
+        TypeError: `work` cannot be pickled.
+        Exception: what `work` raises; tasks that run are waited for.
+    """
+    if processes == 1:
+        for task in tasks:
+            yield task, work(task)
+        return
+    # Pickled once and sent once to each process: what `work` carries may be large.
+    try:
+        pickled = pickle.dumps(work)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise TypeError(
+            f"{work} cannot be sent to another process ({error}); expected a module's function, or a partial of one"
+        ) from error
+    # Spawned, not forked: the caller may hold threads (Ray, a notebook).
+    with ProcessPoolExecutor(
+        min(processes, len(tasks)),
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_receive,
+        initargs=(pickled,),
+    ) as pool:
+        try:
+            futures = {pool.submit(_run, task): task for task in tasks}
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
+_pickled: bytes = b""
+
+
+def _receive(pickled: bytes) -> None:
+    global _pickled
+    _pickled = pickled
+    # Ctrl-C reaches every process; the first one alone speaks of it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # Without this, processes whose parent was killed would wait for tasks for ever.
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+@functools.cache
+def _work() -> Callable[[Any], Any]:
+    return pickle.loads(_pickled)
+
+
+def _run(task: Any) -> Any:
+    return _work()(task)

@@ -1,0 +1,33 @@
+"""Samples of a shard as they are stored, without torch: for looking at a data set, not for training."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from typing import IO
+
+
+def raw_samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Key and parts ("jpg", "mask.png", ...) of each sample, in the order of the file, which is read once from its start.
+
+    Raises:
+        tarfile.TarError, OSError, EOFError: the file is no tar, or ends too early.
+        ValueError: a member that is no plain file, or has no suffix.
+    """
+    current = ""
+    parts: dict[str, bytes] = {}
+    with tarfile.open(fileobj=file, mode="r|") as tar:
+        for member in tar:
+            key, dot, part = member.name.partition(".")
+            content = tar.extractfile(member)
+            if content is None or not key or not dot:
+                raise ValueError(f"member {member.name!r} is no KEY.SUFFIX file")
+            if key != current and parts:
+                yield current, parts
+                parts = {}
+            elif part in parts:
+                raise ValueError(f"member {member.name!r} comes twice")
+            current = key
+            parts[part] = content.read()
+    if parts:
+        yield current, parts

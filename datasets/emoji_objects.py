@@ -16,10 +16,13 @@ TINT = (0.94, 1.06)
 """Factors, the last for red, green and blue each: few enough that a red heart does not become an orange one."""
 
 _LUMINANCE = np.array([0.299, 0.587, 0.114])
+_OPACITY = np.repeat(np.array([[0], [0], [0], [1]], np.float32), 3, axis=1)
 _MARGIN = 2
 
 
-def draw_object(rng: np.random.Generator, sprite: np.ndarray, size: int, *, mirrors: bool) -> np.ndarray:
+def draw_object(
+    rng: np.random.Generator, sprite: np.ndarray, size: int, *, mirrors: bool
+) -> tuple[np.ndarray, np.ndarray]:
     """A random drawing of a sprite for a scene of `size` pixels.
 
     Args:
@@ -29,7 +32,8 @@ def draw_object(rng: np.random.Generator, sprite: np.ndarray, size: int, *, mirr
         mirrors: whether left and right may be exchanged.
 
     Returns:
-        float32 of shape (height, width, 4), premultiplied, 0 to 255, cropped to where its opacity is not 0.
+        Premultiplied colours and opacity, two float32 of shape (height, width, 3), 0 to 255, cropped to where the opacity
+        is not 0. Opacity comes three times over, since NumPy takes long to spread a single one over three colours.
     """
     image = Image.frombytes("RGBa", sprite.shape[1::-1], np.ascontiguousarray(sprite))
     smallest, largest = LONGEST
@@ -39,31 +43,32 @@ def draw_object(rng: np.random.Generator, sprite: np.ndarray, size: int, *, mirr
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     left, top, right, bottom = image.getbbox() or (0, 0, *image.size)
     scale = longest / max(right - left, bottom - top)
-    shape = max(1, round(scale * (right - left))), max(1, round(scale * (bottom - top)))
-    scaled = image.resize(shape, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
+    scaled_size = max(1, round(scale * (right - left))), max(1, round(scale * (bottom - top)))
+    scaled = image.resize(scaled_size, Image.Resampling.BICUBIC, box=(left, top, right, bottom))
     # With nothing around it, the border would be cut and not blended where it is turned.
-    padded = Image.new("RGBa", (shape[0] + 2 * _MARGIN, shape[1] + 2 * _MARGIN))
+    padded = Image.new("RGBa", (scaled.width + 2 * _MARGIN, scaled.height + 2 * _MARGIN))
     padded.paste(scaled, (_MARGIN, _MARGIN))
     # Bicubic would be five times as slow here, and cannot be told from it after the scaling.
-    pixels = np.asarray(padded.rotate(angle, Image.Resampling.BILINEAR, expand=True))
-    opaque = pixels[..., 3] > 0
-    rows, columns = np.flatnonzero(opaque.any(1)), np.flatnonzero(opaque.any(0))
-    cropped = pixels[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    colours = cropped.reshape(-1, 4).astype(np.float32) @ _recolouring(rng)
+    turned = padded.rotate(angle, Image.Resampling.BILINEAR, expand=True)
+    cropped = np.asarray(turned.crop(turned.getbbox()))
+    rows = cropped.reshape(-1, 4).astype(np.float32)
+    colours, opacity = rows @ _recolouring(rng), rows @ _OPACITY
     # A premultiplied colour is never above its opacity.
-    np.minimum(np.maximum(colours, 0, out=colours), colours[:, 3:], out=colours)
-    return colours.reshape(cropped.shape)
+    np.minimum(np.maximum(colours, 0, out=colours), opacity, out=colours)
+    shape = (*cropped.shape[:2], 3)
+    return colours.reshape(shape), opacity.reshape(shape)
 
 
 def _recolouring(rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, saturation and tint: float32 (4, 4) to multiply rows of premultiplied colours by.
+    """Random brightness, contrast, saturation and tint: float32 (4, 3) by which rows of premultiplied colours and
+    opacity are multiplied.
 
     A colour c becomes c . matrix + offset. Of a premultiplied colour that is (c a) . matrix + offset a, so that nothing
     appears where the opacity a is 0.
     """
     contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
     gain = rng.uniform(*BRIGHTNESS) * contrast * rng.uniform(*TINT, size=3)
-    matrix = np.eye(4, dtype=np.float32)
-    matrix[:3, :3] = (saturation * np.eye(3) + (1 - saturation) * _LUMINANCE[:, None]) * gain
-    matrix[3, :3] = 0.5 * (1 - contrast)
+    matrix = np.empty((4, 3), np.float32)
+    matrix[:3] = (saturation * np.eye(3) + (1 - saturation) * _LUMINANCE[:, None]) * gain
+    matrix[3] = 0.5 * (1 - contrast)
     return matrix

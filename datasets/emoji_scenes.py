@@ -132,18 +132,21 @@ def _scene(
     placed: list[tuple[str, tuple[slice, slice], np.ndarray]] = []
     for number, class_id in enumerate(class_ids):
         vendor = vendors[rng.integers(len(vendors))]
-        pixels = draw_object(rng, bank.sprites[vendor][class_id - 1], size, mirrors=bank.classes[class_id - 1].mirrors)
-        window = _place(rng, pixels.shape[:2], size, [other for _, other, _ in placed])
-        opacity = pixels[..., 3]
+        colours, opacity = draw_object(
+            rng, bank.sprites[vendor][class_id - 1], size, mirrors=bank.classes[class_id - 1].mirrors
+        )
+        window = _place(rng, opacity.shape[:2], size, [other for _, other, _ in placed])
+        cells = opacity[..., 0] >= 127.5
         under = image[window]
-        under *= 1 - opacity[..., None] * np.float32(1 / 255)
-        under += pixels[..., :3]
-        cells = opacity >= 127.5
+        under *= 1 - opacity * np.float32(1 / 255)
+        under += colours
         owner[window][cells] = number
         placed.append((vendor, window, cells))
     # Even noise: normal noise would take as long as all the objects.
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-    image += (noise - np.float32(127.5)) * np.float32(rng.uniform(0.01, 0.1))
+    strength = rng.uniform(0.01, 0.1)
+    image += noise * np.float32(strength)
+    image += np.float32(0.5 - 127.5 * strength)  # half a step, to be rounded below
     np.clip(image, 0, 255, out=image)
 
     mask = np.zeros((size, size), np.uint16)
@@ -171,27 +174,27 @@ def _scene(
                 ],
             }
         )
-    return (image + np.float32(0.5)).astype(np.uint8), mask, objects
+    return image.astype(np.uint8), mask, objects
 
 
 def _place(
     rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[tuple[slice, slice]]
 ) -> tuple[slice, slice]:
     """The window for an object of shape (height, width), wholly inside: the least occupied of some random ones."""
-    height, width = (min(side, size) for side in shape)
-    tops = rng.integers(0, size - height + 1, PLACES)
-    lefts = rng.integers(0, size - width + 1, PLACES)
-    if others:
-        bounds = np.array([[w[0].start, w[0].stop, w[1].start, w[1].stop] for w in others])
-        rows = np.minimum(tops[:, None] + height, bounds[:, 1]) - np.maximum(tops[:, None], bounds[:, 0])
-        columns = np.minimum(lefts[:, None] + width, bounds[:, 3]) - np.maximum(lefts[:, None], bounds[:, 2])
-        hidden = (
-            np.maximum(rows, 0)
-            * np.maximum(columns, 0)
-            / ((bounds[:, 1] - bounds[:, 0]) * (bounds[:, 3] - bounds[:, 2]))
-        )
-        best = int(hidden.sum(1).argmin())
-    else:
-        best = 0
-    top, left = int(tops[best]), int(lefts[best])
+    height, width = shape
+    tops = rng.integers(0, size - height + 1, PLACES).tolist()
+    lefts = rng.integers(0, size - width + 1, PLACES).tolist()
+
+    def hidden(place: tuple[int, int]) -> float:
+        """Shares of the others' windows that would be covered, added up."""
+        top, left = place
+        total = 0.0
+        for rows, columns in others:  # so few that NumPy would take longer
+            high = min(top + height, rows.stop) - max(top, rows.start)
+            wide = min(left + width, columns.stop) - max(left, columns.start)
+            if high > 0 and wide > 0:
+                total += high * wide / ((rows.stop - rows.start) * (columns.stop - columns.start))
+        return total
+
+    top, left = min(zip(tops, lefts, strict=True), key=hidden)
     return slice(top, top + height), slice(left, left + width)

@@ -379,7 +379,7 @@ def test_colours_change_as_straight_colours_would_and_nothing_shows_where_nothin
         grey = colours @ [[0.299], [0.587], [0.114]]
         straight = (grey + saturation * (colours - grey)) * brightness * tint
         straight = 127.5 + contrast * (straight - 127.5)
-        assert found[:, :3] == pytest.approx(straight * opacity / 255, abs=1e-2)
+        assert found == pytest.approx(straight * opacity / 255, abs=1e-2)
         assert not found[0].any()
 
 
@@ -387,17 +387,18 @@ def test_objects_are_never_brighter_than_their_opacity(small_bank):
     bank, _ = read_bank(small_bank[0])
     rng = np.random.default_rng(0)
     for number in range(120):
-        pixels = draw_object(rng, bank.sprites["google"][number % len(CLASSES)], 256, mirrors=True)
-        assert (pixels[..., :3] <= pixels[..., 3:]).all() and pixels.min() >= 0 and pixels.max() <= 255
-        assert 35 <= max(pixels.shape[:2]) <= 256 * 0.36 * 1.3
+        colours, opacity = draw_object(rng, bank.sprites["google"][number % len(CLASSES)], 256, mirrors=True)
+        assert (colours <= opacity).all() and colours.min() >= 0 and opacity.max() == 255
+        assert (opacity[..., :1] == opacity).all() and opacity[0].any() and opacity[:, -1].any()
+        assert 35 <= max(opacity.shape[:2]) <= 256 * 0.36 * 1.3
 
 
 def test_only_what_may_be_mirrored_is():
     ell = np.zeros((SIDE, SIDE, 4), np.uint8)
     ell[4:60, 4:16] = ell[48:60, 4:60] = 255
 
-    def leans_left(pixels):
-        cells = pixels[..., 3] > 127
+    def leans_left(drawn):
+        cells = drawn[1][..., 0] > 127
         return (
             cells[: len(cells) // 2, : cells.shape[1] // 2].sum()
             > cells[: len(cells) // 2, cells.shape[1] // 2 :].sum()

@@ -15,7 +15,11 @@ SATURATION = (0.75, 1.25)
 TINT = (0.94, 1.06)
 """Factors, the last for red, green and blue each: few enough that a red heart does not become an orange one."""
 
-_LUMINANCE = np.array([0.299, 0.587, 0.114])
+_LOWEST, _HIGHEST = np.transpose([CONTRAST, SATURATION, BRIGHTNESS, TINT, TINT, TINT])
+_RANGES = _HIGHEST - _LOWEST
+_IDENTITY = np.eye(3)
+_GREY = np.repeat(np.array([[0.299], [0.587], [0.114]]), 3, axis=1)
+"""Gives each colour its luminance."""
 _OPACITY = np.repeat(np.array([[0], [0], [0], [1]], np.float32), 3, axis=1)
 _MARGIN = 2
 
@@ -66,9 +70,10 @@ def _recolouring(rng: np.random.Generator) -> np.ndarray:
     A colour c becomes c . matrix + offset. Of a premultiplied colour that is (c a) . matrix + offset a, so that nothing
     appears where the opacity a is 0.
     """
-    contrast, saturation = rng.uniform(*CONTRAST), rng.uniform(*SATURATION)
-    gain = rng.uniform(*BRIGHTNESS) * contrast * rng.uniform(*TINT, size=3)
+    contrast, saturation, brightness, *tint = (_LOWEST + rng.random(6) * _RANGES).tolist()
     matrix = np.empty((4, 3), np.float32)
-    matrix[:3] = (saturation * np.eye(3) + (1 - saturation) * _LUMINANCE[:, None]) * gain
+    matrix[:3] = (saturation * _IDENTITY + (1 - saturation) * _GREY) * [
+        brightness * contrast * factor for factor in tint
+    ]
     matrix[3] = 0.5 * (1 - contrast)
     return matrix

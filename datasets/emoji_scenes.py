@@ -182,8 +182,10 @@ def _place(
 ) -> tuple[slice, slice]:
     """The window for an object of shape (height, width), wholly inside: the least occupied of some random ones."""
     height, width = shape
-    tops = rng.integers(0, size - height + 1, PLACES).tolist()
-    lefts = rng.integers(0, size - width + 1, PLACES).tolist()
+    places = [
+        (int(down * (size - height + 1)), int(across * (size - width + 1)))
+        for down, across in rng.random((PLACES, 2)).tolist()
+    ]
 
     def hidden(place: tuple[int, int]) -> float:
         """Shares of the others' windows that would be covered, added up."""
@@ -196,5 +198,5 @@ def _place(
                 total += high * wide / ((rows.stop - rows.start) * (columns.stop - columns.start))
         return total
 
-    top, left = min(zip(tops, lefts, strict=True), key=hidden)
+    top, left = min(places, key=hidden)
     return slice(top, top + height), slice(left, left + width)

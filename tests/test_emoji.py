@@ -374,8 +374,8 @@ def test_colours_change_as_straight_colours_would_and_nothing_shows_where_nothin
         rows = np.concatenate([colours * opacity / 255, opacity], 1)
         found = rows @ _recolouring(np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
-        contrast, saturation, brightness = rng.uniform(0.85, 1.15), rng.uniform(0.75, 1.25), rng.uniform(0.75, 1.2)
-        tint = rng.uniform(0.94, 1.06, size=3)
+        low, high = np.array([(0.85, 1.15), (0.75, 1.25), (0.75, 1.2), *3 * [(0.94, 1.06)]]).T
+        contrast, saturation, brightness, *tint = rng.uniform(low, high)
         grey = colours @ [[0.299], [0.587], [0.114]]
         straight = (grey + saturation * (colours - grey)) * brightness * tint
         straight = 127.5 + contrast * (straight - 127.5)

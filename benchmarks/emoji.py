@@ -45,7 +45,14 @@ def main(arguments: Arguments) -> None:
     rates = []
     for _ in range(arguments.rounds):
         with tempfile.TemporaryDirectory() as folder:
-            command = [sys.executable, ROOT / "datasets" / "emoji_shards.py", "--bank", arguments.bank, "--out", folder]
+            command: list[str | Path] = [
+                sys.executable,
+                ROOT / "datasets" / "emoji_shards.py",
+                "--bank",
+                arguments.bank,
+                "--out",
+                folder,
+            ]
             command += ["--processes", "1", "--train-samples", str(arguments.scenes - 1), "--val-samples", "1"]
             begin, begin_cpu = time.perf_counter(), cpu_seconds()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

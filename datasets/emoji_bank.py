@@ -4,7 +4,7 @@
     google.png    a sheet per vendor, 48 sprites of 64 x 64 pixels a row in the order of the classes; premultiplied
     00.jpg        photographs for the background
 
-A plain tar. With it a machine that has NumPy, Pillow and webdataset draws the data set: no npm, no packages.
+A plain tar. With it a machine that has NumPy and Pillow draws the data set: no npm, no packages.
 """
 
 from __future__ import annotations

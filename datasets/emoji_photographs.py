@@ -75,6 +75,14 @@ def photographs_of(split: str, photographs: list[Photograph]) -> list[Photograph
     return [one for number, one in enumerate(photographs) if (number % 3 == 2) == (split == "val")]
 
 
+def by_credit(photographs: list[Photograph]) -> dict[str, list[str]]:
+    """Each credit with the names of all photographs that it is for: a folder's may be long."""
+    credits: dict[str, list[str]] = {}
+    for one in photographs:
+        credits.setdefault(one.credit, []).append(one.name)
+    return credits
+
+
 def _read(path: Path, credit: str) -> Photograph:
     try:
         image = Image.open(path).convert("RGB")

@@ -17,7 +17,7 @@ from backgrounds import random_square
 from emoji_bank import Bank, read_bank
 from emoji_choice import SPLITS, Choice
 from emoji_objects import draw_object
-from emoji_photographs import photographs_of
+from emoji_photographs import by_credit, photographs_of
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, Sample
 
 NAME = "emoji"
@@ -79,7 +79,7 @@ def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, comman
 def licence(bank: Bank) -> str:
     """Whom to name for every sprite and photograph, as one text."""
     sprites = "; ".join(f"{vendor}: {credit}" for vendor, credit in bank.credits.items())
-    photographs = "; ".join(f"{photograph.name}: {photograph.credit}" for photograph in bank.photographs)
+    photographs = "; ".join(f"{', '.join(names)}: {credit}" for credit, names in by_credit(bank.photographs).items())
     return (
         f"Sprites: {sprites}. Backgrounds: {photographs}. All were resized, turned, mirrored, recoloured, cut and drawn "
         "over one another."
@@ -144,7 +144,7 @@ def _scene(
         placed.append((vendor, window, cells))
     # Even noise: normal noise would take as long as all the objects.
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
-    strength = rng.uniform(0.01, 0.1)
+    strength = rng.uniform(0.01, 0.06)
     image += noise * np.float32(strength)
     image += np.float32(0.5 - 127.5 * strength)  # half a step, to be rounded below
     np.clip(image, 0, 255, out=image)

@@ -1,9 +1,9 @@
-"""Builds the emoji data set from a bank on a machine that has NumPy, Pillow and webdataset, and nothing else.
+"""Builds the emoji data set from a bank on a machine that has NumPy and Pillow, and nothing else.
 
     python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
 
-The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl,
-since Parquet takes pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.
+The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl, since Parquet takes
+pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from emoji_bank import Bank, read_bank
-from emoji_photographs import photographs_of
+from emoji_photographs import by_credit, photographs_of
 from emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import (
@@ -103,11 +103,9 @@ def write_attribution(out: Path | str, bank: Bank) -> None:
     ]
     shown_in = {vendor: split for split, vendors in VENDORS.items() for vendor in vendors}
     lines += [f"| sprites: {vendor} | {shown_in[vendor]} | {credit} |" for vendor, credit in bank.credits.items()]
-    names = {split: {one.name for one in photographs_of(split, bank.photographs)} for split in ("train", "val")}
-    for photograph in bank.photographs:
-        splits = ", ".join(split for split in names if photograph.name in names[split])
-        credit = photograph.credit.replace("|", "/").replace("\n", " ")
-        lines.append(f"| background: {photograph.name} | {splits} | {credit} |")
+    for split in VENDORS:
+        for credit, names in by_credit(photographs_of(split, bank.photographs)).items():
+            lines.append(f"| background: {', '.join(names)} | {split} | {credit.replace('|', '/')} |")
     open_folder(out).write(ATTRIBUTION, ("\n".join(lines) + "\n").encode())
 
 

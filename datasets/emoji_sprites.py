@@ -15,7 +15,7 @@ SIDE = 64
 TWIN = 0.0355
 """Two sprites whose difference (see `twins`) is below this are twins.
 
-Of 1,563 emoji this leaves 1,536, as does every value from 0.0339 to 0.0374. Twins are then 57 pairs of families that
+Of 1,563 emoji this leaves 1,536, as does every value from 0.0339 to 0.0373. Twins are then 57 pairs of families that
 Twitter draws with equal silhouettes (difference 0), and man-frowning/man-pouting 0.019, clock1230/clock6 0.031
 (Twitter), astronaut/male-astronaut 0.017, astronaut/female-astronaut 0.034, firefighter/male-firefighter 0.027,
 bride_with_veil/man_with_veil 0.029 (Fluent), supervillain/male_supervillain 0.031 (Google). The nearest that stay

@@ -45,7 +45,7 @@ class Scenes:
     train_samples: int = 20_000
     """Scenes in split train, 10 objects each on average; the rarest class is then placed 16 times on average."""
     val_samples: int = 3_000
-    """Scenes in split val, 10 objects each on average, where every class is placed equally often, give or take one."""
+    """Scenes in split val, 10 objects each on average, where every class is placed equally often, give or take two."""
     size: int = 256
     """Side of a scene in pixels, at least 96; objects have 0.15 to 0.36 of it."""
     seed: int = 0

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import math
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib
@@ -16,6 +14,7 @@ import numpy as np
 import PIL
 from PIL import Image
 
+from backgrounds import packaged_photograph, random_square
 from glyph_characters import CUTS, draw, font
 from kiloseg.data.build import Output, ShardTask
 from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
@@ -172,7 +171,7 @@ def _scene(
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
     size = recipe.size
-    image = _background(rng, size)
+    image = random_square(rng, _photographs(), size)
     owner = np.full((size, size), -1, np.int8)
     strokes = np.zeros((size, size), bool)
     placements = _place(rng, size, characters, class_ids, cuts)
@@ -224,25 +223,7 @@ def _scene(
 
 @functools.lru_cache
 def _photographs() -> list[Image.Image]:
-    # Read beside the package: its own load_sample_image would import SciPy in every process, which takes seconds.
-    spec = importlib.util.find_spec("sklearn")
-    if spec is None or spec.origin is None:
-        raise ModuleNotFoundError("the backgrounds are scikit-learn's photographs: pip install 'kiloseg[glyphs]'")
-    folder = Path(spec.origin).parent / "datasets" / "images"
-    return [Image.open(folder / name).convert("RGB") for name in PHOTOGRAPHS]
-
-
-def _background(rng: np.random.Generator, size: int) -> np.ndarray:
-    """A random square of a photograph, mirrored or not, brighter or darker: float32 of shape (size, size, 3)."""
-    photographs = _photographs()
-    photograph = photographs[rng.integers(len(photographs))]
-    side = rng.uniform(0.3, 1) * min(photograph.size)
-    left, top = rng.random(2) * (np.array(photograph.size) - side)
-    crop = photograph.resize((size, size), Image.Resampling.BILINEAR, box=(left, top, left + side, top + side))
-    pixels = np.asarray(crop, np.float32)
-    if rng.random() < 0.5:
-        pixels = pixels[:, ::-1]
-    return pixels * np.float32(rng.uniform(0.6, 1.3))
+    return [Image.open(packaged_photograph("sklearn", name)).convert("RGB") for name in PHOTOGRAPHS]
 
 
 def _place(

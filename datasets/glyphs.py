@@ -13,8 +13,7 @@ import functools
 import math
 import unicodedata
 
-import tyro
-
+from command_line import run
 from glyph_characters import distinct_characters
 from glyph_scenes import NAME, Recipe, make_samples, object_counts
 from kiloseg.data.build import build, finished, plan_shards
@@ -69,4 +68,4 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
 
 
 if __name__ == "__main__":
-    build_glyphs(tyro.cli(Recipe))
+    run(build_glyphs, Recipe)

@@ -1,0 +1,124 @@
+"""Builds the emoji data set: 1,536 classes of real artwork by three vendors before photographs.
+
+    python datasets/emoji.py --out data/emoji
+
+Class 0 is the background, classes 1 to 1,536 are emoji, so a network has 1,537 classes to tell apart. `train` shows the
+drawings of Google and Twitter, `val` those of Microsoft (Fluent) before other photographs, so that validation asks for
+what is shown and not for a picture that was seen before. Class k is drawn in proportion to 1/k in training, so
+`data.num_classes` = N keeps the N - 1 most frequent emoji and makes background of the others.
+
+npm brings the sprites, 150 MB, the first time. They become a bank of 20 MB, with which datasets/emoji_shards.py draws the
+same data set where there is neither npm nor pyarrow.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import emoji_packages
+from command_line import run
+from emoji_bank import Bank, make_bank, read_bank, write_bank
+from emoji_photographs import PACKAGED, in_folder, packaged
+from emoji_scenes import Scenes, describe, make_scenes
+from emoji_shards import ROWS, coverage, write_attribution
+from kiloseg.data.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.folder import open_folder
+from kiloseg.data.index import NAME as INDEX
+from kiloseg.data.index import class_samples, read_index, write_index
+from kiloseg.data.shards import DataError, DatasetInfo, Sample
+
+WORK = Path(__file__).parents[1] / "runs" / "emoji"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Scenes, Output):
+    """Builds the emoji data set: 1,536 emoji drawn by three vendors, before photographs; Google and Twitter for training,
+    Fluent for validation.
+
+    Equal settings and an equal bank give an equal digest, whatever the number of processes.
+    """
+
+    bank: Path = WORK / "bank.tar"
+    """File with sprites and backgrounds, 20 MB. Where it exists nothing else is needed; else it is made there."""
+    tarballs: Path = WORK
+    """Folder with the three npm packages as `npm pack` writes them; those that are missing are brought into it."""
+    backgrounds: Path | None = None
+    """Folder of photographs (jpg, png, webp) to draw on beside the nine that scikit-learn and scikit-image ship; every third
+    of all is kept for val. What a file ATTRIBUTION, COPYING, copyright or LICENSE in it says becomes their credit."""
+
+    def __post_init__(self) -> None:
+        Scenes.__post_init__(self)
+        Output.__post_init__(self)
+
+
+def build_emoji(arguments: Arguments) -> DatasetInfo:
+    """Builds the data set unless it is there already, and prints how often val shows the rarest class.
+
+    Raises:
+        DataError: sprites cannot be had, `bank` holds other photographs than those asked for, or as `build`.
+        ModuleNotFoundError: a package that ships photographs is missing.
+    """
+    if not arguments.bank.is_file():
+        _make_bank(arguments)
+    bank, digest = read_bank(arguments.bank)
+    if arguments.backgrounds is not None:
+        _check_backgrounds(arguments.bank, bank, arguments.backgrounds)
+    info = describe(
+        arguments, bank, digest=digest, shard_size=arguments.shard_size, command=arguments.command("datasets/emoji.py")
+    )
+    tasks = [
+        *plan_shards("train", arguments.train_samples, arguments.shard_size),
+        *plan_shards("val", arguments.val_samples, arguments.shard_size),
+    ]
+    scenes = Scenes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scenes)})
+    path = str(arguments.bank.absolute())
+    info = build(arguments, info, tasks, functools.partial(_samples, scenes=scenes, bank=path, digest=digest))
+    _complete_index(arguments.out)
+    write_attribution(arguments.out, bank)
+    samples = class_samples(read_index(arguments.out, "val"), info.num_classes)
+    print(coverage(samples.tolist(), arguments.val_samples))
+    return info
+
+
+def _samples(task: ShardTask, *, scenes: Scenes, bank: str, digest: str) -> Iterable[Sample]:
+    return make_scenes(task.split, task.start, task.stop, scenes=scenes, bank=bank, digest=digest)
+
+
+def _make_bank(arguments: Arguments) -> None:
+    photographs = packaged()
+    if arguments.backgrounds is not None:
+        photographs += in_folder(arguments.backgrounds)
+    tarballs = emoji_packages.obtain(arguments.tarballs, emoji_packages.PACKAGES)
+    print(f"making {arguments.bank}", flush=True)
+    bank = make_bank(tarballs, photographs, emoji_packages.PACKAGES)
+    write_bank(arguments.bank, bank)
+    merged = sum(len(one.twins) for one in bank.classes)
+    print(f"{len(bank.classes)} classes of {len(bank.classes) + merged} emoji, {len(photographs)} photographs")
+
+
+def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
+    """Raises DataError where the bank was made with other photographs than those of the folder."""
+    added = [photograph.sha256 for photograph in bank.photographs[len(PACKAGED) :]]
+    if added != [photograph.sha256 for photograph in in_folder(folder)]:
+        raise DataError(
+            f"{bank_path} was made with other photographs than those in {folder}; delete it or name a new file by --bank, "
+            "or leave --backgrounds out"
+        )
+
+
+def _complete_index(out: str) -> None:
+    """Makes index.parquet of the rows that datasets/emoji_shards.py left, where it is that build which stands."""
+    folder = open_folder(out)
+    entries = folder.entries()
+    if ROWS in entries and INDEX not in entries:
+        write_index(out, [json.loads(line) for line in folder.read(ROWS).splitlines()])
+    folder.remove(ROWS)
+
+
+if __name__ == "__main__":
+    run(build_emoji, Arguments)

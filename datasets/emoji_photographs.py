@@ -1,0 +1,91 @@
+"""The photographs behind the scenes of the emoji data set, with whom to name for each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image, UnidentifiedImageError
+
+from backgrounds import packaged_photograph
+from kiloseg.data.shards import DataError, file_sha256
+
+_CC_BY_2 = "CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/), as shipped by scikit-learn"
+_SKIMAGE = "as shipped by scikit-image"
+PACKAGED = (
+    ("sklearn", "china.jpg", f"danielbuechele, https://www.flickr.com/photos/danielbuechele/6061409035/, {_CC_BY_2}"),
+    ("skimage", "chelsea.png", f"Stefan van der Walt, CC0, {_SKIMAGE}"),
+    ("skimage", "coffee.png", f"Rachel Michetti, courtesy of Pikolo Espresso Bar, CC0, {_SKIMAGE}"),
+    ("skimage", "astronaut.png", f"NASA, public domain, {_SKIMAGE}"),
+    ("skimage", "rocket.jpg", f"SpaceX, public domain, {_SKIMAGE}"),
+    (
+        "sklearn",
+        "flower.jpg",
+        f"credited to danielbuechele, https://www.flickr.com/photos/vultilion/6056698931/, {_CC_BY_2}",
+    ),
+    ("skimage", "grass.png", f"linolafett on DeviantArt, CC0, {_SKIMAGE}"),
+    ("skimage", "gravel.png", f"CC0Textures, Gravel04, CC0, {_SKIMAGE}"),
+    ("skimage", "brick.png", f"CC0Textures, Bricks25, CC0, {_SKIMAGE}"),
+)
+"""Photographs that installed packages ship: package, name, whom to name."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+CREDITS = ("attribution", "copying", "copyright", "license")
+_UNCREDITED = "its folder names neither author nor licence; find out before you pass the data set on"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photograph:
+    """A background."""
+
+    name: str
+    credit: str
+    """Whom to name, and the licence."""
+    sha256: str
+    """Of the file it was read from, hexadecimal."""
+    image: Image.Image
+
+
+def packaged() -> list[Photograph]:
+    """Those that every installation has; raises ModuleNotFoundError where a package is missing."""
+    return [_read(packaged_photograph(package, name), credit) for package, name, credit in PACKAGED]
+
+
+def in_folder(folder: Path) -> list[Photograph]:
+    """All photographs of a folder by name, credited by what its file ATTRIBUTION, COPYING, copyright or LICENSE says.
+
+    Raises:
+        DataError: there are none, or one cannot be read.
+    """
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in entries if path.suffix.lower() in SUFFIXES]
+    if not paths:
+        raise DataError(
+            f"{folder} holds no photographs; expected a folder with files that end in {', '.join(SUFFIXES)}"
+        )
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in entries if path.stem.lower() in CREDITS]
+    credit = " ".join(" ".join(texts).split()) or _UNCREDITED
+    return [_read(path, credit) for path in paths]
+
+
+def photographs_of(split: str, photographs: list[Photograph]) -> list[Photograph]:
+    """Every third photograph is kept for val; where there are fewer than three, both splits have all."""
+    if len(photographs) < 3:
+        return photographs
+    return [one for number, one in enumerate(photographs) if (number % 3 == 2) == (split == "val")]
+
+
+def by_credit(photographs: list[Photograph]) -> dict[str, list[str]]:
+    """Each credit with the names of all photographs that it is for: a folder's may be long."""
+    credits: dict[str, list[str]] = {}
+    for one in photographs:
+        credits.setdefault(one.credit, []).append(one.name)
+    return credits
+
+
+def _read(path: Path, credit: str) -> Photograph:
+    try:
+        image = Image.open(path).convert("RGB")
+    except (UnidentifiedImageError, OSError) as error:
+        raise DataError(f"{path} cannot be read as a photograph ({error}); remove it from its folder") from error
+    return Photograph(name=path.name, credit=credit, sha256=file_sha256(path), image=image)

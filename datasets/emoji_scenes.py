@@ -1,0 +1,202 @@
+"""The scenes of the emoji data set: sprites before photographs, some of them hidden by others."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import PIL
+
+from backgrounds import random_square
+from emoji_bank import Bank, read_bank
+from emoji_choice import SPLITS, Choice
+from emoji_objects import draw_object
+from emoji_photographs import by_credit, photographs_of
+from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, Sample
+
+NAME = "emoji"
+VERSION = 1
+"""Raised with every change of these files that changes a sample."""
+
+VENDORS = {"train": ("google", "twitter"), "val": ("fluent",)}
+
+PLACES = 4
+"""An object goes to the emptiest of this many random places."""
+NAMEABLE = 1 / 3
+"""An object of which less than this share is visible is ignored: nobody could name it."""
+SMALLEST_REST = 24
+"""Nor could anybody name less than this many pixels of 256 x 256, however small the whole is."""
+
+Frequency = Literal["zipf", "uniform"]
+
+_SCENE = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """How many scenes, and what they are like."""
+
+    train_samples: int = 20_000
+    """Scenes in split train, 10 objects each on average; the rarest class is then placed 16 times on average."""
+    val_samples: int = 3_000
+    """Scenes in split val, 10 objects each on average, where every class is placed equally often, give or take two."""
+    size: int = 256
+    """Side of a scene in pixels, at least 96; objects have 0.15 to 0.36 of it."""
+    seed: int = 0
+    """Another seed gives other scenes of the same classes."""
+    frequency: Frequency = "zipf"
+    """Class frequency in train. zipf: class k is drawn in proportion to 1/k. uniform: all alike. Val is always uniform."""
+
+    def __post_init__(self) -> None:
+        for name, lowest in (("train_samples", 1), ("val_samples", 1), ("size", 96), ("seed", 0)):
+            if getattr(self, name) < lowest:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least {lowest}")
+        if self.frequency not in typing.get_args(Frequency):
+            raise ValueError(f"frequency = {self.frequency!r}: expected one of {', '.join(typing.get_args(Frequency))}")
+
+
+def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, command: str) -> DatasetInfo:
+    """The data set without its splits; `digest` is the bank's."""
+    fields = {field.name: getattr(scenes, field.name) for field in dataclasses.fields(Scenes)}
+    # Pillow resizes and compresses, and NumPy may change its generators.
+    libraries = {"pillow": PIL.__version__, "numpy": np.__version__}
+    return DatasetInfo(
+        name=NAME,
+        classes=["background", *(one.name for one in bank.classes)],
+        background=0,
+        licence=licence(bank),
+        command=command,
+        recipe={"builder": NAME, "version": VERSION, **fields, "shard_size": shard_size, "bank": digest, **libraries},
+    )
+
+
+def licence(bank: Bank) -> str:
+    """Whom to name for every sprite and photograph, as one text."""
+    sprites = "; ".join(f"{vendor}: {credit}" for vendor, credit in bank.credits.items())
+    photographs = "; ".join(f"{', '.join(names)}: {credit}" for credit, names in by_credit(bank.photographs).items())
+    return (
+        f"Sprites: {sprites}. Backgrounds: {photographs}. All were resized, turned, mirrored, recoloured, cut and drawn "
+        "over one another."
+    )
+
+
+def make_scenes(split: str, start: int, stop: int, *, scenes: Scenes, bank: str, digest: str) -> Iterator[Sample]:
+    """Draws samples `start` to `stop` - 1 of a split; each depends on its number, on the bank and on `scenes` alone.
+
+    Args:
+        split: train or val.
+        start: first sample.
+        stop: end of the samples, exclusive.
+        scenes: what they are like.
+        bank: file of the bank.
+        digest: its sha256.
+
+    Raises:
+        DataError: the file is not the bank of that digest.
+    """
+    content = _bank(bank, digest)
+    choice = _choice(bank, digest, scenes.seed, scenes.frequency)
+    for index in range(start, stop):
+        rng = np.random.default_rng([scenes.seed, SPLITS.index(split), _SCENE, index])
+        image, mask, objects = _scene(rng, scenes.size, content, split, choice.class_ids(rng, split, index))
+        yield Sample(key=f"{split}-{index:07d}", image=image, mask=mask, meta={"objects": objects})
+
+
+@functools.lru_cache(maxsize=1)
+def _bank(path: str, digest: str) -> Bank:
+    bank, found = read_bank(Path(path))
+    if found != digest:
+        raise DataError(f"{path} has sha256 {found}, expected {digest}: it changed during the build; start it again")
+    return bank
+
+
+@functools.lru_cache(maxsize=1)
+def _choice(path: str, digest: str, seed: int, frequency: Frequency) -> Choice:
+    return Choice([one.subcategory for one in _bank(path, digest).classes], seed=seed, zipf=frequency == "zipf")
+
+
+def _scene(
+    rng: np.random.Generator, size: int, bank: Bank, split: str, class_ids: list[int]
+) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
+    """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
+    photographs = photographs_of(split, bank.photographs)
+    image = random_square(rng, [photograph.image for photograph in photographs], size)
+    vendors = VENDORS[split]
+    owner = np.full((size, size), -1, np.int8)
+    placed: list[tuple[str, tuple[slice, slice], np.ndarray]] = []
+    for number, class_id in enumerate(class_ids):
+        vendor = vendors[rng.integers(len(vendors))]
+        colours, opacity = draw_object(
+            rng, bank.sprites[vendor][class_id - 1], size, mirrors=bank.classes[class_id - 1].mirrors
+        )
+        window = _place(rng, opacity.shape[:2], size, [other for _, other, _ in placed])
+        cells = opacity[..., 0] >= 127.5
+        under = image[window]
+        under *= 1 - opacity * np.float32(1 / 255)
+        under += colours
+        owner[window][cells] = number
+        placed.append((vendor, window, cells))
+    # Even noise: normal noise would take as long as all the objects.
+    noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
+    strength = rng.uniform(0.01, 0.06)
+    image += noise * np.float32(strength)
+    image += np.float32(0.5 - 127.5 * strength)  # half a step, to be rounded below
+    np.clip(image, 0, 255, out=image)
+
+    mask = np.zeros((size, size), np.uint16)
+    objects = []
+    for number, (class_id, (vendor, window, cells)) in enumerate(zip(class_ids, placed, strict=True)):
+        seen = owner[window] == number
+        visible = round(seen.sum() / cells.sum(), 3)
+        named = visible >= NAMEABLE and seen.sum() >= SMALLEST_REST * (size / 256) ** 2
+        mask[window][seen] = class_id if named else IGNORE_ID
+        rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
+        top, left = window[0].start, window[1].start
+        objects.append(
+            {
+                "emoji": bank.classes[class_id - 1].name,
+                "class": class_id,
+                "vendor": vendor,
+                "visible": float(visible),
+                "named": bool(named),
+                # left, top, right, bottom of the whole object in pixels, right and bottom exclusive
+                "box": [
+                    int(left + columns[0]),
+                    int(top + rows[0]),
+                    int(left + columns[-1] + 1),
+                    int(top + rows[-1] + 1),
+                ],
+            }
+        )
+    return image.astype(np.uint8), mask, objects
+
+
+def _place(
+    rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[tuple[slice, slice]]
+) -> tuple[slice, slice]:
+    """The window for an object of shape (height, width), wholly inside: the least occupied of some random ones."""
+    height, width = shape
+    places = [
+        (int(down * (size - height + 1)), int(across * (size - width + 1)))
+        for down, across in rng.random((PLACES, 2)).tolist()
+    ]
+
+    def hidden(place: tuple[int, int]) -> float:
+        """Shares of the others' windows that would be covered, added up."""
+        top, left = place
+        total = 0.0
+        for rows, columns in others:  # so few that NumPy would take longer
+            high = min(top + height, rows.stop) - max(top, rows.start)
+            wide = min(left + width, columns.stop) - max(left, columns.start)
+            if high > 0 and wide > 0:
+                total += high * wide / ((rows.stop - rows.start) * (columns.stop - columns.start))
+        return total
+
+    top, left = min(places, key=hidden)
+    return slice(top, top + height), slice(left, left + width)

@@ -1,0 +1,192 @@
+"""Builds the emoji data set from a bank on a machine that has NumPy and Pillow, and nothing else.
+
+    python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
+
+The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl, since Parquet takes
+pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import functools
+import json
+import os
+import shlex
+from collections import Counter
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from emoji_bank import Bank, read_bank
+from emoji_photographs import by_credit, photographs_of
+from emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
+from kiloseg.data.folder import open_folder
+from kiloseg.data.shards import (
+    DESCRIPTION,
+    DataError,
+    DatasetInfo,
+    Shard,
+    check_shards,
+    read_info,
+    write_info,
+    write_shard,
+)
+
+ROWS = "index.jsonl"
+ATTRIBUTION = "ATTRIBUTION.md"
+ENOUGH = 5
+"""Samples of val that should show a class, so that its IoU says something."""
+
+Part = tuple[str, int, int, int]
+"""Split, number of the shard, first sample, end of the samples."""
+
+
+def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, processes: int) -> DatasetInfo:
+    """Writes shards, index.jsonl, ATTRIBUTION.md and dataset.json, unless `out` holds that data set already.
+
+    Raises:
+        DataError: no bank, or `out` holds something else.
+    """
+    bank, digest = read_bank(bank_path)
+    info = describe(
+        scenes, bank, digest=digest, shard_size=shard_size, command=_command(bank_path, scenes, out, shard_size)
+    )
+    found = _found(out, info)
+    if found is not None:
+        print(f"{out} is up to date: {found.num_classes} classes, digest {found.digest}")
+        return found
+    parts: list[Part] = [
+        (split, number, start, min(start + shard_size, count))
+        for split, count in (("train", scenes.train_samples), ("val", scenes.val_samples))
+        for number, start in enumerate(range(0, count, shard_size))
+    ]
+    out.mkdir(parents=True, exist_ok=True)
+    write = functools.partial(
+        _write, out=out, scenes=scenes, bank=str(bank_path.absolute()), digest=digest, num_classes=info.num_classes
+    )
+    splits: dict[str, list[Shard]] = {}
+    val_samples: Counter[int] = Counter()
+    partial = out / (ROWS + ".partial")
+    with (
+        ProcessPoolExecutor(min(processes, len(parts)), mp_context=get_context("spawn")) as pool,
+        partial.open("w", encoding="utf-8") as file,
+    ):
+        for part, (shard, rows) in zip(parts, pool.map(write, parts), strict=True):
+            splits.setdefault(part[0], []).append(shard)
+            file.writelines(json.dumps({"split": part[0], **row}) + "\n" for row in rows)
+            if part[0] == "val":
+                val_samples.update(class_id for row in rows for class_id in row["class_ids"])
+            print(f"{shard.name}: {shard.samples} samples, {shard.bytes / 1e6:.1f} MB", flush=True)
+    partial.replace(out / ROWS)
+    write_attribution(out, bank)
+    info = dataclasses.replace(info, splits=splits)
+    write_info(out, info)
+    print(f"{out}: {info.num_classes} classes, digest {info.digest}")
+    print(coverage([val_samples[class_id] for class_id in range(info.num_classes)], scenes.val_samples))
+    return info
+
+
+def write_attribution(out: Path | str, bank: Bank) -> None:
+    """Writes beside the shards whose pictures they hold, and under which licences."""
+    lines = [
+        "# Whose pictures these are",
+        "",
+        "Scenes of the emoji data set of kiloseg hold sprites and photographs of others. All were resized, turned, mirrored,",
+        "recoloured, cut and drawn over one another. Who passes the data set on passes this file on with it.",
+        "",
+        "| picture | split | source and licence |",
+        "|---|---|---|",
+    ]
+    shown_in = {vendor: split for split, vendors in VENDORS.items() for vendor in vendors}
+    lines += [f"| sprites: {vendor} | {shown_in[vendor]} | {credit} |" for vendor, credit in bank.credits.items()]
+    for split in VENDORS:
+        for credit, names in by_credit(photographs_of(split, bank.photographs)).items():
+            lines.append(f"| background: {', '.join(names)} | {split} | {credit.replace('|', '/')} |")
+    open_folder(out).write(ATTRIBUTION, ("\n".join(lines) + "\n").encode())
+
+
+def coverage(samples_per_class: Iterable[int], val_samples: int) -> str:
+    """A line on how often val shows the rarest class; `samples_per_class` begins with the background."""
+    fewest = min(list(samples_per_class)[1:])
+    line = f"every class is labelled in at least {fewest} samples of val"
+    if fewest < ENOUGH:
+        line += f"; at least {ENOUGH} are advised: raise val_samples = {val_samples}"
+    return line
+
+
+def _write(
+    part: Part, *, out: Path, scenes: Scenes, bank: str, digest: str, num_classes: int
+) -> tuple[Shard, list[dict[str, Any]]]:
+    split, number, start, stop = part
+    samples = make_scenes(split, start, stop, scenes=scenes, bank=bank, digest=digest)
+    return write_shard(out / f"{split}-{number:06d}.tar", samples, num_classes=num_classes)
+
+
+def _found(out: Path, info: DatasetInfo) -> DatasetInfo | None:
+    """The same data set if it is complete in `out`; None where there is nothing.
+
+    Raises:
+        DataError: there is something else.
+    """
+    entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
+    if DESCRIPTION in entries:
+        found = read_info(out)
+        if found.recipe == info.recipe and found.name == NAME:
+            for split in found.splits:
+                check_shards(out, found, split)
+            return found
+    own = {ROWS + ".partial", ROWS, ATTRIBUTION}
+    for entry in entries:
+        begun = entry in own or (entry.startswith(("train-", "val-")) and entry.endswith((".tar", ".tar.partial")))
+        if not begun or DESCRIPTION in entries:
+            raise DataError(
+                f"{out} holds {entry!r}: expected a new or empty folder, or an earlier build of the same scenes; choose "
+                "another --out, or empty this one yourself"
+            )
+    return None
+
+
+def _command(bank: Path, scenes: Scenes, out: Path, shard_size: int) -> str:
+    words = [
+        "python",
+        "datasets/emoji_shards.py",
+        "--bank",
+        str(bank),
+        "--out",
+        str(out),
+        "--shard-size",
+        str(shard_size),
+    ]
+    for field in dataclasses.fields(Scenes):
+        if getattr(scenes, field.name) != field.default:
+            words += ["--" + field.name.replace("_", "-"), str(getattr(scenes, field.name))]
+    return shlex.join(words)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line; argparse, since tyro is not there either."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bank", type=Path, required=True, help="file that datasets/emoji.py made")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the data set, new or empty")
+    parser.add_argument("--shard-size", type=int, default=500, help="samples in a shard (default 500)")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    for field in dataclasses.fields(Scenes):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
+    settings = vars(parser.parse_args(arguments))
+    bank, out, shard_size, processes = (settings.pop(name) for name in ("bank", "out", "shard_size", "processes"))
+    for name, value in (("shard-size", shard_size), ("processes", processes)):
+        if value < 1:
+            parser.error(f"--{name} = {value}: expected at least 1")
+    try:
+        write_emoji(bank, Scenes(**settings), out, shard_size=shard_size, processes=processes)
+    except ValueError as error:  # DataError among them
+        parser.error(str(error))
+
+
+if __name__ == "__main__":
+    main()

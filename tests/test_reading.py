@@ -266,3 +266,10 @@ def test_epoch_that_is_left_half_way_does_not_disturb_the_next(squares):
             next(started)
         again = list(batches.epoch(1))
         assert all(torch.equal(a.images, b.images) for a, b in zip(again, expected, strict=True))
+
+
+def test_masks_of_any_memory_order_are_written_alike():
+    mask = np.arange(12, dtype=np.uint16).reshape(3, 4) * 5000
+    columns = np.asfortranarray(mask)
+    assert encode_mask(columns) == encode_mask(mask)
+    assert np.array_equal(decode_mask(encode_mask(columns[:, ::2])), mask[:, ::2])

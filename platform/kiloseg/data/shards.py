@@ -116,7 +116,7 @@ def encode_mask(mask: np.ndarray) -> bytes:
     # Pillow filters rows before it compresses them, which suits photographs. The rows of a mask repeat as they are: left
     # alone they are read in less than half the time, at about the same size (benchmarks/README.md).
     rows = np.zeros((height, 1 + 2 * width), dtype=np.uint8)
-    rows[:, 1:] = mask.astype(">u2").view(np.uint8)
+    rows[:, 1:] = mask.astype(">u2", order="C").view(np.uint8)
     buffer = io.BytesIO(b"\x89PNG\r\n\x1a\n")
     buffer.seek(0, io.SEEK_END)
     sixteen_bits, one_channel = 16, 0

@@ -142,21 +142,19 @@ def _can_run(name: str, device: torch.device) -> bool:
     return True
 
 
-RATIOS = ("torch_linear", "official", "dense")
-
-
 def main(arguments: Arguments) -> None:
     """Measures all cases, class count by class count, and prints the table."""
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     losses = [name for name in arguments.losses if _can_run(name, device)]
+    others = [name for name in losses if hasattr(rivals, name.split(":")[0])]
     arguments.csv.parent.mkdir(parents=True, exist_ok=True)
-    header = ["classes", "dim", "loss", "pixels", "ms", "peak_mib", *(f"x_{name}" for name in RATIOS)]
+    header = ["classes", "dim", "loss", "pixels", "ms", "peak_mib", *(f"x_{name.split(':')[0]}" for name in others)]
     with arguments.csv.open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(header)
-        print("{:>8}{:>5} {:18}{:>9}{:>10}{:>10}{:>15}{:>11}{:>8}".format(*header), flush=True)
+        print("{:>8}{:>5} {:18}{:>9}{:>10}{:>10}".format(*header) + _cells(header[6:]), flush=True)
         for dim in arguments.dims:
             for num_classes in arguments.classes:
                 cases = [Case(name, num_classes, dim, arguments, device) for name in losses]
@@ -170,9 +168,9 @@ def main(arguments: Arguments) -> None:
                 for case in cases:
                     if not case.fits:
                         print(f"{num_classes:>8}{dim:>5} {case.name:18}{case.pixels:>9}  over --memory-gib")
-                        writer.writerow([num_classes, dim, case.name, case.pixels, "", ""] + [""] * len(RATIOS))
+                        writer.writerow([num_classes, dim, case.name, case.pixels, "", ""] + [""] * len(others))
                         continue
-                    ratios = [_ratio(case, rival, running) for rival in RATIOS]
+                    ratios = [_ratio(case, rival, running) for rival in others]
                     ms = 1000 * statistics.median(case.seconds)
                     writer.writerow(
                         [num_classes, dim, case.name, case.pixels, round(ms, 2), round(case.peak_mib, 2)]
@@ -181,19 +179,23 @@ def main(arguments: Arguments) -> None:
                     shown = ["-" if ratio is None else f"{ratio:.2f}" for ratio in ratios]
                     print(
                         f"{num_classes:>8}{dim:>5} {case.name:18}{case.pixels:>9}{ms:>10.1f}{case.peak_mib:>10.1f}"
-                        f"{shown[0]:>15}{shown[1]:>11}{shown[2]:>8}",
+                        + _cells(shown),
                         flush=True,
                     )
                 file.flush()
     print(f"\n{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.csv}")
 
 
+def _cells(texts: list[str]) -> str:
+    return "".join(f"{text:>20}" for text in texts)
+
+
 def _ratio(case: Case, rival: str, cases: list[Case]) -> float | None:
     """Time of a case as a multiple of a rival's, None where that did not run."""
-    others = [other for other in cases if other.name.split(":")[0] == rival]
-    if not others:
+    found = [other for other in cases if other.name == rival]
+    if not found:
         return None
-    return statistics.median(mine / theirs for mine, theirs in zip(case.seconds, others[0].seconds, strict=True))
+    return statistics.median(mine / theirs for mine, theirs in zip(case.seconds, found[0].seconds, strict=True))
 
 
 if __name__ == "__main__":

@@ -72,13 +72,14 @@ def cut_cross_entropy(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor)
         (TAU * F.normalize(table_CD, dim=1)).bfloat16(),
         labels_BHW.reshape(-1),
         ignore_index=-1,
+        filter_eps=None,  # by default small gradients are dropped
     )
     return loss
 
 
 def liger(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
     """The exact softmax by Liger's fused linear cross-entropy, GPU only."""
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+    from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
     loss: Tensor = LigerFusedLinearCrossEntropyLoss(ignore_index=-1)(
         TAU * F.normalize(table_CD, dim=1), _unit_pixels(pixels_BDhw, labels_BHW), labels_BHW.reshape(-1)

@@ -23,7 +23,7 @@ def test_finds_what_sorting_finds(classes, count, excluded, grouped, monkeypatch
     monkeypatch.setattr(neighbours, "GROUPED_FROM", 0 if grouped else 10**9)
     o, rows = vectors(70, classes)
     exclude = torch.randint(classes, (70,)) if excluded else None
-    found, ids = nearest_classes(o, rows, count, exclude_P=exclude, tile_bytes=1)
+    found, ids = nearest_classes(o, rows.T.contiguous(), count, exclude_P=exclude, tile_bytes=1)
     scores = o @ rows.T
     torch.testing.assert_close(found, scores.gather(1, ids))
     if exclude is not None:
@@ -38,7 +38,7 @@ def test_groups_are_used_where_they_pay_and_find_the_same(monkeypatch):
     calls = []
     by_groups = neighbours._topk_by_groups
     monkeypatch.setattr(neighbours, "_topk_by_groups", lambda *a: calls.append(1) or by_groups(*a))
-    _, ids = nearest_classes(o, rows, 8)
+    _, ids = nearest_classes(o, rows.T.contiguous(), 8)
     assert calls
     assert torch.equal(ids.sort(1).values, (o @ rows.T).topk(8).indices.sort(1).values)
 

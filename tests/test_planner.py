@@ -16,7 +16,7 @@ from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer
 from kiloseg.step import autocast_of, training_step
-from kiloseg.tiles import shapes_only
+from kiloseg.tiles import TILE_BYTES, shapes_only
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -105,7 +105,7 @@ def loss_bytes(kind, context):
 def test_tiles_left_out_do_not_change_the_peak(monkeypatch, kind):
     """Bands of 7 rows, of which the last has one."""
     monkeypatch.setattr("kiloseg.losses.embedding.BAND_BYTES", 7 * 64 * 12 * 4)
-    monkeypatch.setattr("kiloseg.neighbours.TILE_BYTES", 1)
+    monkeypatch.setitem(TILE_BYTES, "cpu", 1)
     every = loss_bytes(kind, contextlib.nullcontext())
     assert loss_bytes(kind, shapes_only()) == pytest.approx(every, rel=1e-3)
 

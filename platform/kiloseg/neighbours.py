@@ -10,9 +10,6 @@ from torch import Tensor
 
 from kiloseg.tiles import tile_pixels, tiles
 
-TILE_BYTES = 2 * 2**20
-"""Size aimed at for one matrix of scores; see `kiloseg.losses.embedding`."""
-
 GROUPED_FROM = 4096
 """Classes from which on the search goes by groups. 8 of 1,284 took 1.0 ms for 512 pixels either way; of 10,000 4.9 ms
 directly and 2.6 ms by groups; of 100,000, 20 pixels, 1.9 and 0.55 ms (two cores)."""
@@ -23,11 +20,11 @@ _GROUP = 16
 
 def nearest_classes(
     pixels_PD: Tensor,
-    rows_CD: Tensor,
+    rows_DC: Tensor,
     count: int,
     *,
     exclude_P: Tensor | None = None,
-    tile_bytes: int = TILE_BYTES,
+    tile_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The `count` classes of largest dot product with each pixel, in no particular order; exact.
 
@@ -35,19 +32,18 @@ def nearest_classes(
 
     Args:
         pixels_PD: pixel embeddings; their lengths do not change what is found.
-        rows_CD: rows of the class table, unit vectors.
+        rows_DC: rows of the class table, unit vectors, as the columns of a contiguous matrix.
         count: K, 1 to C, or to C - 1 where classes are excluded.
         exclude_P: a class of each pixel, int64, that must not be found.
-        tile_bytes: size aimed at for the one matrix of scores that lives at a time.
+        tile_bytes: size aimed at for the one matrix of scores that lives at a time; None for kiloseg.tiles.TILE_BYTES.
 
     Returns:
         Dot products (P, K) and class ids, int64 (P, K).
     """
-    P, C = len(pixels_PD), len(rows_CD)
-    rows_DC = rows_CD.T.contiguous()
+    P, C = len(pixels_PD), rows_DC.shape[1]
     found_PK = pixels_PD.new_empty((P, count))
     ids_PK = torch.empty((P, count), dtype=torch.int64, device=pixels_PD.device)
-    size = tile_pixels(tile_bytes, C, pixels_PD)
+    size = tile_pixels(C, pixels_PD, tile_bytes)
     # One buffer for all tiles: fresh memory of this size costs more in page faults than the product itself.
     scores = pixels_PD.new_empty(min(size, P) * C)
     for tile in tiles(P, size):

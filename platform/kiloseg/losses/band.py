@@ -15,7 +15,7 @@ from torch import Tensor
 
 from kiloseg.config import Logit
 from kiloseg.losses import on_chip
-from kiloseg.losses.candidates import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT, Candidates
+from kiloseg.losses.candidates import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT, Candidates, Table
 from kiloseg.neighbours import nearest_classes
 from kiloseg.tiles import tile_pixels, tiles
 
@@ -35,32 +35,10 @@ class Comparison:
     num_drawn: int
     """Where pixels have nearest classes as well: how many of the candidates each takes, the first that are neither its own
     class nor among those."""
-    tile_bytes: int
-    """Size aimed at for one matrix of scores."""
+    tile_bytes: int | None
+    """Size aimed at for one matrix of scores; None for kiloseg.tiles.TILE_BYTES."""
     on_chip: bool
     """Whether `kiloseg.losses.on_chip` does the comparing."""
-
-
-class Table:
-    """The normalised rows and their gradient, which tiles gather as (D, C) and kernels as (C, D)."""
-
-    def __init__(self, rows_CD: Tensor, *, wants_grad: bool, on_chip: bool) -> None:
-        self.rows_CD = rows_CD
-        self.rows_DC = rows_CD.T.contiguous()
-        self.wants_grad = wants_grad
-        self.on_chip = on_chip
-        if wants_grad and on_chip:
-            self.grad_CD = torch.zeros_like(rows_CD)
-        elif wants_grad:
-            self.grad_DC = torch.zeros_like(self.rows_DC)
-
-    def pull(self, ids: Tensor, vectors_Di: Tensor) -> None:
-        """Adds a gradient for each of `ids`."""
-        self.grad_DC.scatter_add_(1, ids.expand(len(vectors_Di), -1), vectors_Di)
-
-    def grad(self) -> Tensor:
-        """The whole gradient, (C, D)."""
-        return self.grad_CD if self.on_chip else self.grad_DC.T.contiguous()
 
 
 class Band:
@@ -90,7 +68,8 @@ class Band:
         self.target_P = target_P
         self.weight_P = weight_P
         P, D = raw_PD.shape
-        self.o_EP = raw_PD.new_ones((D if self.cosine else D + 1, P))
+        self.o_EP = raw_PD.new_empty((D if self.cosine else D + 1, P))
+        self.o_EP[D:] = 1
         self.o_DP = self.o_EP[:D].copy_(raw_PD.T)
         self.norm_P = _lengths(self.o_DP).clamp_(min=_NORM_EPS)
         self.o_DP.div_(self.norm_P)
@@ -103,7 +82,8 @@ class Band:
             self.z_target_P = torch.empty_like(weight_P)
         else:
             self._look_at_target()
-        self.grad_o_DP = torch.zeros_like(self.o_DP)
+        # Candidates write all of it, nearest classes add to it.
+        self.grad_o_DP = torch.zeros_like(self.o_DP) if candidates is None else torch.empty_like(self.o_DP)
         if comparison.on_chip:
             on_chip.compare(self)
         else:
@@ -133,14 +113,18 @@ class Band:
         candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
         top_P1 = None
         if num_nearest:
-            z_PK, distance_PK, ids_PK = self._nearest(num_nearest)
-            top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
-            weight_PK = z_PK.sub_(top_P1).exp2_()
-            torch.sum(weight_PK, 1, out=self.sums_P)
+            cosine_PK, ids_PK = nearest_classes(
+                self.o_DP.T,
+                self.table.rows_DC,
+                num_nearest,
+                exclude_P=self.target_P,
+                tile_bytes=self.comparison.tile_bytes,
+            )
+            weight_PK, distance_PK, top_P1 = self.weigh_nearest(cosine_PK)
         elif 2 * self.tau > SAFE_EXPONENT:
             top_P1 = self._highest(candidates)
-        if top_P1 is not None and not self.target_among_candidates:
-            self.z_target_P -= top_P1[:, 0]
+            if not self.target_among_candidates:
+                self.z_target_P -= top_P1[:, 0]
         if candidates is not None:
             self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
         if num_nearest and self.table.wants_grad:
@@ -158,19 +142,21 @@ class Band:
         # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
         return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
 
-    def _nearest(self, count: int) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits, distances times tau log2(e) (None for cosines) and ids of each pixel's nearest other classes."""
-        cosine_PK, ids_PK = nearest_classes(
-            self.o_DP.T,
-            self.table.rows_CD,
-            count,
-            exclude_P=self.target_P,
-            tile_bytes=self.comparison.tile_bytes,
-        )
-        z_PK, distance_PK = self.from_cosine(cosine_PK)
-        return z_PK, distance_PK, ids_PK
+    def weigh_nearest(self, cosine_PK: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Exponentials of each pixel's own negatives relative to the highest logit; begins the sums with theirs.
 
-    def from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
+        Returns:
+            The exponentials, distances times tau log2(e) (None for cosines), and the highest logits (P, 1), which are taken
+            out of the target's.
+        """
+        z_PK, distance_PK = self._from_cosine(cosine_PK)
+        top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
+        self.z_target_P -= top_P1[:, 0]
+        weight_PK = z_PK.sub_(top_P1).exp2_()
+        torch.sum(weight_PK, 1, out=self.sums_P)
+        return weight_PK, distance_PK, top_P1
+
+    def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
         """Logits, and for distance logits tau log2(e) times the distances; in place."""
         scale = self.tau * LOG2E
         if self.cosine:
@@ -184,16 +170,16 @@ class Band:
         # Where a pixel is compared with all classes, the target may be found as well.
         exclude_P = None if self.target_among_candidates else candidates.left_out(self.target_P)
         cosine_P1, _ = nearest_classes(
-            self.o_DP.T, candidates.rows_SD, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
+            self.o_DP.T, candidates.transposed_DS, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
         )
-        z_P1, _ = self.from_cosine(cosine_P1)
+        z_P1, _ = self._from_cosine(cosine_P1)
         return z_P1 if self.target_among_candidates else torch.maximum(z_P1, self.z_target_P[:, None])
 
     def _compare_with_candidates(
         self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
     ) -> None:
         """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
-        size = tile_pixels(self.comparison.tile_bytes, len(candidates), self.sums_P)
+        size = tile_pixels(len(candidates), self.sums_P, self.comparison.tile_bytes)
         for tile in tiles(len(self.sums_P), size):
             z_PS, distance_PS = self._logits(candidates.products(self.o_EP[:, tile].T), candidates)
             if top_P1 is not None:
@@ -237,7 +223,7 @@ class Band:
         if distance_PK is not None:
             weight_PK.div_(distance_PK)
         K, D = weight_PK.shape[1], len(self.o_DP)
-        for tile in tiles(len(ids_PK), tile_pixels(self.comparison.tile_bytes, K * D, self.o_DP)):
+        for tile in tiles(len(ids_PK), tile_pixels(K * D, self.o_DP, self.comparison.tile_bytes)):
             pushed_PK = weight_PK[tile] * self.push(tile)[:, None]
             pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
             self.grad_o_DP[:, tile] += pulled_PD.T

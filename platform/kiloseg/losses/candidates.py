@@ -1,4 +1,4 @@
-"""The classes that all pixels of a batch are compared with: every class, or a few drawn ones.
+"""The class table of a batch, and the classes that all its pixels are compared with: every one, or a few drawn ones.
 
 Shapes: C classes, S candidates, P pixels, D embedding, E = D for cosine logits and D + 1 for distances.
 """
@@ -23,13 +23,35 @@ SAFE_EXPONENT = 80.0
 up to tau = 40 a softmax needs no maximum of its own."""
 
 
+class Table:
+    """The normalised rows and their gradient, which tiles gather as (D, C) and kernels as (C, D)."""
+
+    def __init__(self, rows_CD: Tensor, *, wants_grad: bool, on_chip: bool) -> None:
+        self.rows_CD = rows_CD
+        self.rows_DC = rows_CD.T.contiguous()
+        self.wants_grad = wants_grad
+        self.on_chip = on_chip
+        if wants_grad and on_chip:
+            self.grad_CD = torch.zeros_like(rows_CD)
+        elif wants_grad:
+            self.grad_DC = torch.zeros_like(self.rows_DC)
+
+    def pull(self, ids: Tensor, vectors_Di: Tensor) -> None:
+        """Adds a gradient for each of `ids`."""
+        self.grad_DC.scatter_add_(1, ids.expand(len(vectors_Di), -1), vectors_Di)
+
+    def grad(self) -> Tensor:
+        """The whole gradient, (C, D)."""
+        return self.grad_CD if self.on_chip else self.grad_DC.T.contiguous()
+
+
 class Candidates:
     """S classes in the layouts that make products fast.
 
     With D of 10 to 60, P x S scores are bound by memory: (D, S) @ (S, P) ran at 1.5 x the speed of (P, S) @ (S, D) on a CPU.
 
     Args:
-        rows_CD: normalised rows of the class table.
+        table: the class table.
         drawn_S: ids of the candidates, int64; None for all classes.
         factor_S: by how much an exponential of each candidate counts; None for 1.
         temperature: tau.
@@ -37,12 +59,13 @@ class Candidates:
     """
 
     def __init__(
-        self, rows_CD: Tensor, drawn_S: Tensor | None, factor_S: Tensor | None, *, temperature: float, logit: Logit
+        self, table: Table, drawn_S: Tensor | None, factor_S: Tensor | None, *, temperature: float, logit: Logit
     ) -> None:
         self.drawn_S = drawn_S
         self.factor_S = factor_S
+        rows_CD = table.rows_CD
         self.rows_SD = rows_CD if drawn_S is None else rows_CD[drawn_S]
-        self.transposed_DS = self.rows_SD.T.contiguous()
+        self.transposed_DS = table.rows_DC if drawn_S is None else self.rows_SD.T.contiguous()
         tau = temperature * LOG2E
         # The constant of a squared distance rides along as a further dimension, which spares a pass over the scores.
         constant_1S = rows_CD.new_full((1, len(self.rows_SD)), 2.0 * tau**2)
@@ -105,8 +128,8 @@ def draw_candidates(negatives: Negatives, labels: Tensor, num_classes: int) -> t
     """
     # On the host, so that a seed draws the same classes on every device; nothing is read back from the device.
     key_C = torch.rand(num_classes).to(labels.device)
-    occurs_C = torch.zeros(num_classes + 1, device=labels.device)
-    occurs_C = occurs_C.scatter_(0, labels.reshape(-1).where(labels.reshape(-1) >= 0, num_classes), 1.0)[:-1]
+    places = labels.reshape(-1).where(labels.reshape(-1) >= 0, num_classes)  # ignored ones go to a place of their own
+    occurs_C = torch.zeros(num_classes + 1, device=labels.device).scatter_(0, places, 1.0)[:-1]
     drawn_S = (key_C + occurs_C).topk(negatives.count + 1).indices
     if not negatives.log_q:
         return drawn_S, None

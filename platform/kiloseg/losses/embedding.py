@@ -20,21 +20,13 @@ from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
 from kiloseg.losses import on_chip
-from kiloseg.losses.band import Band, Comparison, Table
-from kiloseg.losses.candidates import Candidates, draw_candidates
+from kiloseg.losses.band import Band, Comparison
+from kiloseg.losses.candidates import Candidates, Table, draw_candidates
 from kiloseg.tiles import tiles
 from kiloseg.upsample import Bands
 
-TILE_BYTES = {"cpu": 2 * 2**20, "cuda": 32 * 2**20}
-"""Size aimed at for one matrix of scores, by device. On two CPU cores and 1,000 classes 2 MiB was the fastest: smaller ones pay for
-calls, larger ones leave the cache (0.43 s at 0.25 MiB, 0.24 s at 2 MiB, 0.39 s at 8 MiB for 147,456 pixels). Tiles of
-classes as well as of pixels need the scores twice, once for the sums and once for the table's gradient, and were slower at
-1,284, 10,000 and 100,000 classes (1.2 to 1.6 x). On a GPU, where a call costs as much as reading 10 MiB, not measured."""
-
 BAND_BYTES = 2**20
 """Size aimed at for one P x D matrix of a band on a CPU; about ten of them live at once. On a GPU on_chip.BAND_BYTES."""
-
-_NORM_EPS = 1e-12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +36,7 @@ class _Setting:
     logit: Logit
     ignore_index: int
     sample_every: int
-    tile_bytes: int
+    tile_bytes: int | None
     on_chip: bool
 
 
@@ -86,7 +78,7 @@ def embedding_cross_entropy(
         logit: "distance" for -tau ||o - e||, "cosine" for tau o.e.
         ignore_index: label of pixels that count for nothing.
         sample_every: of so many pixels side by side in a row one counts, drawn at random; 1 for all pixels.
-        tile_bytes: size aimed at for one matrix of scores, None for TILE_BYTES; changes the result by rounding only.
+        tile_bytes: size aimed at for one matrix of scores, None for kiloseg.tiles.TILE_BYTES; changes the result by rounding only.
 
     Returns:
         A scalar. 0, with zero gradients, where no pixel is labelled.
@@ -104,13 +96,13 @@ def embedding_cross_entropy(
         logit=logit,
         ignore_index=ignore_index,
         sample_every=sample_every,
-        tile_bytes=tile_bytes or TILE_BYTES.get(device.type, TILE_BYTES["cuda"]),
+        tile_bytes=tile_bytes,
         on_chip=readable and on_chip.covers(negatives) and on_chip.available(device),
     )
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
     with torch.autocast(device.type, enabled=False):
         wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
-        rows_CD = F.normalize(table_CD.to(wide), dim=1, eps=_NORM_EPS)
+        rows_CD = F.normalize(table_CD.to(wide), dim=1)
         loss: Tensor = _EmbeddingCrossEntropy.apply(pixels_BDhw.to(wide), rows_CD, labels_BHW, setting)
     return loss
 
@@ -155,8 +147,8 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         # The mean over labelled pixels as a weight of each, which needs no value read back from the device.
         counts_BHn = labels_BHn != setting.ignore_index
         weight = 1 / counts_BHn.sum().clamp(min=1).to(pixels_BDhw.dtype)
-        comparison = _compare_with(rows_CD, labels_BHn.where(counts_BHn, -1), setting)
         table = Table(rows_CD, wants_grad=wants_grad, on_chip=setting.on_chip)
+        comparison = _compare_with(table, labels_BHn.where(counts_BHn, -1), setting)
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
         band_bytes = BAND_BYTES if pixels_BDhw.is_cpu and not setting.on_chip else on_chip.BAND_BYTES
@@ -204,15 +196,15 @@ def _sample_columns(labels_BHW: Tensor, every: int) -> Tensor | None:
     return (first_n + step_BHn).clamp_(max=W - 1).to(labels_BHW.device)
 
 
-def _compare_with(rows_CD: Tensor, known_BHn: Tensor, setting: _Setting) -> Comparison:
+def _compare_with(table: Table, known_BHn: Tensor, setting: _Setting) -> Comparison:
     """The negatives of a batch whose labels are `known_BHn`, -1 for ignore."""
     negatives, K = setting.negatives, setting.negatives.count
     candidates = None
     if negatives.kind != "nearest":
         drawn_S = factor_S = None
         if negatives.kind != "all":
-            drawn_S, factor_S = draw_candidates(negatives, known_BHn, len(rows_CD))
-        candidates = Candidates(rows_CD, drawn_S, factor_S, temperature=setting.temperature, logit=setting.logit)
+            drawn_S, factor_S = draw_candidates(negatives, known_BHn, len(table.rows_CD))
+        candidates = Candidates(table, drawn_S, factor_S, temperature=setting.temperature, logit=setting.logit)
     return Comparison(
         temperature=setting.temperature,
         logit=setting.logit,

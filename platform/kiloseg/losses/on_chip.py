@@ -110,11 +110,7 @@ def _nearest(band: Band, count: int) -> None:
 
     rows_CD, o_PD = band.table.rows_CD, band.o_DP.T.contiguous()
     cosines_PK, ids_PK = nearest_scores(o_PD, rows_CD, band.target_P, count)
-    z_PK, distance_PK = band.from_cosine(cosines_PK)
-    top_P = torch.maximum(z_PK.amax(1), band.z_target_P)
-    band.z_target_P -= top_P
-    weight_PK = z_PK.sub_(top_P[:, None]).exp2_()
-    band.sums_P = weight_PK.sum(1)
+    weight_PK, distance_PK, _ = band.weigh_nearest(cosines_PK)
     if band.table.wants_grad:
         if distance_PK is not None:
             weight_PK.div_(distance_PK)

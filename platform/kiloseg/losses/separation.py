@@ -45,6 +45,6 @@ def class_separation(table_CD: Tensor, *, margin: float = 0.2, sample: int | Non
         else:
             chosen_R = torch.randperm(C)[:sample].to(rows_CD.device)
         fixed_CD = rows_CD.detach()
-        _, nearest_R1 = nearest_classes(fixed_CD[chosen_R], fixed_CD, 1, exclude_P=chosen_R)
+        _, nearest_R1 = nearest_classes(fixed_CD[chosen_R], fixed_CD.T.contiguous(), 1, exclude_P=chosen_R)
         distance_R = torch.linalg.vector_norm(rows_CD[chosen_R] - rows_CD[nearest_R1[:, 0]], dim=1)
         return F.relu(margin - distance_R).mean()

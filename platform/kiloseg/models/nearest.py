@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiloseg.neighbours import TILE_BYTES, nearest_classes
+from kiloseg.neighbours import nearest_classes
 from kiloseg.tiles import tiles
 from kiloseg.upsample import Bands
 
@@ -39,7 +39,7 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
     """The nearest class of every pixel at full resolution: argmin_c ||o - e_c||, which for unit vectors is argmax_c o.e_c.
 
     Works in bands of rows and tiles of pixels: a C-channel map never exists at any resolution, and beyond the labels
-    memory is h*W*D and a few times BAND_BYTES and kiloseg.neighbours.TILE_BYTES.
+    memory is h*W*D and a few times BAND_BYTES and kiloseg.tiles.TILE_BYTES.
 
     Args:
         pixels_BDhw: output of the embedding head.
@@ -88,7 +88,7 @@ def _search(
     B, D, h, w = pixels_BDhw.shape
     with torch.autocast(pixels_BDhw.device.type, enabled=False):
         pixels_BDhw = pixels_BDhw if pixels_BDhw.dtype == torch.float64 else pixels_BDhw.float()
-        rows_CD = F.normalize(table_CD.to(pixels_BDhw.dtype), dim=1)
+        rows_DC = F.normalize(table_CD.to(pixels_BDhw.dtype), dim=1).T.contiguous()
         bands = Bands((h, w), size, pixels_BDhw)
         max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * size[1]), 1)
         for one in tiles(B, 1):
@@ -97,5 +97,5 @@ def _search(
                 # A pixel's own length scales all its scores alike, so the search need not divide it out.
                 pixels_PD = bands.take(widened_hWD, rows, cells)
                 norm_P1 = torch.linalg.vector_norm(pixels_PD, dim=1, keepdim=True).clamp_(min=1e-12)
-                scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_CD, count, tile_bytes=TILE_BYTES)
+                scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count)
                 yield one.start, rows, norm_P1, scores_Pk, ids_Pk

@@ -18,6 +18,7 @@ import importlib.util
 import math
 import statistics
 import time
+import typing
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,8 +30,7 @@ from torch import Tensor
 import rivals
 from kiloseg.config import Logit, Negatives, NegativesKind
 from kiloseg.losses import embedding_cross_entropy
-from kiloseg.memory import GIB
-from kiloseg.memory.live_tensors import LiveTensors
+from kiloseg.memory import GIB, PeakMemory
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -93,19 +93,13 @@ class Case:
 
     def measure_memory(self) -> None:
         """Peak of what lives beside the inputs, in MiB."""
-        device = self.embeddings.device
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-            before = torch.cuda.memory_allocated(device)
+        inputs = (self.embeddings, self.table, self.labels)
+        peak = PeakMemory(self.embeddings.device)
+        on_gpu = self.embeddings.is_cuda  # where those of the other cases are allocated as well
+        before = torch.cuda.memory_allocated() if on_gpu else sum(tensor.nbytes for tensor in inputs)
+        with peak.step(*inputs):
             self.run()
-            self.peak_mib = (torch.cuda.max_memory_allocated(device) - before) / 2**20
-            return
-        live = LiveTensors()
-        live.add(self.embeddings, self.table, self.labels)
-        before = live.live_bytes
-        with live:
-            self.run()
-        self.peak_mib = (live.peak_bytes - before) / 2**20
+        self.peak_mib = peak.gib * 1024 - before / 2**20
 
     def timed_run(self) -> None:
         """One run, its seconds kept."""
@@ -119,9 +113,8 @@ class Case:
 def _loss(name: str, num_classes: int) -> Loss:
     first, *words = name.split(":")
     counts = [min(int(word), num_classes - 1) for word in words if word.isdigit()]
-    kinds: dict[str, NegativesKind] = {"all": "all", "nearest": "nearest", "random": "random", "mixed": "mixed"}
-    if first in kinds:
-        negatives = Negatives(kind=kinds[first], count=counts[0] if counts else 8)
+    if first in typing.get_args(NegativesKind):
+        negatives = Negatives(kind=typing.cast(NegativesKind, first), count=counts[0] if counts else 8)
         logit: Logit = "cosine" if "cosine" in words else "distance"
         return functools.partial(embedding_cross_entropy, negatives=negatives, logit=logit)
     if first == "official":

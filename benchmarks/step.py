@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import tyro
 
-from kiloseg.config import Config, Data, Logit, Loss, Model, Optimizer, Precision, Trainer, override
+from kiloseg.config import Config, Data, Logit, Loss, Model, Optimizer, Precision, Trainer, head_overrides, override
 from kiloseg.memory import PeakMemory
 from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer
@@ -126,10 +126,8 @@ def cases_of(arguments: Arguments, device: torch.device) -> list[Case]:
     )
 
     def run(head: str, num_classes: int) -> Config:
-        name, _, kind = head.partition(":")
         count = min(arguments.count, num_classes - 1)
-        values: dict[str, Any] = {"model.head": name, "loss.negatives.count": count}
-        return override(base, values | ({"loss.negatives.kind": kind} if kind else {}))
+        return override(base, {**head_overrides(head), "loss.negatives.count": count})
 
     if arguments.fields:
         one = run(arguments.heads[0], arguments.classes[0])

@@ -81,7 +81,7 @@ def build_coco_lvis(arguments: Arguments) -> DatasetInfo:
         background=None,
         licence=LICENCE,
         command=arguments.command("datasets/coco_lvis.py"),
-        recipe={"builder": NAME, "version": VERSION, "shard_size": arguments.shard_size, "annotations": recipes},
+        recipe={"builder": NAME, "version": VERSION, "annotations": recipes},
     )
     paths = {split: store.resolve() for split, (store, _) in stores.items()}
     return build(arguments, info, tasks, functools.partial(make_samples, root=root.resolve(), stores=paths))

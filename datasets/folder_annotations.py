@@ -44,7 +44,6 @@ def build_annotated(arguments: Arguments) -> DatasetInfo:
         recipe={
             "builder": NAME,
             "version": VERSION,
-            "shard_size": arguments.shard_size,
             "exif": arguments.exif,
             "images": images,
             **recipe,

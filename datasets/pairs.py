@@ -121,7 +121,7 @@ def build_pairs(
     masks: Path | None = None,
     read_image: Callable[[Path], bytes] = read_image,
 ) -> DatasetInfo:
-    """Builds the data set of these pairs; adds the files and the size of the shards to the recipe.
+    """Builds the data set of these pairs; adds the files to the recipe.
 
     Args:
         output: where to.
@@ -140,7 +140,7 @@ def build_pairs(
         split: [fingerprint(root, [pair.image for pair in pairs]), fingerprint(masks, [pair.mask for pair in pairs])]
         for split, pairs in splits.items()
     }
-    recipe = {**info.recipe, "shard_size": output.shard_size, "files": files}
+    recipe = {**info.recipe, "files": files}
     tasks = [task for split, pairs in splits.items() for task in plan_shards(split, len(pairs), output.shard_size)]
     make = functools.partial(
         make_samples,

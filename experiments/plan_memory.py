@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, head_overrides, override
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
 from kiloseg.figures import peaks
@@ -97,8 +97,7 @@ def main(arguments: Arguments) -> None:
 def planned(arguments: Arguments, head: str, num_classes: int, budget_gib: float) -> dict[str, Any]:
     """One row of the table."""
     begin = time.perf_counter()
-    name, _, kind = head.partition(":")
-    run = override(arguments.run, {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {}))
+    run = override(arguments.run, head_overrides(head))
     row: dict[str, Any] = {
         "head": head,
         "num_classes": num_classes,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import csv
 import time
+import typing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def overrides(arm: str) -> dict[str, Any]:
         SystemExit: a word that means nothing.
     """
     kind, *words = arm.split(":")
-    kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
+    kinds = typing.get_args(NegativesKind)
     if kind not in kinds:
         raise SystemExit(f"--arms {arm}: expected one of {', '.join(kinds)} first")
     settings: dict[str, Any] = {"loss.negatives.kind": kind}

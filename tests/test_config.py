@@ -7,7 +7,19 @@ import re
 import pytest
 import tyro
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, flatten, from_flat, override
+from kiloseg.config import (
+    Config,
+    Data,
+    Loss,
+    Model,
+    Negatives,
+    Optimizer,
+    Trainer,
+    flatten,
+    from_flat,
+    head_overrides,
+    override,
+)
 
 GROUPS = {"data": Data, "model": Model, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer}
 
@@ -343,3 +355,11 @@ def test_help_names_every_setting_and_says_what_it_is(capsys):
 def test_infinity_is_refused(name):
     with pytest.raises(ValueError, match=rf"{name} = inf: expected"):
         override(Config(), {name: float("inf")})
+
+
+def test_heads_as_command_lines_name_them():
+    assert override(Config(), head_overrides("dense")).model.head == "dense"
+    assert override(Config(), head_overrides("embedding")).loss == Config().loss
+    assert override(Config(), head_overrides("embedding:all")).loss.negatives == Negatives(kind="all")
+    with pytest.raises(ValueError, match="expected one of embedding, dense"):
+        override(Config(), head_overrides("official"))

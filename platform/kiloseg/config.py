@@ -354,6 +354,12 @@ def _fits(value: Any, expected: Any) -> bool:
     return isinstance(value, expected)
 
 
+def head_overrides(head: str) -> dict[str, Any]:
+    """Values for `override` of a head as command lines name it: dense, embedding, or embedding:KIND with negatives."""
+    name, _, kind = head.partition(":")
+    return {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {})
+
+
 def from_flat(values: Mapping[str, Any]) -> Config:
     """The config whose `flatten` is `values`; names that are missing keep their defaults.
 

@@ -97,7 +97,7 @@ class _TrainStream(IterableDataset[Any]):
             sample = reader.read(position.shard, position.sample)
             image, all_labels = self.decode(sample)
             name = f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']} {position.copy}"
-            over = self._label_to_crop(position, random.Random(f"class {name}"))
+            over = self._label_to_crop(position, f"class {name}")
             try:
                 self.augment(image, all_labels, zlib.crc32(name.encode()), over=over, out=out)
             except NoSuchPixelError as error:
@@ -106,8 +106,11 @@ class _TrainStream(IterableDataset[Any]):
                     f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
                 ) from error
 
-    def _label_to_crop(self, position: Position, rng: random.Random) -> int | None:
-        if self.sample_classes is None or rng.random() >= self.data.class_crops:
+    def _label_to_crop(self, position: Position, seed: str) -> int | None:
+        if self.sample_classes is None:
+            return None
+        rng = random.Random(seed)
+        if rng.random() >= self.data.class_crops:
             return None
         return self.sample_classes.rare_class(int(self.first_of_shard[position.shard]) + position.sample, rng)
 

@@ -18,7 +18,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import IO, Any
 
-import numpy as np
 import tyro
 from tqdm import tqdm
 
@@ -26,7 +25,7 @@ from kiloseg.data.folder import open_folder
 from kiloseg.data.index import read_index
 from kiloseg.data.processes import in_processes
 from kiloseg.data.raw import raw_samples
-from kiloseg.data.shards import IGNORE_ID, DataError, Shard, decode_image, decode_mask, read_info
+from kiloseg.data.shards import IGNORE_ID, DataError, Shard, count_ids, decode_image, decode_mask, read_info
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,9 +182,7 @@ def _sample(parts: dict[str, bytes], num_classes: int) -> tuple[list[str], dict[
         else:
             if size is not None and mask.shape != size:
                 faults.append(f"mask is {mask.shape}, its image {size} (height, width)")
-            ids, pixels = np.unique(mask, return_counts=True)
-            labelled = ids != IGNORE_ID
-            found["class_ids"], found["class_pixels"] = ids[labelled].tolist(), pixels[labelled].tolist()
+            found["class_ids"], found["class_pixels"] = (counted.tolist() for counted in count_ids(mask))
             outside = [c for c in found["class_ids"] if c >= num_classes]
             if outside:
                 faults.append(

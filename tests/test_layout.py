@@ -30,7 +30,11 @@ RANKS = {
     "memory.planner": 3,
     "summary": 3,
     "train": 3,
-    "trial": 4,
+    "cluster": 4,
+    "reporter": 4,
+    "recorder": 4.5,
+    "progress": 4.5,
+    "trial": 4.5,
     "search": 5,
 }
 """Rank of each module or folder of modules; an import leads to a lower rank, or stays in its folder.
@@ -38,7 +42,11 @@ RANKS = {
 A module of a folder may have a rank of its own. Its folder's `__init__` then names it for type checkers, and imports it when
 it is asked for and not before."""
 
-ONLY_IN = {"ray": {"trial", "search", "data.cluster"}, "mlflow": {"tracking"}, "optuna": {"search"}}
+ONLY_IN = {
+    "ray": {"cluster", "reporter", "recorder", "progress", "trial", "search", "data.cluster"},
+    "mlflow": {"tracking"},
+    "optuna": {"search"},
+}
 """Packages that a core without search and tracking does not have, and where they are imported."""
 
 CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "summary")]

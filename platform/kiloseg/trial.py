@@ -4,13 +4,12 @@ Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's control
 runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. After a death of any
 of them Tune starts the trial again, from its newest checkpoint.
 
-Numbers reach MLflow through the study's driver (see `kiloseg.search`): one writer, whatever the number of trials, and no
+Numbers reach MLflow through the study's driver (see `kiloseg.recorder`): one writer, whatever the number of trials, and no
 worker pays the 2.5 s of CPU that importing mlflow and opening its database take.
 """
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import time
 from collections.abc import Mapping
@@ -20,40 +19,11 @@ from typing import Any
 
 import ray.train
 from ray import tune
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 
+from kiloseg.cluster import Resources
 from kiloseg.config import Config, override
-
-logger = logging.getLogger(__name__)
-
-METRIC = "val/miou"
-STEP = "step"
-HISTORY = "history"
-"""Key of a result under which all reports since the result before it travel, validations and others."""
-IOU_PER_CLASS = "val/iou_per_class"
-
-WORKER_ENVIRONMENT = {
-    # The default of 2 s is waited for at every report.
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-    "RAY_TRAIN_METRICS_ENABLED": "0",
-    # Watches for preempted cloud nodes; costs seconds at the start and end of a trial.
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-}
-"""Set in the driver before Ray starts; Ray hands them on to the controllers."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """What one trial gets."""
-
-    workers: int = 1
-    """Training processes, each with a GPU of its own where there are any."""
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
-
-    def __post_init__(self) -> None:
-        if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
-            raise ValueError(f"{self}: expected at least 1 worker, more than 0 CPUs and 0 or more GPUs a worker")
+from kiloseg.reporter import METRIC, Reporter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +76,7 @@ def _work(given: dict[str, Any]) -> None:
     from kiloseg.train import NonFiniteLossError, train
 
     settings: TrialSettings = given["settings"]
-    reporter = _Reporter(rank=ray.train.get_context().get_world_rank(), steps=settings.base.trainer.steps)
+    reporter = Reporter(rank=ray.train.get_context().get_world_rank(), steps=settings.base.trainer.steps)
     try:
         with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
             config = override(
@@ -132,65 +102,3 @@ def _work(given: dict[str, Any]) -> None:
             reporter.fail("refused", error)
         else:
             raise
-
-
-class _Reporter:
-    """The `report` of a trial's training: keeps every report, and hands them to Ray with each validation's checkpoint."""
-
-    def __init__(self, *, rank: int, steps: int) -> None:
-        self.rank = rank
-        self.steps = steps
-        self.step = 0
-        self._train_began = time.perf_counter()
-        self.reported = False
-        self._startup_s = 0.0
-        self._history: list[dict[str, Any]] = []
-
-    def begin(self, worker_began: float) -> None:
-        """Marks the end of the worker's own start-up and the start of training."""
-        self._train_began = time.perf_counter()
-        self._startup_s = self._train_began - worker_began
-
-    def __call__(self, report: dict[str, Any]) -> None:
-        self.step = report[STEP]
-        self._history.append({name: value for name, value in report.items() if isinstance(value, int | float)})
-        if METRIC not in report:
-            return
-        checkpoint = None
-        if self.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
-            source = Path(report["checkpoint"])
-            source.replace(folder / source.name)
-            checkpoint = Checkpoint.from_directory(folder)
-        self._send(report, self._history[-1], checkpoint, delete_local=True)
-
-    def repeat(self, last: dict[str, Any], checkpoint: Checkpoint) -> None:
-        """Reports a run again that had ended before it was resumed: Tune refuses a trial that ends without its metric."""
-        self.step = last[STEP]
-        numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
-        self._send(last, numbers, checkpoint, delete_local=False)
-
-    def _send(
-        self, report: dict[str, Any], numbers: dict[str, Any], checkpoint: Checkpoint | None, *, delete_local: bool
-    ) -> None:
-        result = self._result("finished") | numbers | {"peak_memory_kind": report["peak_memory_kind"]}
-        if self.step == self.steps:
-            result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
-        self._history = []
-        self.reported = True
-        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=delete_local)
-
-    def fail(self, outcome: str, error: Exception) -> None:
-        """Records a trial that cannot work, with the worst score for the searcher."""
-        logger.error("trial ends as %r: %s", outcome, error)
-        ray.train.report(self._result(outcome) | {METRIC: 0.0, "error": str(error)[:500]})
-
-    def _result(self, outcome: str) -> dict[str, Any]:
-        return {
-            STEP: self.step,
-            "outcome": outcome,
-            "oom": int(outcome == "oom"),
-            "startup_s": self._startup_s,
-            "train_s": time.perf_counter() - self._train_began,
-            HISTORY: self._history,
-        }

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiloseg.losses import dense_cross_entropy
+from kiloseg.losses import dense_cross_entropy, official_cross_entropy
 
 TAU = 20.0
 
@@ -38,29 +38,19 @@ def torch_linear(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> T
 
 
 def official(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, *, count: int) -> Tensor:
-    """The paper's loss as its code computes it (ESSNet, MIT; written anew), search by faiss, without its regulariser.
+    """The paper's loss as its code computes it, searched by faiss as there, without its regulariser."""
+    return official_cross_entropy(
+        pixels_BDhw, table_CD, labels_BHW, count=count, temperature=TAU, search=_search_by_faiss
+    )
 
-    Pixels are normalised before they are upsampled; the K classes that a search over all of them returns are the
-    negatives, and where that is the pixel's own class the class before it takes its place.
-    """
+
+def _search_by_faiss(pixels_PD: Tensor, rows_DC: Tensor, count: int) -> tuple[Tensor, Tensor]:
     import faiss
 
-    B, D = pixels_BDhw.shape[:2]
-    H, W = labels_BHW.shape[1:]
-    o_BDHW = F.interpolate(F.normalize(pixels_BDhw, dim=1), size=(H, W), mode="bilinear", align_corners=False)
-    rows_CD = F.normalize(table_CD, dim=1)
-    index = faiss.IndexFlatL2(D)
-    index.add(rows_CD.detach().cpu().numpy())
-    queries_PD = o_BDHW.detach().permute(0, 2, 3, 1).reshape(-1, D).contiguous()
-    _, found_PK = index.search(queries_PD.cpu().numpy(), count)
-    found_BKHW = torch.from_numpy(found_PK).to(labels_BHW.device).view(B, H, W, count).permute(0, 3, 1, 2)
-    own_BHW = labels_BHW.clamp(min=0)
-    found_BKHW = torch.where(found_BKHW == own_BHW[:, None], found_BKHW - 1, found_BKHW).clamp(min=0)
-    compared_BkHW = torch.cat([own_BHW[:, None], found_BKHW], 1)
-    classes_BkDHW = rows_CD[compared_BkHW].permute(0, 1, 4, 2, 3)
-    z_BkHW = -TAU * torch.linalg.vector_norm(o_BDHW[:, None] - classes_BkDHW, dim=2)
-    own_is_first_BHW = torch.where(labels_BHW >= 0, 0, -1)
-    return F.cross_entropy(z_BkHW, own_is_first_BHW, ignore_index=-1)
+    index = faiss.IndexFlatL2(len(rows_DC))
+    index.add(rows_DC.T.contiguous().cpu().numpy())
+    distances_PK, ids_PK = index.search(pixels_PD.contiguous().cpu().numpy(), count)
+    return -torch.from_numpy(distances_PK), torch.from_numpy(ids_PK).to(pixels_PD.device)
 
 
 def cut_cross_entropy(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:

@@ -21,7 +21,6 @@ from __future__ import annotations
 
 import csv
 import gc
-import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,7 +33,7 @@ from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trai
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
 from kiloseg.figures import peaks
-from kiloseg.memory import PeakMemory, is_out_of_memory, largest_batch, plan, plan_evaluation
+from kiloseg.memory import PeakMemory, is_out_of_memory, largest_batch, parse_gib, plan, plan_evaluation
 from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer
 from kiloseg.step import autocast_of, training_step
@@ -70,7 +69,7 @@ class Arguments:
 
 def main(arguments: Arguments) -> None:
     """Plans every row, and prints and writes them."""
-    budget_gib = gib(arguments.fit)
+    budget_gib = parse_gib(arguments.fit, "--fit")
     rows = []
     shown = ["head", "num_classes", "train_gib", "eval_gib", "largest_batch"]
     if arguments.measure:
@@ -146,14 +145,6 @@ def random_batch(images: int, size: tuple[int, int], num_classes: int, device: t
         torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, device=device),
         torch.randint(0, num_classes, (images, *size), device=device),
     )
-
-
-def gib(amount: str) -> float:
-    """GiB in "24GiB" or "24"."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB)?", amount)
-    if not match or float(match[1]) == 0:
-        raise ValueError(f"--fit {amount!r}: expected an amount such as 24GiB (GiB, 1024^3 bytes)")
-    return float(match[1])
 
 
 def text(value: Any) -> str:

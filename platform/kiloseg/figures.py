@@ -10,8 +10,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")
-MARKERS = ("o", "s", "^", "D")
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
 def curves(
@@ -46,6 +46,83 @@ def curves(
     axes.set_ylim(0, 1.08 * max((row[y] for row in rows), default=1.0) or 1.0)
     axes.set(xlabel=x_label, ylabel=y_label, title=title)
     axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def spread(
+    rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str, log_y: bool
+) -> Figure:
+    """Mean of `y` at each `x`, a line per value of `by`, over a band from the least to the largest; single rows as dots.
+
+    Rows whose `y` is None or NaN, such as runs that had no room, are crosses at the lower edge. x is drawn on a base-2
+    logarithmic axis, y on a logarithmic one if `log_y`, else from 0.
+    """
+    figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for index, group in enumerate(dict.fromkeys(str(row[by]) for row in rows)):
+        members = [row for row in rows if str(row[by]) == group]
+        values: dict[float, list[float]] = {}
+        for row in members:
+            if row[y] is not None and np.isfinite(row[y]):
+                values.setdefault(row[x], []).append(row[y])
+        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        positions = sorted(values)
+        means = [float(np.mean(values[position])) for position in positions]
+        axes.plot(positions, means, color=colour, marker=marker, markersize=6, label=group)
+        lows, highs = ([function(values[position]) for position in positions] for function in (min, max))
+        axes.fill_between(positions, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        for position in positions:
+            dots = values[position]
+            axes.plot([position] * len(dots), dots, color=colour, marker=marker, markersize=2.5, linestyle="")
+        missing = sorted({row[x] for row in members} - values.keys())
+        # Side by side, so that the crosses of one group do not hide another's.
+        heights = [0.02 + 0.03 * index] * len(missing)
+        axes.plot(
+            missing,
+            heights,
+            color=colour,
+            marker="x",
+            linestyle="",
+            transform=axes.get_xaxis_transform(),
+            clip_on=False,
+        )
+    positions = sorted({row[x] for row in rows})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(positions, [f"{position:,g}" for position in positions])
+    axes.minorticks_off()
+    if log_y:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_formatter("{x:,g}")
+    else:
+        axes.set_ylim(bottom=0)
+    if any(row[y] is None or not np.isfinite(row[y]) for row in rows):
+        title += " (x: out of memory)"
+    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.legend(frameon=False)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def ranking(values: Mapping[str, Sequence[float]], *, label: str, title: str) -> Figure:
+    """A row per name, from the top: its values as dots, their mean as a bar from 0.
+
+    Args:
+        values: numbers by name; a name may have none.
+        label: of the axis.
+        title: of the figure.
+    """
+    figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(values)), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for row, numbers in enumerate(values.values()):
+        if numbers:
+            axes.barh(row, float(np.mean(numbers)), height=0.6, color=COLOURS[0], alpha=0.35)
+            axes.plot(numbers, [row] * len(numbers), linestyle="", marker="o", markersize=4, color=COLOURS[0])
+    axes.set_yticks(range(len(values)), list(values))
+    axes.invert_yaxis()
+    axes.set(xlabel=label, title=title)
+    axes.grid(alpha=0.25, axis="x")
     axes.spines[["top", "right"]].set_visible(False)
     return figure
 

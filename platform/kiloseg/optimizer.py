@@ -12,12 +12,17 @@ from kiloseg.models import Segmenter
 def build_optimizer(segmenter: Segmenter, optimizer: Optimizer) -> torch.optim.Optimizer:
     """The optimiser over four groups: backbone and the rest, each with and without weight decay.
 
+    A backbone that does not learn (`backbone_lr_factor` = 0) is in no group, and gradients of its weights are not computed.
     Every group keeps its peak learning rate as "peak_lr"; `set_learning_rate` scales it.
     """
     backbone = {id(parameter) for parameter in segmenter.backbone_parameters()}
     table = set() if segmenter.table is None else {id(segmenter.table.rows_CD)}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in segmenter.backbone_parameters():
+        parameter.requires_grad_(optimizer.backbone_lr_factor > 0)
     for parameter in segmenter.parameters():
+        if not parameter.requires_grad:
+            continue
         decays = parameter.dim() > 1 and id(parameter) not in table
         groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)
     settings = [

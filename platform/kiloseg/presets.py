@@ -1,8 +1,116 @@
-"""Runs that are known to work."""
+"""Runs that are known: those of the paper, with figures to hold them against, and those that run without a GPU."""
 
 from __future__ import annotations
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
+import dataclasses
+from dataclasses import dataclass
+
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """A result that others report."""
+
+    miou: float
+    """0 to 1."""
+    system: str
+    source: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Preset:
+    """A run, the data set it is for, and what others report on that."""
+
+    config: Config
+    """Without `data.path`."""
+    build: str
+    """The command that builds the data set."""
+    published: tuple[Published, ...] = ()
+    """Empty where nobody has."""
+
+
+def _as_in_the_paper(*, embed_dim: int, count: int, batch_size: int, steps: int) -> Config:
+    """Settings of the paper's code: DeepLabV3+, SGD, polynomial decay, nearest negatives, distance logits, temperature 20."""
+    return Config(
+        data=Data(crop=512),
+        model=Model(arch="deeplabv3plus", weights="hub", embed_dim=embed_dim),
+        loss=Loss(negatives=Negatives(kind="nearest", count=count), temperature=20.0, logit="distance"),
+        optimizer=Optimizer(name="sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=1e-4, poly_power=0.9),
+        trainer=Trainer(steps=steps, batch_size=batch_size, validate_every=steps // 10, report_every=100),
+    )
+
+
+_BACKBONES = {"mobilenetv2": "mobilenetv2_100", "resnet50": "resnet50", "resnet101": "resnet101"}
+
+_REPRODUCED = "independent run of the paper's code, https://github.com/shipra25jain/ESSNet/issues/5"
+_MMSEG = "https://github.com/open-mmlab/mmsegmentation, its model zoo"
+_RANKSEG = "https://github.com/openseg-group/RankSeg, its README"
+
+_PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {
+    "cityscapes": (
+        "datasets/cityscapes.py",
+        _as_in_the_paper(embed_dim=6, count=7, batch_size=12, steps=50_000),
+        {
+            "mobilenetv2": (
+                Published(miou=0.662, system="ESSNet, D = 6, K = 7, batch 12, 50k steps", source=_REPRODUCED),
+                Published(miou=0.7520, system="DeepLabV3+ MobileNetV2, dense", source=_MMSEG),
+            ),
+            "resnet50": (Published(miou=0.8009, system="DeepLabV3+ ResNet-50, dense", source=_MMSEG),),
+        },
+    ),
+    "voc": ("datasets/voc.py", _as_in_the_paper(embed_dim=12, count=7, batch_size=10, steps=85_000), {}),
+    "ade20k": (
+        "datasets/ade20k.py",
+        _as_in_the_paper(embed_dim=12, count=8, batch_size=10, steps=85_000),
+        {
+            "mobilenetv2": (Published(miou=0.3402, system="DeepLabV3+ MobileNetV2, dense", source=_MMSEG),),
+            "resnet50": (
+                Published(miou=0.344, system="ESSNet, D = 12, K = 8, batch 10, 85k steps", source=_REPRODUCED),
+            ),
+        },
+    ),
+    "coco-stuff10k": (
+        "datasets/coco_stuff10k.py",
+        _as_in_the_paper(embed_dim=12, count=7, batch_size=10, steps=85_000),
+        {
+            "resnet50": (
+                Published(miou=0.297, system="ESSNet, D = 12, K = 7, batch 10, 85k steps", source=_REPRODUCED),
+            ),
+        },
+    ),
+    "coco-lvis": (
+        "datasets/coco_lvis.py",
+        _as_in_the_paper(embed_dim=12, count=7, batch_size=10, steps=200_000),
+        {
+            "resnet101": (
+                Published(miou=0.110, system="DeepLabV3 ResNet-101, dense, 8 GPUs", source=_RANKSEG),
+                Published(miou=0.128, system="DeepLabV3 ResNet-101 with RankSeg, 8 GPUs", source=_RANKSEG),
+                Published(miou=0.246, system="Segmenter ViT with RankSeg, the best found", source=_RANKSEG),
+            ),
+        },
+    ),
+}
+
+
+def _presets() -> dict[str, Preset]:
+    """The paper's rows by data set and backbone, and those that run here."""
+    presets = {"glyphs": Preset(config=GLYPHS, build="python datasets/glyphs.py --out DIR --num-classes 40")}
+    presets["emoji"] = Preset(
+        config=EMOJI,
+        build="python datasets/emoji.py --out DIR --size 128 --train-samples 40000 --val-samples 1536",
+    )
+    presets["emoji-gpu"] = Preset(config=EMOJI_GPU, build="python datasets/emoji.py --out DIR")
+    for data, (builder, config, published) in _PAPER.items():
+        for name, backbone in _BACKBONES.items():
+            model = dataclasses.replace(config.model, backbone=backbone)
+            presets[f"{data}-{name}"] = Preset(
+                config=dataclasses.replace(config, model=model),
+                build=f"python {builder} --root ARCHIVES --out DIR",
+                published=published.get(name, ()),
+            )
+    return presets
+
 
 GLYPHS = Config(
     data=Data(crop=96, scale_min=0.9, scale_max=1.1, flip=0.0, jitter=0.3, loader_workers=0, val_samples=192),
@@ -14,3 +122,40 @@ GLYPHS = Config(
     trainer=Trainer(steps=240, batch_size=8, validate_every=80, report_every=20),
 )
 """A network and schedule that learn 40 classes of datasets/glyphs.py in about two minutes on one core."""
+
+EMOJI = override(
+    GLYPHS,
+    {
+        "data.crop": 128,
+        "data.val_samples": None,
+        "model.embed_dim": 32,
+        "optimizer.warmup_steps": 50,
+        "trainer.steps": 1000,
+        "trainer.batch_size": 16,
+        "trainer.validate_every": 0,
+    },
+)
+"""The same network on small emoji scenes: what two cores can bear. Scenes are not mirrored, since text is among them."""
+
+EMOJI_GPU = override(
+    EMOJI,
+    {
+        "data.crop": 256,
+        "data.loader_workers": 8,
+        "model.arch": "deeplabv3plus",
+        "model.backbone": "resnet50",
+        "model.weights": "hub",
+        "model.embed_dim": 64,
+        "optimizer.lr": 1e-3,
+        "optimizer.backbone_lr_factor": 0.3,
+        "optimizer.warmup_steps": 500,
+        "trainer.steps": 40_000,
+        "trainer.batch_size": 32,
+        "trainer.validate_every": 4_000,
+        "trainer.report_every": 100,
+    },
+)
+"""All 1,536 emoji at full size over ResNet-50, for one GPU. Not run yet: no GPU was at hand."""
+
+PRESETS = _presets()
+"""All of them by name."""

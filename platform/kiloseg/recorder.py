@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ray import tune
 from ray.tune.experiment import Trial
 
-from kiloseg.config import Config, flatten, override
+from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.reporter import FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, STEP, outcome_of
 from kiloseg.summary import iou_table
 from kiloseg.tracking import TrackedRun
@@ -18,11 +18,18 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder(tune.Callback):
-    """Writes every trial's numbers to its MLflow run. One writer for all trials; trials know nothing of MLflow."""
+    """Writes every trial's numbers to its MLflow run. One writer for all trials; trials know nothing of MLflow.
 
-    def __init__(self, study: TrackedRun, base: Config) -> None:
+    Args:
+        study: the parent run.
+        base: the run that trials vary.
+        tags: of every trial's run.
+    """
+
+    def __init__(self, study: TrackedRun, base: Config, tags: Mapping[str, str]) -> None:
         self.study = study
         self.base = base
+        self.tags = dict(tags)
         self.runs: dict[str, TrackedRun] = {}
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -67,8 +74,11 @@ class Recorder(tune.Callback):
         """Tracking that fails costs its own numbers only: the study goes on, and Ray's results hold them as well."""
         try:
             if trial.trial_id not in self.runs:
-                params = flatten(self.base) | trial.config
-                self.runs[trial.trial_id] = self.study.tracker.trial_run(self.study, trial.trial_id, params, {})
+                config = override(self.base, trial.config)
+                tags = self.tags | {"head": head_name(config)}
+                self.runs[trial.trial_id] = self.study.tracker.trial_run(
+                    self.study, trial.trial_id, flatten(config), tags
+                )
             action(self.runs[trial.trial_id])
         except Exception as error:
             logger.warning("MLflow did not take numbers of trial %s (%s); the study goes on", trial.trial_id, error)

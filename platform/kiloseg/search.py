@@ -1,12 +1,12 @@
-"""A study: many trials on Ray Tune, settings chosen by Optuna, bad ones stopped early."""
+"""A study: many trials on Ray Tune, either a search (settings chosen by Optuna, bad ones stopped early) or a grid."""
 
 from __future__ import annotations
 
 import functools
 import os
 import time
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from ray.tune import FailureConfig, ResultGrid, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
+from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
 from kiloseg.cluster import PACKAGE, concurrency, start_ray, trial_resources
@@ -99,17 +100,59 @@ def search(
         raise ValueError(
             f"no setting is called {', '.join(sorted(unknown))}; the settings are: {', '.join(flatten(base))}"
         )
+    searcher = OptunaSearch(sampler=_sampler(study), points_to_evaluate=first)
+    return _run(study, base, space, searcher, _scheduler(study, base), script=script, tags={})
+
+
+def run_grid(
+    study: Study,
+    base: Config,
+    points: Sequence[Mapping[str, Any]],
+    *,
+    script: str,
+    tags: Mapping[str, str],
+) -> StudyResult:
+    """Runs a trial at each of `points`, all to their end; `num_trials`, `seed` and early stopping of `study` play no part.
+
+    Args:
+        study: how.
+        base: the run that trials vary; paths must be absolute.
+        points: settings of each trial by dotted names; without any there is a study's run, and nothing in it.
+        script: what started it, for MLflow.
+        tags: of the study's run and of every trial's, for MLflow.
+
+    Raises:
+        ValueError: a name that is no setting or a value it cannot have, or nothing to resume.
+        ConnectionError: MLflow cannot be reached.
+    """
+    for values in points:
+        override(base, values)
+    if not points:
+        study_id, run = _begin(study, base, script, tags)
+        return StudyResult(rows=[], run=run, folder=Path(study.runs).resolve() / "studies" / study_id, seconds=0.0)
+    study = replace(study, num_trials=len(points), early_stopping=False)
+    # Tune wants a value for every name of its space at every point, and the names in its space.
+    names = dict.fromkeys(name for values in points for name in values)
+    defaults = flatten(base)
+    complete = [{name: values.get(name, defaults[name]) for name in names} for values in points]
+    searcher = BasicVariantGenerator(points_to_evaluate=complete)
+    return _run(study, base, dict.fromkeys(names), searcher, FIFOScheduler(), script=script, tags=tags)
+
+
+def _run(
+    study: Study,
+    base: Config,
+    space: Mapping[str, Any],
+    searcher: Searcher | SearchAlgorithm,
+    scheduler: TrialScheduler,
+    *,
+    script: str,
+    tags: Mapping[str, str],
+) -> StudyResult:
+    begin = time.perf_counter()
+    study_id, run = _begin(study, base, script, tags)
     runs = Path(study.runs).resolve()
     storage = runs / "ray"
-    study_id = _newest(storage, study.name) if study.resume else f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    begin = time.perf_counter()
-
-    info = read_info(base.data.path)
-    tracker = Tracker.open(study.name, runs)
-    run = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
-    run.log_dataset(info.name, info.digest, base.data.path)
-    run.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()})
-
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     start_ray()
@@ -118,7 +161,7 @@ def search(
     # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
     # own, and trials that held a CPU while waiting for their workers' would block each other for ever.
     trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
-    callbacks = [JsonLoggerCallback(), Recorder(run, base), Progress(study.num_trials, base.trainer.steps)]
+    callbacks = [JsonLoggerCallback(), Recorder(run, base, tags), Progress(study.num_trials, base.trainer.steps)]
     try:
         if study.resume:
             tuner = tune.Tuner.restore(
@@ -133,8 +176,8 @@ def search(
                     mode="max",
                     num_samples=study.num_trials,
                     max_concurrent_trials=study.max_concurrent or concurrency(resources),
-                    search_alg=OptunaSearch(sampler=_sampler(study), points_to_evaluate=first),
-                    scheduler=_scheduler(study, base),
+                    search_alg=searcher,
+                    scheduler=scheduler,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,
                 ),
@@ -153,6 +196,19 @@ def search(
     return StudyResult(
         rows=_rows(grid, base), run=run, folder=runs / "studies" / study_id, seconds=time.perf_counter() - begin
     )
+
+
+def _begin(study: Study, base: Config, script: str, tags: Mapping[str, str]) -> tuple[str, TrackedRun]:
+    """The study's id, and its run in MLflow: new ones, or those of the study to resume."""
+    runs = Path(study.runs).resolve()
+    now = time.strftime("%Y%m%d-%H%M%S")
+    study_id = _newest(runs / "ray", study.name) if study.resume else f"{study.name}-{now}"
+    info = read_info(base.data.path)
+    tracker = Tracker.open(study.name, runs)
+    run = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
+    run.log_dataset(info.name, info.digest, base.data.path)
+    run.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()} | dict(tags))
+    return study_id, run
 
 
 def _newest(storage: Path, name: str) -> str:
@@ -200,6 +256,7 @@ def _rows(grid: ResultGrid, base: Config) -> list[TrialRow]:
                 outcome=outcome,
                 overrides=dict(result.config or {}),
                 miou=None if scored is None else float(scored[METRIC]),
+                last_miou=None if scored is None else float(last[METRIC]),
                 step=int(last.get(STEP, 0)),
                 peak_memory_gib=last.get("peak_memory_gib"),
                 val_peak_memory_gib=last.get("val/peak_memory_gib"),

@@ -32,6 +32,8 @@ class TrialRow:
     overrides: dict[str, Any]
     miou: float | None
     """Best validation mIoU, None where there was none."""
+    last_miou: float | None
+    """Of the last validation: what equal numbers of steps are compared by."""
     step: int
     """Step of the last report."""
     peak_memory_gib: float | None

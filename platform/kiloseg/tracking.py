@@ -30,6 +30,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, ML
 
 TRIAL_TAG = "kiloseg.trial"
 STUDY_TAG = "kiloseg.study"
+CURVE_TAG = "kiloseg.curve"
 
 PARAM_LENGTH = 6000
 """MLflow refuses parameters longer than this."""
@@ -91,6 +92,11 @@ class Tracker:
         """The child run of a trial: found again by the trial's name, or made."""
         own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
         return self._find_or_create(own, trial, params, tags)
+
+    def curve_run(self, study: TrackedRun, name: str, tags: Mapping[str, str]) -> TrackedRun:
+        """A child run of a study that holds a curve over its trials: found again by its name, or made."""
+        own = {CURVE_TAG: name, MLFLOW_PARENT_RUN_ID: study.run_id}
+        return self._find_or_create(own, name, {}, tags)
 
     def _find(self, tags: Mapping[str, str]) -> Run | None:
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())

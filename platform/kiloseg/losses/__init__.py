@@ -4,6 +4,7 @@ from kiloseg.config import Negatives
 from kiloseg.losses.dense import dense_cross_entropy
 from kiloseg.losses.embedding import check_labels, embedding_cross_entropy
 from kiloseg.losses.objective import objective
+from kiloseg.losses.official import official_cross_entropy
 from kiloseg.losses.separation import class_separation
 
 __all__ = [
@@ -13,4 +14,5 @@ __all__ = [
     "dense_cross_entropy",
     "embedding_cross_entropy",
     "objective",
+    "official_cross_entropy",
 ]

@@ -7,6 +7,7 @@ from torch import Tensor
 from kiloseg.config import Loss
 from kiloseg.losses.dense import dense_cross_entropy
 from kiloseg.losses.embedding import embedding_cross_entropy
+from kiloseg.losses.official import official_cross_entropy
 from kiloseg.losses.separation import class_separation
 
 
@@ -25,15 +26,25 @@ def objective(
     """
     if table_CD is None:
         return dense_cross_entropy(outputs_BDhw, labels_BHW), None
-    cross_entropy = embedding_cross_entropy(
-        outputs_BDhw,
-        table_CD,
-        labels_BHW,
-        negatives=loss.negatives,
-        temperature=loss.temperature,
-        logit=loss.logit,
-        sample_every=loss.sample_every,
-    )
+    if loss.formula == "kiloseg":
+        cross_entropy = embedding_cross_entropy(
+            outputs_BDhw,
+            table_CD,
+            labels_BHW,
+            negatives=loss.negatives,
+            temperature=loss.temperature,
+            logit=loss.logit,
+            sample_every=loss.sample_every,
+        )
+    else:
+        cross_entropy = official_cross_entropy(
+            outputs_BDhw,
+            table_CD,
+            labels_BHW,
+            count=loss.negatives.count,
+            temperature=loss.temperature,
+            mend_neighbours=loss.formula == "official-mended",
+        )
     if loss.separation_weight == 0:
         return cross_entropy, None
     separation = class_separation(table_CD, margin=loss.separation_margin, sample=loss.separation_sample)

@@ -3,12 +3,12 @@
 from typing import TYPE_CHECKING, Any
 
 from kiloseg.memory.out_of_memory import is_out_of_memory
-from kiloseg.memory.peak import GIB, PeakMemory
+from kiloseg.memory.peak import GIB, PeakMemory, parse_gib
 
 if TYPE_CHECKING:
     from kiloseg.memory.planner import largest_batch, plan, plan_evaluation
 
-__all__ = ["GIB", "PeakMemory", "is_out_of_memory", "largest_batch", "plan", "plan_evaluation"]
+__all__ = ["GIB", "PeakMemory", "is_out_of_memory", "largest_batch", "parse_gib", "plan", "plan_evaluation"]
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterator
 
 import torch
@@ -11,6 +12,22 @@ from torch import Tensor, nn
 from kiloseg.memory.live_tensors import LiveTensors
 
 GIB = 2**30
+
+
+def parse_gib(amount: str, name: str) -> float:
+    """GiB in an amount such as "24GiB" or "24".
+
+    Args:
+        amount: as a user writes it.
+        name: of what the user gave, for the message.
+
+    Raises:
+        ValueError: anything else, or nothing at all.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB)?", amount)
+    if not match or float(match[1]) == 0:
+        raise ValueError(f"{name} {amount!r}: expected an amount such as 24GiB (GiB, 1024^3 bytes)")
+    return float(match[1])
 
 
 class PeakMemory:

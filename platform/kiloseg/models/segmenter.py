@@ -40,6 +40,7 @@ class Segmenter(nn.Module):
         super().__init__()
         outputs = model.embed_dim if model.head == "embedding" else num_classes
         self.num_classes = num_classes
+        self.normalise_early = model.normalise_early
         self.network = _build_network(model, outputs)
         self.table = ClassTable(num_classes, model.embed_dim) if model.head == "embedding" else None
         statistics = timm.get_pretrained_cfg(model.backbone)
@@ -56,7 +57,10 @@ class Segmenter(nn.Module):
         normalised = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-        return self.network(normalised), None if self.table is None else self.table()
+        outputs = self.network(normalised)
+        if self.table is None:
+            return outputs, None
+        return F.normalize(outputs, dim=1) if self.normalise_early else outputs, self.table()
 
     @torch.no_grad()
     def predict(self, images_B3HW: Tensor) -> Tensor:

@@ -1,0 +1,167 @@
+"""One setting at a time: what each choice of the method is worth.
+
+    python experiments/ablate.py --question logit --data.path data/emoji-128
+    python experiments/ablate.py --question negatives --data.path data/emoji-128 --data.num-classes 256 --seeds 0 1 2
+
+Questions, each a grid of runs on Ray that differ in that setting alone and are equal in data, steps, batch, learning rate and
+seed:
+
+    embed_dim     how many dimensions does an embedding need, 2 to 64?
+    negatives     which classes should a pixel be compared with, and how many?
+    sampling      what do log-Q correction and every 4th pixel cost in mIoU, and save in time?
+    logit         distances (the paper) or cosines?
+    temperature   the factor on them, 5 to 80
+    separation    does the regulariser help?
+    normalise     unit vectors after upsampling (Figure 2 of the paper) or before (its code)?
+    neighbours    the neighbour search of the paper's code, which can take another class for a pixel's own, against its mend
+
+Arms whose number of negatives is more than the data set has other classes are left out, and named. What comes out: a run per arm
+and seed in MLflow, a table and a figure at the study's run and in its folder.
+
+Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489, Tables 5 to 7, which
+vary dimensions and neighbours.
+
+Expected: experiments/LOG.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas
+import tyro
+
+from kiloseg.config import Config, head_overrides, override
+from kiloseg.data.classes import count_classes
+from kiloseg.data.shards import read_info
+from kiloseg.figures import ranking
+from kiloseg.presets import PRESETS
+from kiloseg.search import Study, StudyResult, run_grid
+
+Question = Literal[
+    "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"
+]
+
+
+def _negatives(kind: str, count: int, **more: Any) -> dict[str, Any]:
+    return {"loss.negatives.kind": kind, "loss.negatives.count": count} | more
+
+
+ARMS: dict[Question, dict[str, dict[str, Any]]] = {
+    "embed_dim": {f"{dim} dimensions": {"model.embed_dim": dim} for dim in (2, 4, 8, 16, 32, 64)},
+    "negatives": {
+        "all": {"loss.negatives.kind": "all"},
+        **{f"{kind} {count}": _negatives(kind, count) for kind in ("nearest", "mixed") for count in (2, 8, 32)},
+        **{f"random {count}": _negatives("random", count) for count in (63, 255, 1023)},
+    },
+    "sampling": {
+        "all": {"loss.negatives.kind": "all"},
+        "all, every 4th pixel": {"loss.negatives.kind": "all", "loss.sample_every": 4},
+        "random 255": _negatives("random", 255),
+        "random 255, log-Q": _negatives("random", 255, **{"loss.negatives.log_q": True}),
+    },
+    "logit": {logit: {"loss.logit": logit} for logit in ("distance", "cosine")},
+    "temperature": {f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
+    "separation": {"on": {"loss.separation_weight": 1.0}, "off": {"loss.separation_weight": 0.0}},
+    "normalise": {"after upsampling": {}, "before as well": {"model.normalise_early": True}},
+    "neighbours": {
+        "as the code has it": head_overrides("official"),
+        "mended": head_overrides("official-mended"),
+        "ours (nearest, normalised after upsampling)": {"loss.negatives.kind": "nearest", "loss.logit": "distance"},
+    },
+}
+"""Settings of each arm of a question by dotted names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Vary one setting."""
+
+    question: Question
+    study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="ablate"))
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
+    """What all runs share."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run of each arm for each."""
+
+
+def main(arguments: Arguments) -> None:
+    """Runs all arms and says how they rank."""
+    if not arguments.run.data.path:
+        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+    info = read_info(arguments.run.data.path)
+    num_classes = count_classes(arguments.run.data, info)
+    path = str(Path(arguments.run.data.path).resolve())
+    base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
+    arms = possible(ARMS[arguments.question], num_classes)
+    # Every point names its arm by its settings, which is how results find it again.
+    points = [{**arm, "trainer.seed": seed} for arm in arms.values() for seed in arguments.seeds]
+    result = run_grid(
+        arguments.study, base, points, script="experiments/ablate.py", tags={"question": arguments.question}
+    )
+    table = table_of(arms, base, result)
+    write(table, arguments, result, num_classes)
+    result.run.end("FINISHED")
+    means = table.groupby("arm", sort=False).mean(numeric_only=True).drop(columns="seed")
+    print(f"\n{arguments.question}, {info.name}, {num_classes:,} classes, means over {len(arguments.seeds)} seeds\n")
+    print(means.sort_values("miou", ascending=False).to_string(float_format="{:.4g}".format))
+    print(f"\ntable and figure: {result.folder}\ncompare in MLflow: {result.run.tracker.ui_command()}")
+
+
+def possible(arms: Mapping[str, dict[str, Any]], num_classes: int) -> dict[str, dict[str, Any]]:
+    """The arms that a data set has classes enough for; names the others."""
+    fitting = {name: arm for name, arm in arms.items() if arm.get("loss.negatives.count", 1) < num_classes}
+    if len(fitting) < len(arms):
+        print(f"left out, since there are {num_classes} classes: {', '.join(arms.keys() - fitting.keys())}", flush=True)
+    return fitting
+
+
+def table_of(arms: Mapping[str, dict[str, Any]], base: Config, result: StudyResult) -> pandas.DataFrame:
+    """A row per run: arm, seed and what it reached."""
+    rows = []
+    for trial in result.rows:
+        settings = override(base, trial.overrides)
+        arm = next(
+            name
+            for name, values in arms.items()
+            if override(base, {**values, "trainer.seed": settings.trainer.seed}) == settings
+        )
+        rows.append(
+            {
+                "arm": arm,
+                "seed": settings.trainer.seed,
+                "steps": trial.step,
+                "miou": trial.last_miou,
+                "peak_memory_gib": trial.peak_memory_gib,
+                "images_per_s": trial.images_per_s,
+                "outcome": trial.outcome,
+            }
+        )
+    return pandas.DataFrame(rows).sort_values(
+        ["arm", "seed"], key=lambda column: column.map(list(arms).index) if column.name == "arm" else column
+    )
+
+
+def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, num_classes: int) -> None:
+    """Table and figure in the study's folder and at its run."""
+    result.folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(result.folder / f"{arguments.question}.csv", index=False, float_format="%.6g")
+    figure = ranking(
+        {str(arm): group["miou"].dropna().tolist() for arm, group in table.groupby("arm", sort=False)},
+        label="validation mIoU",
+        title=f"{arguments.question}, {num_classes:,} classes",
+    )
+    for kind in ("png", "svg"):
+        figure.savefig(result.folder / f"{arguments.question}.{kind}", dpi=130)
+    for path in sorted(result.folder.iterdir()):
+        result.run.log_file(path)
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,276 @@
+"""mIoU and peak memory against the number of classes: the curve that the method is for.
+
+Question: as classes grow, what becomes of each head when all get the same memory; and what, when all get the same batch?
+
+Method: a Ray trial per head, class count and seed, on the N most frequent classes of one data set. With --budget every run gets
+the largest batch that the planner says fits that memory; a head that cannot fit even one image is a row with oom = 1. With
+--batch all runs get that batch. Steps are equal in all runs. The learning rate belongs to the batch of the run that is
+given (--trainer.batch-size) and is scaled to another batch by its square root for adamw
+(https://arxiv.org/abs/2205.10287) and in proportion for sgd (https://arxiv.org/abs/1706.02677). "official" is the formula of
+the paper's own code in the same loop, with as many negatives as embedding:nearest.
+
+    python experiments/scale_classes.py --data.path DIR --classes 16 64 256 1024 1536 --budget 4GiB
+    python experiments/scale_classes.py --data.path DIR --classes 64 1024 --heads dense embedding:all --batch 16
+    python experiments/scale_classes.py --data.path DIR ... --resume      the same flags: go on with the newest study
+
+What comes out: a run per cell in MLflow and one per head, whose metrics have the class count as their step
+(miou_vs_classes, peak_memory_gib_vs_classes, images_per_s_vs_classes); the table as CSV and Parquet and three figures as PNG
+and SVG, in the study's folder and at its run.
+
+Source: Figure 1 and Table 4 of "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU",
+https://arxiv.org/abs/2012.07489, which reports three times the mIoU of the dense head at 1,284 classes on one GPU.
+
+Expected: experiments/results/scale_classes.csv and experiments/LOG.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pandas
+import tyro
+from matplotlib.figure import Figure
+
+from kiloseg.config import Config, flatten, head_name, head_overrides, override
+from kiloseg.data.shards import read_info
+from kiloseg.figures import spread
+from kiloseg.memory import largest_batch, parse_gib
+from kiloseg.presets import PRESETS
+from kiloseg.search import Study, StudyResult, run_grid
+from kiloseg.summary import TrialRow
+from kiloseg.tracking import TrackedRun
+
+COLUMNS = (
+    "setting",
+    "head",
+    "num_classes",
+    "seed",
+    "batch",
+    "steps",
+    "miou",
+    "peak_memory_gib",
+    "images_per_s",
+    "oom",
+)
+CELL = ["setting", "head", "num_classes", "seed"]
+"""Columns that tell a run from all others."""
+CURVES = {"miou": "validation mIoU", "peak_memory_gib": "peak memory (GiB)", "images_per_s": "images / s"}
+"""What is drawn against the class count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """Train heads at several class counts and compare."""
+
+    study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="scale_classes"))
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
+    """What all runs share."""
+    classes: tuple[int, ...] = (16, 64, 256, 1024, 1536)
+    """Class counts, the background among them."""
+    heads: tuple[str, ...] = ("dense", "embedding:all", "embedding:nearest", "embedding:random", "official")
+    """dense, embedding:KIND with negatives of that kind, official or official-mended."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+    """A run for each."""
+    budget: str = "4GiB"
+    """Memory of a training step: every run gets the largest batch within it."""
+    batch: int | None = None
+    """Images per step of every run, in place of a budget."""
+    max_batch: int | None = None
+    """With a budget: no run gets more images per step. None: no limit but the budget."""
+    random_count: int = 255
+    """Negatives of embedding:random, or all other classes where there are fewer; the other kinds take those of the run."""
+    results: Path | None = None
+    """A CSV that this study's rows are added to, in place of rows of the same setting, head, class count and seed."""
+
+    def __post_init__(self) -> None:
+        for name, values in (("classes", self.classes), ("heads", self.heads), ("seeds", self.seeds)):
+            if not values or len(set(values)) < len(values):
+                raise ValueError(f"--{name} {values}: expected at least one, each once")
+        for name, value in (("batch", self.batch), ("max-batch", self.max_batch), ("random-count", self.random_count)):
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} {value}: expected at least 1")
+        parse_gib(self.budget, "--budget")
+
+    @property
+    def setting(self) -> Literal["budget", "batch"]:
+        """What is equal in all runs."""
+        return "budget" if self.batch is None else "batch"
+
+
+def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
+    """Settings of each cell by dotted names, without its seed; `trainer.batch_size` is 0 where not one image fits."""
+    budget_gib = parse_gib(arguments.budget, "--budget")
+    for head in arguments.heads:
+        for num_classes in arguments.classes:
+            settings = {**head_overrides(head), "data.num_classes": num_classes}
+            count = base.loss.negatives.count
+            if settings.get("loss.negatives.kind") == "random":
+                count = arguments.random_count
+            settings["loss.negatives.count"] = min(count, num_classes - 1)
+            batch = arguments.batch
+            if batch is None:
+                batch = largest_batch(override(base, settings), budget_gib)
+                batch = min(batch, arguments.max_batch or batch)
+            yield {**settings, "trainer.batch_size": batch, "optimizer.lr": scaled_lr(base, batch)}
+
+
+def scaled_lr(base: Config, batch: int) -> float:
+    """The rate of `base` for another batch than its own."""
+    ratio = batch / base.trainer.batch_size
+    return base.optimizer.lr * (math.sqrt(ratio) if base.optimizer.name == "adamw" else ratio)
+
+
+def main(arguments: Arguments) -> None:
+    """Plans, trains, and writes what came out."""
+    if not arguments.run.data.path:
+        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+    known = read_info(arguments.run.data.path).num_classes
+    if max(arguments.classes) > known:
+        raise ValueError(
+            f"--classes {max(arguments.classes)}: {arguments.run.data.path} has no more than {known} classes"
+        )
+    base = override(arguments.run, {"data.path": str(Path(arguments.run.data.path).resolve())})
+    planned = []
+    for cell in cells(arguments, base):
+        planned.append(cell)
+        batch = f"{cell['trainer.batch_size']} images a step" if cell["trainer.batch_size"] else "not one image fits"
+        print(f"{head_of(base, cell):20}{cell['data.num_classes']:>8,} classes: {batch}", flush=True)
+    seeded = [{**cell, "trainer.seed": seed} for cell in planned for seed in arguments.seeds]
+    fitting = [cell for cell in seeded if cell["trainer.batch_size"]]
+    result = run_grid(
+        arguments.study, base, fitting, script="experiments/scale_classes.py", tags={"setting": arguments.setting}
+    )
+    rows = [row_of(arguments, base, trial.overrides, trial) for trial in result.rows]
+    for cell in seeded:
+        if not cell["trainer.batch_size"]:
+            rows.append(row_of(arguments, base, cell, None))
+            record_no_room(result.run, arguments, base, cell)
+    table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), arguments.heads)
+    write(table, arguments, result)
+    result.run.end("FINISHED")
+    report(table, result)
+
+
+def head_of(base: Config, cell: Mapping[str, Any]) -> str:
+    """The name of a cell's head."""
+    # A batch of 0 is no setting of a run.
+    return head_name(override(base, {name: cell[name] for name in cell if name.startswith(("model.", "loss."))}))
+
+
+def row_of(arguments: Arguments, base: Config, cell: Mapping[str, Any], trial: TrialRow | None) -> dict[str, Any]:
+    """A row of the table; `trial` is None for a cell that had no room to run."""
+    return {
+        "setting": arguments.setting,
+        "head": head_of(base, cell),
+        "num_classes": cell["data.num_classes"],
+        "seed": cell["trainer.seed"],
+        "batch": cell["trainer.batch_size"],
+        "steps": trial.step if trial else 0,
+        "miou": trial.last_miou if trial else None,
+        "peak_memory_gib": trial.peak_memory_gib if trial else None,
+        "images_per_s": trial.images_per_s if trial else None,
+        "oom": int(trial is None or trial.outcome == "oom"),
+    }
+
+
+def record_no_room(study: TrackedRun, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
+    """A run in MLflow for a cell that was not begun, since the plan of a single image is above the budget."""
+    head = head_of(base, cell)
+    params = flatten(base) | dict(cell)
+    tags = {"setting": arguments.setting, "head": head, "outcome": "oom"}
+    name = f"{head} {cell['data.num_classes']} {cell['trainer.seed']}"
+    run = study.tracker.trial_run(study, name, params, tags)
+    run.log_metrics({"oom": 1}, step=0)
+    run.end("FAILED")
+
+
+def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
+    """The rows by setting, head (those of this study first, in their order), class count and seed."""
+    names = list(dict.fromkeys([*heads, *table["head"]]))
+    return table.sort_values(
+        CELL, ignore_index=True, key=lambda column: column.map(names.index) if column.name == "head" else column
+    )
+
+
+def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) -> None:
+    """Table and figures in the study's folder and at its run, a curve per head in MLflow, and the rows in --results."""
+    folder = result.folder
+    folder.mkdir(parents=True, exist_ok=True)
+    table.to_csv(folder / "scale_classes.csv", index=False)
+    table.to_parquet(folder / "scale_classes.parquet", index=False)
+    for figure_name, figure in figures(table, arguments).items():
+        for kind in ("png", "svg"):
+            figure.savefig(folder / f"{figure_name}.{kind}", dpi=130)
+    for path in sorted(folder.iterdir()):
+        result.run.log_file(path)
+    means = table.groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
+    for head in dict.fromkeys(table["head"]):
+        curve = result.run.tracker.curve_run(result.run, head, {"setting": arguments.setting, "head": head})
+        for num_classes, values in means.loc[head].iterrows():
+            curve.log_metrics({f"{name}_vs_classes": values[name] for name in CURVES}, step=int(num_classes))
+        curve.end("FINISHED")
+    if arguments.results is not None:
+        merge(table, arguments.results, arguments.heads)
+
+
+def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
+    """Each curve by file name."""
+    equal = f"budget {arguments.budget}" if arguments.batch is None else f"batch {arguments.batch}"
+    rows: list[dict[str, Any]] = [
+        dict(zip(COLUMNS, row, strict=True)) for row in table[list(COLUMNS)].itertuples(index=False)
+    ]
+    return {
+        f"{name}_vs_classes": spread(
+            rows,
+            x="num_classes",
+            y=name,
+            by="head",
+            x_label="classes",
+            y_label=label,
+            title=f"{label} against classes, {equal}",
+            log_y=name != "miou",
+        )
+        for name, label in CURVES.items()
+    }
+
+
+def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> None:
+    """Adds rows to a CSV in place of those of the same cells; written whole or not at all."""
+    if path.exists():
+        before = pandas.read_csv(path)
+        if list(before.columns) != list(COLUMNS):
+            raise ValueError(f"--results {path} has columns {', '.join(before.columns)}: expected {', '.join(COLUMNS)}")
+        before = before[~before.set_index(CELL).index.isin(table.set_index(CELL).index)]
+        table = in_order(pandas.concat([before, table]) if len(before) else table, heads)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    table.to_csv(part, index=False, float_format="%.6g")
+    part.replace(path)
+
+
+def report(table: pandas.DataFrame, result: StudyResult) -> None:
+    """Prints means over seeds, head by class count, and where to look."""
+    for name, label in CURVES.items():
+        print(f"\n{label}, mean over seeds")
+        print(
+            table.pivot_table(name, "head", "num_classes", sort=False, dropna=False).to_string(
+                float_format="{:.4g}".format
+            )
+        )
+    for trial in result.rows:
+        if trial.error:
+            print(f"\ntrial {trial.trial} ({trial.outcome}): {trial.error.strip().splitlines()[-1]}")
+    print(f"\n{int(table['oom'].sum())} of {len(table)} runs out of memory; {result.seconds:.0f} s")
+    print(f"table and figures: {result.folder}")
+    print(f"compare in MLflow: {result.run.tracker.ui_command()}")
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

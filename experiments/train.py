@@ -1,0 +1,150 @@
+"""One run, by name or by its settings: the rows of the paper's tables, and those that need neither archives nor a GPU.
+
+    python experiments/train.py --list                                        all presets, and what they are held against
+    python experiments/train.py --preset ade20k-resnet50 --data.path data/ade20k
+    python experiments/train.py --preset emoji --data.path data/emoji-128 --loss.negatives.kind random
+    python experiments/train.py --preset ade20k-resnet50 --data.path data/ade20k --resume      go on from its newest checkpoint
+
+A preset sets every setting that is not given. The run goes to MLflow (experiment "train", or --experiment), its checkpoints to
+trainer.output. The settings of the paper's code that are not in its text are those of independent runs,
+https://github.com/shipra25jain/ESSNet/issues/5.
+
+Expected: the published figures that --list prints; experiments/LOG.md has those that were measured.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from tqdm import tqdm
+
+from kiloseg.config import Config, flatten, head_name, override
+from kiloseg.data.shards import read_info
+from kiloseg.presets import PRESETS, Preset
+from kiloseg.summary import iou_table
+from kiloseg.tracking import TrackedRun, Tracker, source_tags
+from kiloseg.train import train
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What has to be known before the settings can be read."""
+
+    preset: str = "emoji"
+    """Where settings come from that are not given."""
+    list: bool = False
+    """Print all presets and end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(Choice):
+    """Train one model."""
+
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    experiment: str = "train"
+    """Name of the experiment in MLflow."""
+    runs: Path = Path("runs")
+    """Folder of MLflow's database and files where no server is named."""
+    resume: bool = False
+    """Go on from the newest checkpoint in trainer.output."""
+
+
+def main(arguments: Arguments) -> None:
+    """Trains, records the run, and prints its figure beside the published ones."""
+    preset = PRESETS[arguments.preset]
+    if not arguments.run.data.path:
+        raise ValueError(
+            f"--data.path is missing; the data set of preset {arguments.preset} is built by\n    {preset.build}"
+        )
+    output = Path(arguments.run.trainer.output).resolve()
+    config = override(
+        arguments.run,
+        {"data.path": str(Path(arguments.run.data.path).resolve()), "trainer.output": str(output)},
+    )
+    info = read_info(config.data.path)
+    tracker = Tracker.open(arguments.experiment, arguments.runs.resolve())
+    run = tracked_run(arguments, config, tracker, output)
+    run.log_dataset(info.name, info.digest, config.data.path)
+
+    def report(numbers: dict[str, Any]) -> None:
+        metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float) and name != "step"}
+        run.log_metrics(metrics, step=numbers["step"])
+        if "val/miou" in numbers:
+            tqdm.write(
+                f"step {numbers['step']:,}: val/miou {numbers['val/miou']:.4f}, loss {numbers['train/loss']:.3f}"
+            )
+
+    try:
+        last = train(config, report, resume=output if arguments.resume else None)
+    except BaseException:
+        run.end("FAILED")
+        raise
+    run.set_tags({"peak_memory_kind": last["peak_memory_kind"]})
+    run.log_table(iou_table(config.data, last["val/iou_per_class"]), "iou_per_class.json")
+    run.end("FINISHED")
+    print(
+        f"\n{arguments.preset}: val/miou {last['val/miou']:.4f} after {last['step']:,} steps, peak memory "
+        f"{last['peak_memory_gib']:.3f} GiB ({last['peak_memory_kind']})"
+    )
+    print_published(preset)
+    print(f"checkpoints: {output}\ncompare in MLflow: {tracker.ui_command()}")
+
+
+def tracked_run(arguments: Arguments, config: Config, tracker: Tracker, output: Path) -> TrackedRun:
+    """A new run in MLflow, or, to go on, the one whose id lies beside the checkpoints."""
+    note = output / "mlflow_run_id"
+    if arguments.resume and note.is_file():
+        return TrackedRun(tracker=tracker, run_id=note.read_text().strip())
+    tags = source_tags(ROOT, "experiments/train.py") | {"preset": arguments.preset, "head": head_name(config)}
+    name = f"{arguments.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = tracker.study_run(name, flatten(config), tags)
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(run.run_id + "\n")
+    return run
+
+
+def print_published(preset: Preset) -> None:
+    """The figures that a run of the preset is held against."""
+    for one in preset.published:
+        print(f"    {one.miou:.4f}  {one.system} ({one.source})")
+    if not preset.published:
+        print("    nothing is published to hold it against")
+
+
+def print_presets() -> None:
+    """All presets, their data sets and published figures."""
+    for name, preset in PRESETS.items():
+        config = preset.config
+        print(
+            f"{name}: {config.model.arch} over {config.model.backbone}, D = {config.model.embed_dim}, "
+            f"{config.loss.negatives.kind} negatives, batch {config.trainer.batch_size} of {config.data.crop} px, "
+            f"{config.trainer.steps:,} steps\n    {preset.build}"
+        )
+        print_published(preset)
+
+
+def cli(words: list[str]) -> None:
+    """Reads the preset first, since it says what the other settings are where they are not given."""
+    asks_for_help = {"-h", "--help"} & set(words)
+    choice, _ = tyro.cli(Choice, args=[word for word in words if word not in asks_for_help], return_unknown_args=True)
+    if choice.list:
+        print_presets()
+        return
+    if choice.preset not in PRESETS:
+        raise ValueError(f"--preset {choice.preset!r} is not known; there are: {', '.join(PRESETS)}")
+    default = Arguments(preset=choice.preset, run=PRESETS[choice.preset].config)
+    main(tyro.cli(Arguments, args=words, default=default, description=__doc__))
+
+
+if __name__ == "__main__":
+    try:
+        cli(sys.argv[1:])
+    except ValueError as error:
+        raise SystemExit(str(error)) from error

@@ -1,0 +1,81 @@
+"""The paper's loss as its own code computes it, faults included: what the fused loss is compared with.
+
+Source: ESSNet, the code of "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU"
+(https://arxiv.org/abs/2012.07489), written anew.
+
+Shapes: B batch, H W pixels, h w feature cells, P = B*H*W, D embedding, C classes, K negatives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.neighbours import nearest_classes
+
+Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
+"""Pixels (P, D), rows of the table as columns (D, C) and a number K to scores, the larger the nearer, and ids, both (P, K)."""
+
+
+def official_cross_entropy(
+    pixels_BDhw: Tensor,
+    table_CD: Tensor,
+    labels_BHW: Tensor,
+    *,
+    count: int,
+    temperature: float = 20.0,
+    ignore_index: int = -1,
+    mend_neighbours: bool = False,
+    search: Search = nearest_classes,
+) -> Tensor:
+    """Mean cross-entropy over labelled pixels against the K classes nearest to each, by the formula of the paper's code.
+
+    It differs from `embedding_cross_entropy` with "nearest" and "distance" in three things. Pixels are normalised before they
+    are upsampled, so that between feature cells |o| < 1. The search runs over all classes, and where it finds the pixel's
+    own class t, the negative is t - 1 instead (0 for t = 0, which then is its own negative: its loss is at least log 2). And
+    K + 1 vectors a pixel are gathered, so memory is O(B * H * W * K * D).
+
+    Args:
+        pixels_BDhw: output of the embedding head, floating point.
+        table_CD: the class table; rows are normalised here.
+        labels_BHW: int64, 0 to C - 1, or `ignore_index`.
+        count: K, 1 to C - 1.
+        temperature: tau, above 0.
+        ignore_index: label of pixels that count for nothing.
+        mend_neighbours: leave the own class out of the search, so that the negatives are the K nearest others.
+        search: what finds the nearest classes; the paper's code takes faiss.
+
+    Returns:
+        A scalar. 0, with zero gradients, where no pixel is labelled.
+    """
+    B, D = pixels_BDhw.shape[:2]
+    H, W = labels_BHW.shape[1:]
+    with torch.autocast(pixels_BDhw.device.type, enabled=False):
+        unit_BDhw = F.normalize(pixels_BDhw.float(), dim=1)
+        o_BDHW = F.interpolate(unit_BDhw, size=(H, W), mode="bilinear", align_corners=False)
+        rows_CD = F.normalize(table_CD.float(), dim=1)
+        known_BHW = labels_BHW != ignore_index
+        own_BHW = labels_BHW.where(known_BHW, 0)
+        with torch.no_grad():
+            queries_PD = o_BDHW.permute(0, 2, 3, 1).reshape(-1, D)
+            negatives_PK = _negatives(queries_PD, rows_CD, own_BHW.view(-1, 1), count, mend_neighbours, search)
+            negatives_BKHW = negatives_PK.view(B, H, W, count).permute(0, 3, 1, 2)
+            compared_BkHW = torch.cat([own_BHW[:, None], negatives_BKHW], 1)
+        classes_BkDHW = rows_CD[compared_BkHW].permute(0, 1, 4, 2, 3)
+        z_BkHW = -temperature * torch.linalg.vector_norm(o_BDHW[:, None] - classes_BkDHW, dim=2)
+        first_BHW = torch.zeros_like(labels_BHW).masked_fill_(~known_BHW, -1)
+        total = F.cross_entropy(z_BkHW, first_BHW, ignore_index=-1, reduction="sum")
+    return total / known_BHW.sum().clamp(min=1)
+
+
+def _negatives(queries_PD: Tensor, rows_CD: Tensor, own_P1: Tensor, count: int, mend: bool, search: Search) -> Tensor:
+    rows_DC = rows_CD.T.contiguous()
+    if not mend:
+        _, found_PK = search(queries_PD, rows_DC, count)
+        return torch.where(found_PK == own_P1, found_PK - 1, found_PK).clamp_(min=0)
+    scores_Pk, found_Pk = search(queries_PD, rows_DC, count + 1)
+    order_PK = scores_Pk.masked_fill(found_Pk == own_P1, -torch.inf).topk(count, dim=1).indices
+    return found_Pk.gather(1, order_PK)

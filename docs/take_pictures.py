@@ -124,8 +124,8 @@ def metric_address(address: str, experiment_id: str, run_ids: list[str], metric:
         "experiments": json.dumps([experiment_id]),
         "metric": json.dumps(metric),
         "plot_metric_keys": json.dumps([metric]),
-        "x_axis": json.dumps("step"),
-        "y_axis_scale": json.dumps("linear" if metric.startswith("miou") else "log"),
+        "x_axis": "step",
+        "y_axis_scale": "linear" if metric.startswith("miou") else "log",
         "line_smoothness": "1",
         "show_point": "true",
     }

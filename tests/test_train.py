@@ -62,6 +62,17 @@ def test_resumed_run_equals_uninterrupted(quick, tmp_path, loader_workers):
         assert torch.equal(tensor, load_checkpoint(tmp_path / "other" / "step-00000008.pt")["model"][name]), name
 
 
+def test_frozen_backbone_stays_as_it_is_and_takes_less_memory(quick, tmp_path):
+    frozen = override(quick, {"optimizer.backbone_lr_factor": 0.0})
+    _, last = run(frozen)
+    begin, end = (load_checkpoint(tmp_path / "train" / f"step-0000000{step}.pt")["model"] for step in (4, 8))
+    weights = [name for name in begin if name.endswith("weight")]
+    still = {name for name in weights if torch.equal(begin[name], end[name])}
+    assert still == {name for name in weights if name.startswith("network.encoder.")}
+    assert plan(frozen) == pytest.approx(last["peak_memory_gib"], rel=0.01)
+    assert plan(frozen) < 0.9 * plan(quick)
+
+
 def test_finished_run_is_not_run_again(quick, tmp_path):
     _, last = run(quick)
     reports, again = run(quick, resume=tmp_path / "train")

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "platform" / "kiloseg"
 
 RANKS = {
     "config": 0,
+    "native": 0,
     "tiles": 0,
     "figures": 0,
     "neighbours": 0.5,

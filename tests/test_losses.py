@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
 
+from kiloseg import native
 from kiloseg.losses import Negatives, class_separation, dense_cross_entropy, embedding_cross_entropy
 from kiloseg.losses.candidates import draw_candidates
 
@@ -15,6 +16,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 KINDS = ["all", "nearest", "random", "mixed"]
 C, D, K = 9, 5, 4
+
+
+@pytest.fixture(params=["compiled", "by torch"])
+def path(request, monkeypatch):
+    """Both ways of computing a loss in float32."""
+    monkeypatch.setenv("KILOSEG_NATIVE", "1" if request.param == "compiled" else "0")
+    assert (native.library() is None) == (request.param == "by torch")
 
 
 def batch(dtype=torch.float64, size=(13, 10), cells=(4, 3), images=2):
@@ -72,6 +80,7 @@ def loss_and_gradients(function, pixels, table):
     return [loss, *torch.autograd.grad(loss, [pixels, table])]
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("logit", ["distance", "cosine"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 2e-5)])
@@ -111,6 +120,7 @@ def test_every_other_class_as_negative_is_the_exact_softmax(kind, logit):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("kind", KINDS)
 def test_target_is_never_its_own_negative(kind):
     """A pixel on its own class, all others opposite: the loss is near 0. With itself as a negative it is at least log 2."""
@@ -188,6 +198,7 @@ def test_ignored_pixels_change_nothing(kind):
     torch.testing.assert_close(*results, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("kind", KINDS)
 def test_batch_without_labels_gives_zero(kind):
     pixels, table, labels = batch(torch.float32)
@@ -200,6 +211,7 @@ def test_batch_without_labels_gives_zero(kind):
     assert dense == 0
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("logit", ["distance", "cosine"])
 def test_finite_where_a_pixel_lies_on_a_class(logit):
     table = torch.eye(D).requires_grad_()
@@ -214,6 +226,7 @@ def test_finite_where_a_pixel_lies_on_a_class(logit):
         assert all(torch.isfinite(tensor).all() for tensor in (loss, *gradients))
 
 
+@pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("logit", ["distance", "cosine"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_tiny_loss_keeps_its_digits_in_float32(kind, logit):
@@ -229,6 +242,7 @@ def test_a_tiny_loss_keeps_its_digits_in_float32(kind, logit):
     assert loss.item() == pytest.approx(math.log1p((D - 1) * math.exp(-exponent)), rel=1e-4)
 
 
+@pytest.mark.usefixtures("path")
 def test_zero_embedding_is_finite():
     pixels = torch.zeros(1, D, 2, 2, requires_grad=True)
     table = torch.eye(D)
@@ -238,6 +252,7 @@ def test_zero_embedding_is_finite():
     assert torch.isfinite(pixels.grad).all()
 
 
+@pytest.mark.usefixtures("path")
 def test_float32_inside_autocast():
     pixels, table, labels = batch(torch.float32)
     plain = embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"))

@@ -8,7 +8,13 @@ from kiloseg import neighbours
 from kiloseg.neighbours import nearest_classes
 from kiloseg.tiles import shapes_only, tiles
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "by_torch")
+
+
+@pytest.fixture
+def by_torch(monkeypatch):
+    """The compiled search has tests of its own."""
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
 
 
 def vectors(pixels, classes, dim=6):

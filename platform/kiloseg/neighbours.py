@@ -5,9 +5,12 @@ Shapes: P pixels, D embedding, C classes, K classes sought, G groups of classes.
 
 from __future__ import annotations
 
+import ctypes
+
 import torch
 from torch import Tensor
 
+from kiloseg import native
 from kiloseg.tiles import tile_pixels, tiles
 
 GROUPED_FROM = 4096
@@ -28,7 +31,8 @@ def nearest_classes(
 ) -> tuple[Tensor, Tensor]:
     """The `count` classes of largest dot product with each pixel, in no particular order; exact.
 
-    For unit vectors these are the nearest: ||o - e||^2 = 2 - 2 o.e.
+    For unit vectors these are the nearest: ||o - e||^2 = 2 - 2 o.e. On a CPU, in float32 and for up to 64 of them, by a
+    compiled kernel (`kiloseg.native`), which holds no matrix of scores.
 
     Args:
         pixels_PD: pixel embeddings; their lengths do not change what is found.
@@ -41,6 +45,8 @@ def nearest_classes(
         Dot products (P, K) and class ids, int64 (P, K).
     """
     P, C = len(pixels_PD), rows_DC.shape[1]
+    if _native_takes(pixels_PD, rows_DC, count):
+        return _search_natively(pixels_PD, rows_DC, count, exclude_P)
     found_PK = pixels_PD.new_empty((P, count))
     ids_PK = torch.empty((P, count), dtype=torch.int64, device=pixels_PD.device)
     size = tile_pixels(C, pixels_PD, tile_bytes)
@@ -57,6 +63,56 @@ def nearest_classes(
             found_PK[tile], ids_PK[tile] = _topk_by_groups(scores_PC, count)
         else:
             found_PK[tile], ids_PK[tile] = scores_PC.topk(count, dim=1, sorted=False)
+    return found_PK, ids_PK
+
+
+class _Search(ctypes.Structure):
+    """`struct nearest` of native/nearest.c."""
+
+    _fields_ = (
+        *((name, ctypes.c_int64) for name in ("P", "D", "C", "K", "width", "threads", "pixel_stride", "dim_stride")),
+        *((name, ctypes.c_void_p) for name in ("pixels", "rows", "excluded", "scores", "ids")),
+    )
+
+
+def _native_takes(pixels_PD: Tensor, rows_DC: Tensor, count: int) -> bool:
+    return (
+        pixels_PD.is_cpu
+        and pixels_PD.dtype == rows_DC.dtype == torch.float32
+        and pixels_PD.shape[1] <= native.MAX_DIM
+        and count <= native.MAX_NEAREST
+        and native.holds_data(pixels_PD) is not None
+        and native.library() is not None
+    )
+
+
+def _search_natively(pixels_PD: Tensor, rows_DC: Tensor, count: int, exclude_P: Tensor | None) -> tuple[Tensor, Tensor]:
+    P, D = pixels_PD.shape
+    rows = native.whole_rows(rows_DC.T)
+    found_PK = pixels_PD.new_empty((P, count))
+    ids_PK = torch.empty((P, count), dtype=torch.int64)
+    if not native.holds_data(pixels_PD):
+        return found_PK, ids_PK
+    kernels = native.library()
+    assert kernels is not None
+    excluded_P = None if exclude_P is None else exclude_P.contiguous()
+    pixel_stride, dim_stride = pixels_PD.stride()
+    search = _Search(
+        P=P,
+        D=D,
+        C=rows_DC.shape[1],
+        K=count,
+        width=rows.shape[1],
+        threads=torch.get_num_threads(),
+        pixel_stride=pixel_stride,
+        dim_stride=dim_stride,
+        pixels=pixels_PD.data_ptr(),
+        rows=native.pointer("rows", rows),
+        excluded=native.pointer("exclude_P", excluded_P, torch.int64),
+        scores=native.pointer("scores", found_PK),
+        ids=native.pointer("ids", ids_PK, torch.int64),
+    )
+    kernels.kiloseg_nearest(ctypes.byref(search))
     return found_PK, ids_PK
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
-from kiloseg.losses import on_chip
+from kiloseg.losses import fused, on_chip
 from kiloseg.losses.band import Band, Comparison
 from kiloseg.losses.candidates import Candidates, Table, draw_candidates
 from kiloseg.tiles import tiles
@@ -38,6 +38,7 @@ class _Setting:
     sample_every: int
     tile_bytes: int | None
     on_chip: bool
+    fused: bool
 
 
 # torch.compile would unroll the loops over bands and tiles into a graph of its own for every size; it leaves this out of
@@ -90,6 +91,7 @@ def embedding_cross_entropy(
     device = pixels_BDhw.device
     # Kernels read float32, and nothing of the fake tensors that memory is planned on.
     readable = pixels_BDhw.dtype != torch.float64 and type(pixels_BDhw) in (Tensor, torch.nn.Parameter)
+    takes_on_chip = readable and on_chip.covers(negatives) and on_chip.available(device)
     setting = _Setting(
         negatives=negatives,
         temperature=temperature,
@@ -97,7 +99,8 @@ def embedding_cross_entropy(
         ignore_index=ignore_index,
         sample_every=sample_every,
         tile_bytes=tile_bytes,
-        on_chip=readable and on_chip.covers(negatives) and on_chip.available(device),
+        on_chip=takes_on_chip,
+        fused=not takes_on_chip and fused.takes(pixels_BDhw, negatives),
     )
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
     with torch.autocast(device.type, enabled=False):
@@ -139,6 +142,22 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> Tensor:
         wants_grad = any(ctx.needs_input_grad)
+        if setting.fused:
+            loss, *gradients = fused.embedding_loss(
+                pixels_BDhw,
+                rows_CD,
+                labels_BHW,
+                _sample_columns(labels_BHW, setting.sample_every),
+                negatives=setting.negatives,
+                temperature=setting.temperature,
+                cosine=setting.logit == "cosine",
+                ignore_index=setting.ignore_index,
+                tile_bytes=setting.tile_bytes,
+                wants_grad=wants_grad,
+            )
+            if wants_grad:
+                ctx.save_for_backward(*gradients)
+            return loss
         B, D, h, w = pixels_BDhw.shape
         _, H, W = labels_BHW.shape
         bands = Bands((h, w), (H, W), pixels_BDhw)

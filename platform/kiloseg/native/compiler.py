@@ -1,0 +1,112 @@
+"""The kernels in C, compiled for this machine by its own compiler when they are first used, and loaded."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+FOLDER = Path(__file__).parent
+SOURCES = ("loss.c", "nearest.c")
+
+# No -ffast-math: a NaN has to stay one, and sums keep their order. Fused multiply-adds are what the kernels are made of.
+FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
+
+_log = logging.getLogger(__name__)
+
+
+def library() -> ctypes.CDLL | None:
+    """The compiled kernels; None where KILOSEG_NATIVE=0 is in the environment, or where they cannot be had.
+
+    What is compiled is kept in `cache_folder()` under a name that stands for sources, flags and CPU. The reason why
+    kernels cannot be had is logged once, as a warning: what they do is then done by torch, more slowly.
+    """
+    return None if os.environ.get("KILOSEG_NATIVE") == "0" else _loaded()
+
+
+def cache_folder() -> Path:
+    """KILOSEG_CACHE, else kiloseg in XDG_CACHE_HOME, else in ~/.cache."""
+    named = os.environ.get("KILOSEG_CACHE")
+    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiloseg"
+
+
+@functools.cache
+def _loaded() -> ctypes.CDLL | None:
+    try:
+        return ctypes.CDLL(str(compiled()))
+    except (OSError, RuntimeError) as error:
+        _log.warning(
+            "the loss and the search for nearest classes run on a CPU without their compiled kernels, several times as "
+            "slow: %s (KILOSEG_NATIVE=0 does so without this message)",
+            error,
+        )
+        return None
+
+
+def compiled() -> Path:
+    """The shared library, compiled unless it is there.
+
+    Several processes may come here at once: each compiles to a file of its own, which then takes the name in one step.
+
+    Raises:
+        RuntimeError: no compiler, or one that fails.
+    """
+    command = [_compiler(), *FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    digest = hashlib.sha256("\n".join([*command[1:], _cpu()]).encode())
+    for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
+        digest.update(path.name.encode() + path.read_bytes())
+    name = f"kernels-{digest.hexdigest()[:24]}.so"
+    folder = cache_folder()
+    if (folder / name).exists():
+        return folder / name
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(suffix=".so", dir=folder)
+    except OSError as error:
+        folder = Path(tempfile.mkdtemp(prefix="kiloseg-"))
+        _log.warning("%s: the kernels are compiled into %s, for this process alone", error, folder)
+        handle, scratch = tempfile.mkstemp(suffix=".so", dir=folder)
+    os.close(handle)
+    try:
+        _compile([*command, *(str(FOLDER / source) for source in SOURCES), "-o", scratch, "-lm", "-lpthread"])
+        Path(scratch).replace(folder / name)
+    finally:
+        Path(scratch).unlink(missing_ok=True)
+    return folder / name
+
+
+def _compiler() -> str:
+    wanted = os.environ.get("CC")
+    for name in [wanted] if wanted else ["cc", "gcc", "clang"]:
+        found = shutil.which(name)
+        if found:
+            return found
+    raise RuntimeError(
+        f"CC = {wanted}: no such compiler" if wanted else "no C compiler (cc, gcc or clang) was found; install one"
+    )
+
+
+def _compile(command: list[str]) -> None:
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    except subprocess.TimeoutExpired as error:
+        raise RuntimeError(f"{' '.join(command)} did not end within 300 s") from error
+    if done.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed: {(done.stderr or done.stdout).strip()[:500]}")
+
+
+def _cpu() -> str:
+    """What tells CPUs apart that need code of their own: a cache may lie on a disk that several machines share."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return f"{platform.machine()} {platform.processor()} {platform.node()}"
+    wanted = ("model name", "flags", "Features", "CPU implementer", "CPU part")
+    return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))

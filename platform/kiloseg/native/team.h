@@ -1,0 +1,79 @@
+// Threads that work on one call and end with it, so that none is left to spin or to be lost in a fork.
+
+#ifndef KILOSEG_TEAM_H
+#define KILOSEG_TEAM_H
+
+#include <pthread.h>
+#include <sched.h>
+#include <stdatomic.h>
+#include <stdint.h>
+
+#define MAX_THREADS 256
+
+struct team {
+    int threads;
+    void *work;
+    void (*run)(struct team *, int thread);
+    pthread_mutex_t gate;
+    atomic_int arrived, generation;
+    atomic_llong next;
+};
+
+struct member {
+    struct team *team;
+    int thread;
+};
+
+// The next task of this phase, counted from 0; tasks are taken as threads come free.
+static inline int64_t next_task(struct team *team) {
+    return atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
+}
+
+// Ends a phase: waits for all threads, and counts tasks from 0 again.
+static inline void meet(struct team *team) {
+    int generation = atomic_load_explicit(&team->generation, memory_order_relaxed);
+    if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->threads - 1) {
+        atomic_store_explicit(&team->arrived, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->next, 0, memory_order_relaxed);
+        atomic_store_explicit(&team->generation, generation + 1, memory_order_release);
+        return;
+    }
+    for (int tries = 0; atomic_load_explicit(&team->generation, memory_order_acquire) == generation; ++tries) {
+        if (tries < 4000) {  // about 50 us; then the others have no core, perhaps
+#if defined(__x86_64__)
+            __builtin_ia32_pause();
+#endif
+        } else {
+            sched_yield();
+        }
+    }
+}
+
+static void *begin(void *member) {
+    struct member *mine = member;
+    pthread_mutex_lock(&mine->team->gate);
+    pthread_mutex_unlock(&mine->team->gate);
+    mine->team->run(mine->team, mine->thread);
+    return 0;
+}
+
+// Runs `run` on so many threads, the calling one among them; on fewer where no more can be made.
+static void run_team(void (*run)(struct team *, int), void *work, int64_t threads) {
+    struct team team = {.threads = 1, .work = work, .run = run, .gate = PTHREAD_MUTEX_INITIALIZER};
+    struct member members[MAX_THREADS];
+    pthread_t handles[MAX_THREADS];
+    pthread_attr_t attributes;
+    pthread_attr_init(&attributes);
+    pthread_attr_setstacksize(&attributes, 2 << 20);
+    pthread_mutex_lock(&team.gate);  // nobody starts before it is known for how many to wait
+    for (; team.threads < threads && team.threads < MAX_THREADS; ++team.threads) {
+        members[team.threads] = (struct member){&team, team.threads};
+        if (pthread_create(&handles[team.threads], &attributes, begin, &members[team.threads]) != 0) break;
+    }
+    pthread_mutex_unlock(&team.gate);
+    run(&team, 0);
+    for (int i = 1; i < team.threads; ++i) pthread_join(handles[i], 0);
+    pthread_attr_destroy(&attributes);
+}
+
+#endif

@@ -57,7 +57,7 @@ class _TrainStream(IterableDataset[Any]):
         self.augment = Augment(data)
         self.memory = Memory(batch_size, data.crop)
         workers = data.loader_workers
-        self.slots = Slots(workers, PREFETCH, batch_size, data.crop) if workers else None
+        self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
         self.reader = Reader(Path(data.path), self.shards)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 

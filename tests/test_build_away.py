@@ -2,11 +2,9 @@
 
 import re
 import sys
-from urllib.request import Request, urlopen
 
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from test_build import SHARDS, build_numbered, contents
 
 from kiloseg.data.cluster import environment
@@ -19,26 +17,6 @@ from kiloseg.data.shards import DataError, check_shards, read_info
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return folder, build_numbered(folder)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A server that speaks S3, on loopback, with a bucket; what is asked of it is in a URL's query."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")) as answer:
-        assert answer.status == 200
-    yield f"?endpoint_override={host}:{port}&scheme=http"
-    server.stop()
-
-
-@pytest.fixture
-def s3(server, tmp_path, monkeypatch):
-    """URL of a folder that does not exist yet."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    return f"s3://bucket/{tmp_path.name}/set{server}"
 
 
 def stored(url):

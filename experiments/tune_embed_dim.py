@@ -76,6 +76,10 @@ def main(arguments: Arguments) -> None:
     num_classes = arguments.run.data.num_classes or info.num_classes
     base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
 
+    shown, held = base.data.val_samples, info.num_samples("val")
+    if shown is not None and shown < held:
+        print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
+
     counts = [count for count in (2, 4, 8, 16, 32) if count < num_classes]
     space = {
         "model.embed_dim": tune.choice(list(arguments.embed_dims)),

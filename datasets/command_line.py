@@ -12,9 +12,10 @@ ArgumentsT = TypeVar("ArgumentsT")
 
 
 def run(build: Callable[[ArgumentsT], object], arguments: type[ArgumentsT]) -> None:
-    """Parses the command line and builds; exits with 1 where the input cannot be built from (a ValueError)."""
+    """Parses the command line and builds; exits with 1 where the input cannot be built from, or a filesystem or cluster
+    does not answer."""
     try:
         build(tyro.cli(arguments))
-    except ValueError as error:  # DataError is one
-        print(f"error: {error}", file=sys.stderr)
+    except (ConnectionError, ValueError) as error:  # DataError is a ValueError
+        print("\n".join([f"error: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         raise SystemExit(1) from None

@@ -1,6 +1,6 @@
 """Builds the emoji data set from a bank on a machine that has NumPy and Pillow, and nothing else.
 
-    python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
+    PYTHONPATH=platform python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
 
 The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl, since Parquet takes
 pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.

@@ -28,7 +28,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas
@@ -36,6 +35,7 @@ import tyro
 
 from kiloseg.config import Config, head_overrides, override
 from kiloseg.data.classes import count_classes
+from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.figures import ranking
 from kiloseg.presets import PRESETS
@@ -94,7 +94,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
     info = read_info(arguments.run.data.path)
     num_classes = count_classes(arguments.run.data, info)
-    path = str(Path(arguments.run.data.path).resolve())
+    path = open_folder(arguments.run.data.path).location
     base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
     arms = possible(ARMS[arguments.question], num_classes)
     # Every point names its arm by its settings, which is how results find it again.

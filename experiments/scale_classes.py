@@ -36,6 +36,7 @@ import tyro
 from matplotlib.figure import Figure
 
 from kiloseg.config import Config, flatten, head_name, head_overrides, override
+from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.figures import spread
 from kiloseg.memory import largest_batch, parse_gib
@@ -133,7 +134,7 @@ def main(arguments: Arguments) -> None:
         raise ValueError(
             f"--classes {max(arguments.classes)}: {arguments.run.data.path} has no more than {known} classes"
         )
-    base = override(arguments.run, {"data.path": str(Path(arguments.run.data.path).resolve())})
+    base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
     planned = []
     for cell in cells(arguments, base):
         planned.append(cell)

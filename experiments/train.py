@@ -24,6 +24,7 @@ import tyro
 from tqdm import tqdm
 
 from kiloseg.config import Config, flatten, head_name, override
+from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.presets import PRESETS, Preset
 from kiloseg.summary import iou_table
@@ -66,7 +67,7 @@ def main(arguments: Arguments) -> None:
     output = Path(arguments.run.trainer.output).resolve()
     config = override(
         arguments.run,
-        {"data.path": str(Path(arguments.run.data.path).resolve()), "trainer.output": str(output)},
+        {"data.path": open_folder(arguments.run.data.path).location, "trainer.output": str(output)},
     )
     info = read_info(config.data.path)
     tracker = Tracker.open(arguments.experiment, arguments.runs.resolve())

@@ -29,6 +29,7 @@ import tyro
 from ray import tune
 
 from kiloseg.config import Config, NegativesKind, override
+from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.presets import GLYPHS
 from kiloseg.search import Study, StudyResult, search
@@ -52,14 +53,14 @@ class Arguments:
     """Values of loss.negatives.kind to choose from."""
 
 
-def build_glyphs(num_classes: int, runs: Path) -> Path:
+def build_glyphs(num_classes: int, runs: Path) -> str:
     """Builds the default data set if it is not there yet."""
     out = runs / "data" / f"glyphs-{num_classes}"
     subprocess.run(
         [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
         check=True,
     )
-    return out
+    return str(out)
 
 
 def main(arguments: Arguments) -> None:
@@ -67,13 +68,17 @@ def main(arguments: Arguments) -> None:
     study = arguments.study
     runs = Path(study.runs).resolve()
     path = (
-        Path(arguments.run.data.path).resolve()
+        open_folder(arguments.run.data.path).location
         if arguments.run.data.path
         else build_glyphs(arguments.glyph_classes, runs)
     )
     info = read_info(path)
     num_classes = arguments.run.data.num_classes or info.num_classes
-    base = override(arguments.run, {"data.path": str(path), "data.num_classes": num_classes})
+    base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
+
+    shown, held = base.data.val_samples, info.num_samples("val")
+    if shown is not None and shown < held:
+        print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
     counts = [count for count in (2, 4, 8, 16, 32) if count < num_classes]
     space = {

@@ -1,6 +1,7 @@
 """A small real data set, and a run that is quick on it."""
 
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -94,3 +95,26 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def server():
+    """A server that speaks S3, on loopback, with a bucket; what is asked of it is in a URL's query."""
+    from moto.server import ThreadedMotoServer  # takes a second
+
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")) as answer:
+        assert answer.status == 200
+    yield f"?endpoint_override={host}:{port}&scheme=http"
+    server.stop()
+
+
+@pytest.fixture
+def s3(server, tmp_path, monkeypatch):
+    """URL of a folder that does not exist yet; shards that are read from it are copied below `tmp_path`."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
+    return f"s3://bucket/{tmp_path.name}/set{server}"

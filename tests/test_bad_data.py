@@ -167,6 +167,9 @@ def test_description_without_a_field_names_it(good, field):
     refused(lambda: read_info(good), f"{good}/dataset.json is damaged (KeyError: '{field}')")
 
 
+DIGEST = "0" * 64
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -174,10 +177,12 @@ def test_description_without_a_field_names_it(good, field):
         {"splits": {"train": 5}},
         {"splits": {"train": [5]}},
         {"splits": {"train": [{"name": "a.tar"}]}},
-        {"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1, "sha256": "", "more": 1}]}},
-        {"splits": {"train": [{"name": 5, "samples": 1, "bytes": 1, "sha256": ""}]}},
-        {"splits": {"train": [{"name": "a.tar", "samples": "1", "bytes": 1, "sha256": ""}]}},
-        {"splits": {"train": [{"name": "a.tar", "samples": -1, "bytes": 1, "sha256": ""}]}},
+        {"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1, "sha256": DIGEST, "more": 1}]}},
+        {"splits": {"train": [{"name": 5, "samples": 1, "bytes": 1, "sha256": DIGEST}]}},
+        {"splits": {"train": [{"name": "a.tar", "samples": "1", "bytes": 1, "sha256": DIGEST}]}},
+        {"splits": {"train": [{"name": "a.tar", "samples": -1, "bytes": 1, "sha256": DIGEST}]}},
+        {"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1, "sha256": "../../" + DIGEST[6:]}]}},
+        {"splits": {"train": [{"name": "a.tar", "samples": 1, "bytes": 1, "sha256": 5}]}},
         {"classes": 3},
         {"classes": "abc"},
         {"background": "0"},

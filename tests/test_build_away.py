@@ -1,12 +1,13 @@
 """Building on other filesystems and on a Ray cluster gives what it gives in a folder of this machine."""
 
+import functools
+import os
 import re
+import subprocess
 import sys
-from urllib.request import Request, urlopen
 
 import pytest
 import ray
-from moto.server import ThreadedMotoServer
 from test_build import SHARDS, build_numbered, contents
 
 from kiloseg.data.cluster import environment
@@ -19,26 +20,6 @@ from kiloseg.data.shards import DataError, check_shards, read_info
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole")
     return folder, build_numbered(folder)
-
-
-@pytest.fixture(scope="module")
-def server():
-    """A server that speaks S3, on loopback, with a bucket; what is asked of it is in a URL's query."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")) as answer:
-        assert answer.status == 200
-    yield f"?endpoint_override={host}:{port}&scheme=http"
-    server.stop()
-
-
-@pytest.fixture
-def s3(server, tmp_path, monkeypatch):
-    """URL of a folder that does not exist yet."""
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
-    return f"s3://bucket/{tmp_path.name}/set{server}"
 
 
 def stored(url):
@@ -149,7 +130,7 @@ def test_cluster_that_is_started_for_the_build(whole, tmp_path):
 def test_cluster_of_the_caller(whole, tmp_path):
     """Errors are the builder's own, and what one kind of build finished is kept by the other."""
     folder = tmp_path / "set"
-    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment("test_build"))
+    ray.init("local", num_cpus=2, include_dashboard=False, log_to_driver=False, runtime_env=environment("test_build"))
     try:
         with pytest.raises(
             DataError, match=r"^train-000004\.tar: sample train00018: mask has class id 3\d\d"
@@ -164,6 +145,28 @@ def test_cluster_of_the_caller(whole, tmp_path):
     assert before
     build_numbered(folder)
     assert {name: times(folder)[name] for name in before} == before
+    assert contents(folder) == contents(whole[0])
+
+
+@pytest.mark.timeout(300)
+def test_cluster_that_asks_for_a_token(whole, tmp_path):
+    """Ray starts clusters with tokens unless told otherwise, but does not offer its own by itself."""
+    folder = tmp_path / "set"
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_AUTH")}
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path)
+    context = ray.init("local", num_cpus=1, include_dashboard=False, log_to_driver=False)
+    try:
+        source = f"import test_build; test_build.build_numbered({str(folder)!r}, address={context.address_info['gcs_address']!r})"
+        run = functools.partial(subprocess.run, [sys.executable, "-c", source], capture_output=True, text=True)
+        refused = run(env=environment)
+        taken = run(env=environment | {"RAY_AUTH_MODE": "token"})
+    finally:
+        ray.shutdown()
+    assert re.search(
+        r"ConnectionError: address = '[\d.:]+': no connection to the cluster \(it asks for a token\); expected RAY_AUTH_MODE=token",
+        refused.stderr,
+    )
+    assert taken.returncode == 0, taken.stderr
     assert contents(folder) == contents(whole[0])
 
 

@@ -134,6 +134,14 @@ def test_a_mistake_ends_a_command_with_its_message_alone(tmp_path):
     assert done.stderr.startswith(f"error: {tmp_path} holds nothing of ade20k") and "Traceback" not in done.stderr
 
 
+def test_a_cluster_that_does_not_answer_ends_a_command_with_a_message(cityscapes_root, tmp_path):
+    options = ("--root", cityscapes_root, "--out", tmp_path / "out", "--address", "127.0.0.1:9")
+    done = command("cityscapes", *options)
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert "error: address = '127.0.0.1:9': no cluster answers" in done.stderr
+    assert "0 of 2 shards are finished and kept" in done.stderr.splitlines()[-1]
+
+
 # VOC and SBD
 
 

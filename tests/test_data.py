@@ -156,6 +156,37 @@ def test_ids_over_255_and_32767_survive_from_shard_to_batch(tmp_path):
     assert set(batch.labels.unique().tolist()) == {-1, *ids[:-1].tolist()}
 
 
+@pytest.mark.parametrize("loader_workers", [0, 1])
+@pytest.mark.parametrize("num_classes", [32_767, 32_768, 65_535])
+def test_every_label_survives_where_the_type_of_labels_changes(tmp_path, num_classes, loader_workers):
+    mask = np.full((32, 32), IGNORE_ID)
+    mask[:, :8], mask[:, 8:16], mask[:, 16:24] = 0, num_classes - 1, num_classes // 2
+    samples = [Sample(key="a", image=np.zeros((32, 32, 3), np.uint8), mask=mask)]
+    shard, rows = write_shard(tmp_path / "train-000000.tar", samples, num_classes=num_classes)
+    write_index(tmp_path, [{"split": split, **row} for row in rows for split in ("train", "val")])
+    info = described(tmp_path, {"train": [shard], "val": [shard]}, num_classes)
+    few = plain(tmp_path, num_classes=3, loader_workers=loader_workers)
+    for data, labels in (
+        (plain(tmp_path, loader_workers=loader_workers), [0, num_classes - 1, num_classes // 2, -1]),
+        (few, [0, 2, 1, -1]),
+    ):
+        for batches in (TrainBatches(data, info, batch_size=1, seed=0).epoch(0), validation_batches(data, info)):
+            (batch,) = batches
+            assert batch.labels[0, :, ::8].tolist() == [labels] * 32
+
+
+@pytest.mark.parametrize("wrong", [32_767, 32_768, 50_000, 65_534])
+def test_ids_of_no_class_are_found_in_either_half_of_16_bits(tmp_path, wrong):
+    mask = np.full((32, 32), IGNORE_ID)
+    mask[5, 5] = wrong
+    samples = [Sample(key="a", image=np.zeros((32, 32, 3), np.uint8), mask=mask)]
+    shard, _ = write_shard(tmp_path / "train-000000.tar", samples, num_classes=65_535)
+    info = described(tmp_path, [shard], 32_767)
+    batches = TrainBatches(plain(tmp_path, loader_workers=0), info, batch_size=1, seed=0)
+    with pytest.raises(DataError, match=f"sample a: mask has class id {wrong}, expected 0 to 32766"):
+        next(batches.epoch(0))
+
+
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.int32, np.int64, np.uint64])
 def test_mask_of_any_integer_type_round_trips(dtype):
     top = min(np.iinfo(dtype).max, IGNORE_ID)

@@ -3,6 +3,8 @@
 import io
 import itertools
 import random
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,13 +13,14 @@ import torch
 import torch.nn.functional as F
 import webdataset
 from PIL import Image
+from PIL.PngImagePlugin import putchunk
 from test_data import described, encoded, numbered_samples
 from torchvision.transforms.v2 import functional as transforms
 
 from kiloseg.config import Data
 from kiloseg.data.augment import _resize
 from kiloseg.data.colour import Jitter, change_colours, draw_jitter
-from kiloseg.data.decode import decode_pixels
+from kiloseg.data.decode import _plain_ids, decode_ids, decode_pixels
 from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.reader import MAX_OPEN, Reader
 from kiloseg.data.shards import Sample, decode_image, decode_mask, encode_mask, read_info, write_shard
@@ -158,6 +161,72 @@ def test_mask_png_is_like_any_other():
         assert np.array_equal(np.asarray(image), mask)
     assert np.array_equal(decode_mask(content), mask)
     assert decode_mask(encode_mask(mask[::2, ::-1])).tolist() == mask[::2, ::-1].tolist(), "of any strides"
+
+
+def outcome(decode, content):
+    try:
+        ids = decode(content)
+    except (OSError, ValueError, SyntaxError) as error:
+        return type(error), str(error)
+    assert ids.dtype == np.uint16
+    return ids.tolist()
+
+
+def test_mask_is_decoded_as_by_pillow(monkeypatch):
+    rng = np.random.default_rng(0)
+    for mask in (
+        rng.integers(0, 65536, (37, 53)),
+        np.kron(rng.integers(0, 65536, (4, 3)), np.ones((9, 11), int)),
+        np.full((1, 1), 65535),
+    ):
+        content = encode_mask(mask)
+        assert _plain_ids(content) is not None, "not by Pillow"
+        assert np.array_equal(decode_ids(content), mask)
+        ids = decode_ids(content)
+        assert ids.dtype == np.uint16 and ids.dtype.isnative and ids.flags.c_contiguous
+
+        buffer = io.BytesIO()
+        Image.fromarray(mask.astype(np.uint16)).save(buffer, "PNG")
+        assert np.array_equal(decode_ids(buffer.getvalue()), mask)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 37 * 53 // 3)
+    with pytest.raises(ValueError, match="exceeds limit"):
+        decode_ids(encode_mask(np.zeros((37, 53), int)))
+
+
+@pytest.mark.filterwarnings("ignore:Truncated File Read")
+def test_damaged_mask_is_pillows_to_judge():
+    content = encode_mask(np.arange(24).reshape(4, 6))
+    for at in range(len(content)):
+        damaged = content[:at] + bytes([content[at] ^ 0x11]) + content[at + 1 :]
+        assert outcome(decode_ids, damaged) == outcome(decode_mask, damaged), at
+        assert outcome(decode_ids, content[:at]) == outcome(decode_mask, content[:at]), at
+    assert outcome(decode_ids, content + b"more") == outcome(decode_mask, content + b"more")
+
+
+def png(rows, height, width, idat=None):
+    """A 16-bit PNG of rows that each begin with the number of their filter, with sound sums."""
+    out = io.BytesIO()
+    out.write(b"\x89PNG\r\n\x1a\n")
+    putchunk(out, b"IHDR", struct.pack(">IIBBBBB", width, height, 16, 0, 0, 0, 0))
+    putchunk(out, b"IDAT", zlib.compress(rows) if idat is None else idat)
+    putchunk(out, b"IEND")
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        png(b"\0\0\1\0\2" + b"\2\0\1\0\1", 2, 2),  # the second row is a difference to the first
+        png(b"\1\0\1\0\1" + b"\1\1\0\0\7", 2, 2),
+        png(b"\0\0\1\0\2" * 3, 2, 2),  # more than the header promises
+        png(b"\0\0\1\0\2", 2, 2),  # less
+        png(b"", 2, 2, idat=zlib.compress(b"\0\0\1\0\2" * 2)[:-1]),
+        png(b"", 2, 2, idat=b"no stream"),
+    ],
+    ids=["filter up", "filter sub", "more rows", "fewer rows", "no end", "nonsense"],
+)
+def test_mask_that_only_pillow_takes(content):
+    assert outcome(decode_ids, content) == outcome(decode_mask, content)
 
 
 # Augmenting

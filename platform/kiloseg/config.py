@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import typing
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
@@ -69,7 +70,7 @@ class Data:
     """Where samples come from and what is done to them before they reach the model."""
 
     path: str = ""
-    """Folder with dataset.json and its shards."""
+    """Folder with dataset.json and its shards, or its URL on any filesystem that pyarrow knows (s3://..., gs://...)."""
     num_classes: int | None = None
     """Use only the N classes that most training samples hold, the background always among them if the data set has one;
     pixels of the others become background, or ignored where there is none. Labels follow the order of the ids; of
@@ -95,6 +96,9 @@ class Data:
     """Processes that decode samples for one training worker. 0: in the training process itself."""
     shuffle_buffer: int = 1000
     """Samples held to shuffle within a stream; order depends only on (trainer.seed, epoch)."""
+    cache_gib: float = 32.0
+    """GiB of the user's cache folder (XDG_CACHE_HOME) that copies of shards at URLs may take; what was used longest ago
+    goes first. With less than one epoch's shards they are fetched anew in each."""
     val_batch_size: int = 16
     """Images per validation batch, padded to the largest of them with ignored pixels."""
     val_samples: int | None = None
@@ -117,6 +121,12 @@ class Data:
         _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold", self.repeat_threshold, "a share from 0 to 1")
         _require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
+        password = urllib.parse.urlsplit(self.path).password if "://" in self.path else None
+        if password is not None:
+            shown = self.path.replace(f":{password}@", ":...@")
+            expected = "no password in it, since settings are logged; credentials come from the environment"
+            raise ValueError(f"data.path = {shown!r}: expected {expected}")
+        _require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "more than 0 GiB")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
         _require(self.val_batch_size >= 1, "data.val_batch_size", self.val_batch_size, "at least 1 image")
 

@@ -41,6 +41,7 @@ PEAKS = {"peak_memory_gib", "peak_memory_reserved_gib", "val/peak_memory_gib"}
 
 _MAY_DIFFER = (
     "data.path",
+    "data.cache_gib",
     "data.val_batch_size",
     "trainer.output",
     "trainer.progress",

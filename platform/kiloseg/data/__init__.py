@@ -1,7 +1,7 @@
 """Data sets on disk and in batches.
 
-`shards`: the file format; `index`: a row per sample; `folder`: here or at a URL; `build`: write many shards at once, in
-`processes` or on a `cluster`, and keep what is `unfinished`; `verify` and `describe`: look at a data set, by `raw` samples;
-`streams` and `pipeline`: shards to batches; `augment`: random crops and colours. Building needs neither torch nor
-torchvision, so nothing is imported here.
+`shards`: the file format; `index`: a row per sample; `folder`: here or at a URL, `cache`: copies of shards from there;
+`build`: write many shards at once, in `processes` or on a `cluster`, and keep what is `unfinished`; `verify` and `describe`:
+look at a data set, by `raw` samples; `streams` and `pipeline`: shards to batches; `augment`: random crops and colours.
+Building needs neither torch nor torchvision, so nothing is imported here.
 """

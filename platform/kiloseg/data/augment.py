@@ -63,7 +63,7 @@ class Augment:
         over: int | None = None,
         out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """uint8 (H, W, 3) and int32 (H, W) to uint8 (3, crop, crop) and int64 (crop, crop).
+        """uint8 (H, W, 3) and signed integers (H, W) to uint8 (3, crop, crop) and int64 (crop, crop).
 
         Args:
             image_HW3: the image.

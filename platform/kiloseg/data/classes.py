@@ -59,12 +59,17 @@ def select_classes(data: Data, info: DatasetInfo) -> Classes:
     return Classes(ids=ids, names=[info.classes[c] for c in ids], background=background)
 
 
+def label_type(info: DatasetInfo) -> np.dtype:
+    """The smaller of two types that holds -1 and every class id: most of what a loader moves about besides images."""
+    return np.dtype(np.int16 if info.num_classes <= np.iinfo(np.int16).max else np.int32)
+
+
 def label_table(info: DatasetInfo, classes: Classes) -> np.ndarray:
-    """The one look-up table from stored ids to labels: int32 of length 65,536.
+    """The one look-up table from stored ids to labels: of length 65,536 and type `label_type`.
 
     Classes that are not used become background where the data set has one, else -1.
     """
-    table = np.full(IGNORE_ID + 1, UNKNOWN, dtype=np.int32)
+    table = np.full(IGNORE_ID + 1, UNKNOWN, dtype=label_type(info))
     table[: info.num_classes] = -1 if classes.background is None else classes.background
     table[classes.ids] = np.arange(len(classes))
     table[IGNORE_ID] = -1

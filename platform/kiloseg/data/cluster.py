@@ -35,13 +35,12 @@ def on_cluster(
         code: name of the module that `work` is from; its folder goes to the workers, with this package.
 
     Raises:
-        ConnectionError: no cluster answers there.
+        ConnectionError: no cluster answers there, or it does not take this process.
         Exception: what `work` raises; tasks that run are ended.
     """
     connected = ray.is_initialized()
     if not connected:
-        _check(address)
-        ray.init(address=address, runtime_env=environment(code), logging_level=logging.WARNING)
+        _connect(address, code)
     running: dict[ray.ObjectRef, Task] = {}
     try:
         remote = ray.remote(num_cpus=1)(_call)
@@ -60,6 +59,22 @@ def on_cluster(
             ray.cancel(reference, force=True)
         if not connected:
             ray.shutdown()
+
+
+def _connect(address: str, code: str) -> None:
+    _check(address)
+    try:
+        ray.init(address=address, runtime_env=environment(code), logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError) as error:
+        if "InvalidAuthToken" in f"{error} {error.__cause__} {error.__context__}":
+            reason = "it asks for a token"
+            mend = "RAY_AUTH_MODE=token here too, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+        else:
+            reason = str(error).partition("\n")[0]
+            mend = "auto with a cluster on this machine, or HOST:PORT of the head of one"
+        raise ConnectionError(
+            f"address = {address!r}: no connection to the cluster ({reason}); expected {mend}"
+        ) from error
 
 
 def _check(address: str) -> None:

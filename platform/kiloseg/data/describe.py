@@ -198,7 +198,7 @@ def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: Datas
     """
     colours = class_colours(info.num_classes, info.background)
     rows = -(-len(samples) // COLUMNS)
-    figure = Figure(figsize=(3.2 * COLUMNS, 4.1 * rows + 0.5), layout="constrained")
+    figure = Figure(figsize=(3.2 * COLUMNS, 4.5 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()

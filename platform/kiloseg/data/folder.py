@@ -165,12 +165,17 @@ class RemoteFolder:
         with self._reaching("read"), self.open(name) as file:
             return file.read()
 
+    def blocks(self, name: str) -> Iterator[bytes]:
+        """A file from start to end, 1 MiB at a time; raises FileNotFoundError."""
+        with self._reaching("read"), self.open(name) as file:
+            while block := file.read(2**20):
+                yield block
+
     def sha256(self, name: str) -> str:
         """As LocalFolder."""
         digest = hashlib.sha256()
-        with self._reaching("read"), self.open(name) as file:
-            while block := file.read(2**20):
-                digest.update(block)
+        for block in self.blocks(name):
+            digest.update(block)
         return digest.hexdigest()
 
     def write(self, name: str, content: bytes) -> None:

@@ -6,7 +6,6 @@ import itertools
 import random
 import zlib
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from kiloseg.config import Data
 from kiloseg.data.augment import Augment, NoSuchPixelError
 from kiloseg.data.classes import select_classes
 from kiloseg.data.decode import Decoder
+from kiloseg.data.folder import RemoteFolder, open_folder
 from kiloseg.data.index import read_index
 from kiloseg.data.reader import Reader
 from kiloseg.data.sampling import Repeats, SampleClasses
@@ -57,8 +57,8 @@ class _TrainStream(IterableDataset[Any]):
         self.augment = Augment(data)
         self.memory = Memory(batch_size, data.crop)
         workers = data.loader_workers
-        self.slots = Slots(workers, PREFETCH, batch_size, data.crop) if workers else None
-        self.reader = Reader(Path(data.path), self.shards)
+        self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
+        self.reader = Reader(data.path, self.shards, cache_gib=data.cache_gib)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
@@ -75,11 +75,12 @@ class _TrainStream(IterableDataset[Any]):
         offset = random.Random(f"left out {self.seed} {epoch}").randint(0, left_out)
         start = offset + (self.rank * self.steps + first) * self.batch_size
         stop = offset + (self.rank * self.steps + last) * self.batch_size
-        positions = shuffle(
-            order[start:stop], self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}"
-        )
-        positions = itertools.islice(positions, skipped * self.batch_size, None)
+        order = order[start:stop]
+        skipped_samples = skipped * self.batch_size
+        positions = shuffle(order, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
+        positions = itertools.islice(positions, skipped_samples, None)
         with self.reader as reader:
+            reader.expect(_shards_in_turn(order[skipped_samples:]))
             for number in itertools.count():
                 chunk = list(itertools.islice(positions, self.batch_size))
                 if not chunk:
@@ -153,7 +154,7 @@ class TrainBatches:
                 f"{data.path} has {self._stream.samples} training samples, fewer than one batch of {batch_size}; lower "
                 "trainer.batch_size"
             )
-        self._loader = _loader(self._stream, data.loader_workers, persistent=True)
+        self._loader = _loader(self._stream, data, persistent=True)
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch after its first `skip`, none of which is read."""
@@ -181,8 +182,10 @@ class _ValidationStream(IterableDataset[Batch]):
     def __iter__(self) -> Iterator[Batch]:
         worker, workers = _loader_worker()
         start, stop = share(self.samples, self.rank * workers + worker, self.world * workers)
-        positions = iter(as_positions(in_order(self.shards)[start:stop]))
-        with Reader(Path(self.data.path), self.shards) as reader:
+        order = in_order(self.shards)[start:stop]
+        positions = iter(as_positions(order))
+        with Reader(self.data.path, self.shards, cache_gib=self.data.cache_gib) as reader:
+            reader.expect(_shards_in_turn(order))
             while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
                 yield _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
 
@@ -194,18 +197,28 @@ def validation_batches(data: Data, info: DatasetInfo, *, rank: int = 0, world: i
         DataError: shards are missing or cut short, or there is no validation split.
     """
     check_shards(data.path, info, "val")
-    return _loader(_ValidationStream(data, info, rank=rank, world=world), data.loader_workers, persistent=False)
+    return _loader(_ValidationStream(data, info, rank=rank, world=world), data, persistent=False)
 
 
-def _loader(stream: IterableDataset[Any], workers: int, *, persistent: bool) -> DataLoader[Any]:
+def _loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:
+    workers = data.loader_workers
+    # Clients of object stores have threads, which a forked process lacks. A spawned one takes seconds to start.
+    spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
     return DataLoader(
         stream,
         batch_size=None,
         num_workers=workers,
         prefetch_factor=PREFETCH if workers else None,
-        persistent_workers=persistent and workers > 0,
+        persistent_workers=workers > 0 and (persistent or spawned),
+        multiprocessing_context="spawn" if spawned else None,
         pin_memory=torch.cuda.is_available(),
     )
+
+
+def _shards_in_turn(order: np.ndarray) -> list[int]:
+    """Shards of an order of positions, each time another one begins."""
+    shards = order[:, 0]
+    return shards[np.flatnonzero(np.diff(shards, prepend=-1))].tolist()
 
 
 def _loader_worker() -> tuple[int, int]:

@@ -12,6 +12,7 @@ import hashlib
 import io
 import itertools
 import json
+import re
 import struct
 import tarfile
 import zlib
@@ -334,6 +335,8 @@ def _check_kinds(info: DatasetInfo) -> None:
     for shard in itertools.chain.from_iterable(info.splits.values()):
         if not isinstance(shard.name, str) or not all(type(n) is int and n >= 0 for n in (shard.samples, shard.bytes)):
             raise TypeError(f"{shard} must have a name and whole numbers")
+        if not isinstance(shard.sha256, str) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+            raise TypeError(f"{shard} must have a sha256 of 64 hexadecimal digits")
 
 
 def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:

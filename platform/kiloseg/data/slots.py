@@ -55,11 +55,12 @@ class Slots:
     Each process has a slot for every batch it may work ahead, and one for the batch that is being copied out.
     """
 
-    def __init__(self, workers: int, ahead: int, batch_size: int, crop: int) -> None:
+    def __init__(self, workers: int, ahead: int, batch_size: int, crop: int, label_type: np.dtype) -> None:
         self.number = ahead + 1
         shape = workers, self.number, batch_size
         self.images = torch.empty((*shape, crop, crop, 3), dtype=torch.uint8).share_memory_().permute(0, 1, 2, 5, 3, 4)
-        self.labels = torch.empty((*shape, crop, crop), dtype=torch.int32).share_memory_()
+        labels_like = torch.from_numpy(np.empty(0, dtype=label_type))
+        self.labels = labels_like.new_empty((*shape, crop, crop)).share_memory_()
         self._written = torch.zeros(shape[:2], dtype=torch.int64).share_memory_()
         self._memory = Memory(batch_size, crop)
 

@@ -60,6 +60,7 @@ def start_ray() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs.
     ray.init(
+        address="local",  # by default Ray joins a cluster that anybody started on this machine
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,

@@ -1,6 +1,7 @@
-"""A Ray head as a head node runs it: `ray start --head --block`, token authentication on, dashboard on loopback."""
+"""Ray nodes as machines run them: `ray start --block`, token authentication on, the head's dashboard on loopback."""
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -27,12 +28,27 @@ class Head:
     environment: dict[str, str]
     """Of programs that speak with it: the token, and where jobs go."""
     token: str
-    session: Path
+    folder: Path
+    """Of what it writes, with a name short enough for Ray's sockets."""
+
+    @property
+    def session(self) -> Path:
+        """Ray's own folder of this head."""
+        return self.folder / "ray" / "session_latest"
 
     def submit(self, tree: Path, *words: object) -> list[str]:
         """The command that a user types in `tree`."""
         command = ["ray", "job", "submit", "--working-dir", str(tree), "--", "python", *words]
         return [str(BIN / command[0]), *map(str, command[1:])]
+
+    def num_nodes(self) -> int:
+        """Nodes that live, itself among them."""
+        request = urllib.request.Request(
+            f"{self.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {self.token}"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            nodes = json.load(answer)["data"]["summary"]
+        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
 
     def status(self, path: str, token: str | None) -> int:
         """HTTP status of a GET."""
@@ -49,7 +65,7 @@ class Head:
 
 @contextlib.contextmanager
 def running_head(*, cpus: int = 2):
-    """Starts a head and ends it. Ray's socket paths have a length limit, so its folder is not pytest's."""
+    """Starts a head and ends it."""
     folder = Path(tempfile.mkdtemp(prefix="kr-", dir="/tmp"))
     gcs, dashboard, client, agent = free_ports(4)
     token = secrets.token_hex(32)
@@ -67,31 +83,60 @@ def running_head(*, cpus: int = 2):
         *(f"--ray-client-server-port={client}", f"--dashboard-agent-listen-port={agent}"),
         *(f"--num-cpus={cpus}", "--num-gpus=0", f"--object-store-memory={100 * 2**20}"),
     ]
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(
-            command, env=environment, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
-        url = f"http://127.0.0.1:{dashboard}"
-        head = Head(
-            address=f"127.0.0.1:{gcs}",
-            dashboard=url,
-            environment=environment | {"RAY_API_SERVER_ADDRESS": url},
-            token=token,
-            session=folder / "ray" / "session_latest",
-        )
-        try:
+    url = f"http://127.0.0.1:{dashboard}"
+    head = Head(
+        address=f"127.0.0.1:{gcs}",
+        dashboard=url,
+        environment=environment | {"RAY_API_SERVER_ADDRESS": url},
+        token=token,
+        folder=folder,
+    )
+    try:
+        with _running(command, environment, folder / "head.log") as process:
             _wait(head, agent, process, folder / "head.log")
             yield head
-        finally:
-            process.send_signal(signal.SIGTERM)
-            with contextlib.suppress(
-                subprocess.TimeoutExpired
-            ):  # it waits half a minute for workers of a job that ended
-                process.wait(5)
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-            shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def running_nodes(head: Head, *resources: dict[str, int]):
+    """Starts a node for each of `resources` (cpus, gpus), waits until the head knows them all, and ends them; their processes."""
+    with contextlib.ExitStack() as stack:
+        nodes = []
+        for number, each in enumerate(resources):
+            (agent,) = free_ports(1)
+            command = [
+                *(BIN / "ray", "start", "--block", "--disable-usage-stats", f"--address={head.address}"),
+                *(f"--num-cpus={each['cpus']}", f"--num-gpus={each['gpus']}", f"--dashboard-agent-listen-port={agent}"),
+                f"--object-store-memory={100 * 2**20}",
+            ]
+            log = head.folder / f"node-{number}.log"
+            nodes.append(stack.enter_context(_running(command, head.environment, log)))
+            # One after the other: two nodes of one machine that start together can miss each other's ports.
+            deadline = time.monotonic() + 120
+            while head.num_nodes() < number + 2:
+                assert nodes[-1].poll() is None, log.read_text()
+                assert time.monotonic() < deadline, f"the node did not come up:\n{log.read_text()}"
+                time.sleep(0.5)
+        yield nodes
+
+
+@contextlib.contextmanager
+def _running(command: list[object], environment: dict[str, str], log: Path):
+    with log.open("w") as file:
+        process = subprocess.Popen(
+            [*map(str, command)], env=environment, stdout=file, stderr=subprocess.STDOUT, start_new_session=True
+        )
+    try:
+        yield process
+    finally:
+        process.send_signal(signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):  # it waits half a minute for workers of a job that ended
+            process.wait(5)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
 
 
 def _wait(head: Head, agent: int, process: subprocess.Popen, log: Path) -> None:

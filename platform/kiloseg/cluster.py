@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 PACKAGE = Path(__file__).parent
 
@@ -46,7 +47,7 @@ def check_kept(folder: Path) -> None:
 
 
 def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, else starts a local one on loopback."""
+    """Connects to the cluster that RAY_ADDRESS names, else starts a local one, all of it on loopback."""
     if ray.is_initialized():
         return
     for name, value in WORKER_ENVIRONMENT.items():
@@ -57,6 +58,10 @@ def start_ray() -> None:
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": dict(WORKER_ENVIRONMENT)}
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
         return
+    # Ray takes the machine's own address, and so listens to the network, even for a cluster of one; this is how it is told to
+    # keep to loopback, which it does by itself on other systems than Linux.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs.
     ray.init(

@@ -59,6 +59,10 @@ class Study:
     """Go on with the newest study of this name instead of starting one."""
 
     def __post_init__(self) -> None:
+        if "@" in self.runs.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "runs: expected a URL without user and password, since settings are logged; give them in the environment"
+            )
         if self.num_trials < 1:
             raise ValueError(f"num_trials = {self.num_trials}: expected at least 1")
         if self.max_concurrent < 0:

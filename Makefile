@@ -9,13 +9,16 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test test-cluster lint setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
+
+test-cluster: $(READY)  ## the longer tests on clusters of several Ray nodes
+	$(BIN)/python -m pytest -m cluster
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

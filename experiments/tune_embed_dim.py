@@ -19,6 +19,7 @@ Expected: see experiments/LOG.md.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -27,6 +28,9 @@ from typing import Annotated
 
 import tyro
 from ray import tune
+
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, NegativesKind, override
 from kiloseg.data.folder import open_folder
@@ -59,6 +63,7 @@ def build_glyphs(num_classes: int, runs: Path) -> str:
     subprocess.run(
         [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
         check=True,
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
     )
     return str(out)
 

@@ -244,6 +244,17 @@ def test_experiments_import_the_package_and_nothing_else_of_this_repository():
         assert "kiloseg" in {name.split(".")[0] for name in names}, path.name
 
 
+def test_experiments_that_run_as_jobs_take_the_library_beside_them():
+    """Or a submitted job would run the library that is installed on the cluster."""
+    line = 'sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))'
+    studies = [path for path in EXPERIMENTS if "search" in groups_imported(path.read_text(), "")]
+    assert studies
+    for path in studies:
+        lines = path.read_text().splitlines()
+        first = next(number for number, text in enumerate(lines) if text.startswith("from kiloseg"))
+        assert line in lines[:first], path.name
+
+
 def test_builders_of_data_sets_know_the_format_and_nothing_of_training():
     builders = sorted((ROOT / "datasets").glob("*.py"))
     assert set().union(*(groups_imported(path.read_text(), "") for path in builders)) == {"data"}

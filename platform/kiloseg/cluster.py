@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import ray
+from ray._private import ray_constants
 
 PACKAGE = Path(__file__).parent
 
@@ -35,19 +36,36 @@ class Resources:
             raise ValueError(f"{self}: expected at least 1 worker, more than 0 CPUs and 0 or more GPUs a worker")
 
 
+def check_kept(folder: Path) -> None:
+    """Refuses results in the folder of a submitted job, which is Ray's and goes when the job is over.
+
+    Raises:
+        ValueError: `folder` lies there.
+    """
+    if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and folder.is_relative_to(PACKAGE.parents[1]):
+        raise ValueError(f"runs = {str(folder)!r} goes when this job is over; give --runs a folder that all nodes see")
+
+
 def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, else starts a local one on loopback."""
+    """Connects to the cluster that RAY_ADDRESS names, else starts a local one, all of it on loopback."""
     if ray.is_initialized():
         return
     for name, value in WORKER_ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    # Workers import the code of this checkout, not one that happens to be installed where they run.
-    runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": dict(WORKER_ENVIRONMENT)}
+    # Workers import the code of this checkout, not one that happens to be installed where they run. What they print stays in
+    # Ray's logs: the driver prints a line for every report already.
     if os.environ.get("RAY_ADDRESS"):
-        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING)
+        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": dict(WORKER_ENVIRONMENT)}
+        ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
         return
+    # Ray takes the machine's own address, and so listens to the network, even for a cluster of one; this is how it is told to
+    # keep to loopback, which it does by itself on other systems than Linux.
+    os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs.
     ray.init(
+        address="local",  # by default Ray joins a cluster that anybody started on this machine
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,
@@ -55,10 +73,11 @@ def start_ray() -> None:
     )
 
 
-def trial_resources(workers: int, cpus_per_worker: float) -> Resources:
-    """A GPU for each worker where the cluster has any, else CPU cores only."""
-    gpus = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    return Resources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus)
+def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:
+    """What a trial gets; with None a GPU for each worker where the cluster has any now, else CPU cores only."""
+    if gpus_per_worker is None:
+        gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
+    return Resources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
 def concurrency(resources: Resources) -> int:
@@ -72,6 +91,7 @@ def concurrency(resources: Resources) -> int:
     fitting = min(int(cluster.get(name, 0) // need) for name, need in needs.items() if need)
     if fitting < 1:
         raise ValueError(
-            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs"
+            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs; on one "
+            "whose workers start when they are asked for, say --gpus-per-worker 1 and --max-concurrent"
         )
     return fitting

@@ -19,7 +19,7 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
-from kiloseg.cluster import PACKAGE, concurrency, start_ray, trial_resources
+from kiloseg.cluster import PACKAGE, check_kept, concurrency, start_ray, trial_resources
 from kiloseg.config import Config, flatten, override
 from kiloseg.data.shards import read_info
 from kiloseg.progress import Progress
@@ -50,12 +50,19 @@ class Study:
     """Training processes a trial, each on a GPU of its own where there is one."""
     cpus_per_worker: float = 1.0
     """CPU cores a training process gets."""
+    gpus_per_worker: float | None = None
+    """GPUs a training process gets. None: 1 where the cluster has any when the study starts, else 0. Where workers are started
+    when they are asked for say 1, and max_concurrent as well."""
     runs: str = "runs"
     """Folder for results; on a cluster one that all nodes see."""
     resume: bool = False
     """Go on with the newest study of this name instead of starting one."""
 
     def __post_init__(self) -> None:
+        if "@" in self.runs.partition("://")[2].partition("/")[0]:
+            raise ValueError(
+                "runs: expected a URL without user and password, since settings are logged; give them in the environment"
+            )
         if self.num_trials < 1:
             raise ValueError(f"num_trials = {self.num_trials}: expected at least 1")
         if self.max_concurrent < 0:
@@ -152,11 +159,12 @@ def _run(
     begin = time.perf_counter()
     study_id, run = _begin(study, base, script, tags)
     runs = Path(study.runs).resolve()
+    check_kept(runs)
     storage = runs / "ray"
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     start_ray()
-    resources = trial_resources(study.workers, study.cpus_per_worker)
+    resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
     settings = TrialSettings(base=base, storage=str(storage / study_id / "train"), resources=resources)
     # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
     # own, and trials that held a CPU while waiting for their workers' would block each other for ever.

@@ -21,6 +21,8 @@ os.environ.setdefault("DO_NOT_TRACK", "1")
 # MLflow's own 7 retries with doubling pauses keep a user waiting for minutes before a wrong address is named.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
+# At the end of a run MLflow prints its address, and the password with it.
+os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow.exceptions
 from matplotlib.figure import Figure

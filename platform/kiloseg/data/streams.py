@@ -10,6 +10,8 @@ Orders are made of positions alone; bytes are read last, for the positions that 
 
 from __future__ import annotations
 
+import copy
+import itertools
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -31,13 +33,67 @@ class Position(NamedTuple):
     """0 the first time it comes in an epoch, then 1, 2, ..."""
 
 
-def in_order(shards: Sequence[Shard]) -> np.ndarray:
-    """Positions of all samples, shard after shard: int32 of shape (N, 3)."""
-    return _concatenated([_pass(shard, np.arange(entry.samples), 0) for shard, entry in enumerate(shards)])
+class Order:
+    """Positions of samples, pass after pass over shards; a slice is an int32 array of shape (samples, 3).
+
+    Nothing but a few bytes a pass is held until a slice is asked for, so that an epoch of a billion samples costs a worker
+    the memory of its own share.
+    """
+
+    def __init__(self, shards: Sequence[Shard], counts: np.ndarray | None) -> None:
+        self._counts = counts
+        self._first = np.cumsum([0, *(shard.samples for shard in shards)])
+        if counts is None:
+            numbers = np.arange(len(shards), dtype=np.int32)
+            self._passes = np.stack([numbers, np.zeros_like(numbers)], axis=1)
+            sizes = np.diff(self._first)
+        else:
+            times = [counts[start:stop] for start, stop in itertools.pairwise(self._first)]
+            passes = [
+                (shard, copy, np.count_nonzero(each > copy))
+                for shard, each in enumerate(times)
+                for copy in range(each.max(initial=0))
+            ]
+            table = np.array(passes, dtype=np.int64).reshape(-1, 3)
+            self._passes, sizes = table[:, :2].astype(np.int32), table[:, 2]
+        self._stops = np.cumsum(sizes)
+
+    def shuffled(self, rng: random.Random) -> Order:
+        """The same passes in another order."""
+        permutation = list(range(len(self._passes)))
+        rng.shuffle(permutation)
+        sizes = np.diff(self._stops, prepend=0)[permutation]
+        other = copy.copy(self)
+        other._passes, other._stops = self._passes[permutation], np.cumsum(sizes)
+        return other
+
+    def __len__(self) -> int:
+        return int(self._stops[-1]) if len(self._stops) else 0
+
+    def __getitem__(self, part: slice) -> np.ndarray:
+        start, stop, _ = part.indices(len(self))
+        if start >= stop:
+            return np.empty((0, 3), dtype=np.int32)
+        first, last = np.searchsorted(self._stops, [start, stop - 1], side="right")
+        before = int(self._stops[first - 1]) if first else 0
+        passes = [self._positions(*self._passes[number].tolist()) for number in range(first, last + 1)]
+        return np.concatenate(passes)[start - before : stop - before]
+
+    def _positions(self, shard: int, copy: int) -> np.ndarray:
+        start, stop = self._first[shard : shard + 2]
+        indices = np.arange(stop - start) if self._counts is None else np.flatnonzero(self._counts[start:stop] > copy)
+        positions = np.empty((len(indices), 3), dtype=np.int32)
+        positions[:, 0], positions[:, 1], positions[:, 2] = shard, indices, copy
+        return positions
 
 
-def epoch_order(shards: Sequence[Shard], counts: np.ndarray | None, seed: int, epoch: int) -> np.ndarray:
-    """Positions of an epoch before they are shuffled in a buffer: int32 of shape (sum of counts, 3).
+def in_order(shards: Sequence[Shard]) -> Order:
+    """All samples, shard after shard."""
+    return Order(shards, None)
+
+
+def epoch_order(shards: Sequence[Shard], counts: np.ndarray | None, seed: int, epoch: int) -> Order:
+    """An epoch before it is shuffled in a buffer.
 
     Args:
         shards: of the split.
@@ -45,24 +101,7 @@ def epoch_order(shards: Sequence[Shard], counts: np.ndarray | None, seed: int, e
         seed: of the run.
         epoch: from 0.
     """
-    passes = []
-    first = 0
-    for shard, entry in enumerate(shards):
-        times = np.ones(entry.samples, dtype=np.int64) if counts is None else counts[first : first + entry.samples]
-        passes += [_pass(shard, np.flatnonzero(times > copy), copy) for copy in range(times.max(initial=0))]
-        first += entry.samples
-    random.Random(f"shards {seed} {epoch}").shuffle(passes)
-    return _concatenated(passes)
-
-
-def _pass(shard: int, indices: np.ndarray, copy: int) -> np.ndarray:
-    positions = np.empty((len(indices), 3), dtype=np.int32)
-    positions[:, 0], positions[:, 1], positions[:, 2] = shard, indices, copy
-    return positions
-
-
-def _concatenated(passes: list[np.ndarray]) -> np.ndarray:
-    return np.concatenate(passes) if passes else np.empty((0, 3), dtype=np.int32)
+    return Order(shards, counts).shuffled(random.Random(f"shards {seed} {epoch}"))
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:

@@ -36,7 +36,8 @@ def check_file_weights(weights: str, backbone: str) -> None:
     with torch.device("meta"):
         names = timm.create_model(backbone, num_classes=0).state_dict()
     wanted = {name for name in names if not name.endswith("num_batches_tracked")}  # files of old torch lack these
-    missing = sorted(wanted - set(timm.models.load_state_dict(str(Path(weights).expanduser()))))
+    stored = timm.models.load_state_dict(str(Path(weights).expanduser()), weights_only=True)
+    missing = sorted(wanted - set(stored))
     if missing:
         raise ValueError(
             f"model.weights = {weights!r} lacks {len(missing)} of {len(wanted)} tensors of {backbone!r} ({missing[0]}, ...): "

@@ -91,6 +91,8 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         )
     weights, options = timm_options(model.weights)
     try:
+        if options:  # before timm loads the file itself, so that nothing but tensors is ever unpickled
+            check_file_weights(model.weights, model.backbone)
         network = smp.create_model(
             model.arch, encoder_name=f"tu-{model.backbone}", encoder_weights=weights, classes=outputs, **options
         )
@@ -103,8 +105,6 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
                 "file, package or none"
             )
         raise ValueError(f"{reason} ({type(error).__name__}: {error})") from error
-    if options:
-        check_file_weights(model.weights, model.backbone)
     if model.weights == "package":
         load_package_weights(model.backbone, network.encoder.model)
     if isinstance(network.segmentation_head, SegmentationHead):

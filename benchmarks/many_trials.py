@@ -1,0 +1,178 @@
+"""What the thousandth trial of a study costs beside the first.
+
+    python benchmarks/many_trials.py
+    python benchmarks/many_trials.py --num-trials 100
+
+A study on real Ray Tune, Optuna, ASHA and MLflow (SQLite), with the callbacks of every study, whose trials do not train: they
+report numbers as a training would and end. What is left is what the driver does for each trial. Given for each part of the
+study: length and CPU time of the driver a trial, its memory, the size of Tune's snapshot of the study and of the database.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import resource
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ray
+import tyro
+from ray import tune
+
+import kiloseg.search
+from kiloseg.config import Config, Data, Trainer
+from kiloseg.reporter import HISTORY, IOU_PER_CLASS, METRIC, STEP
+from kiloseg.trial import TrialSettings
+
+ROOT = Path(__file__).resolve().parents[1]
+NUM_CLASSES = 40
+STEPS = (100, 200, 300)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments:
+    """A study of trials that do not train."""
+
+    num_trials: int = 1000
+    """Trials of the study."""
+    max_concurrent: int = 2
+    """Trials at once."""
+    parts: int = 10
+    """Rows of the table."""
+
+
+class Moment(NamedTuple):
+    """The driver at a time."""
+
+    seconds: float
+    cpu_seconds: float
+    trials: int
+    """That have reported."""
+    memory_mib: float
+    snapshot_mib: float
+    database_mib: float
+
+
+class Watch(threading.Thread):
+    """Notes a moment every second."""
+
+    def __init__(self, runs: Path) -> None:
+        super().__init__(daemon=True)
+        self.runs = runs
+        self.moments: list[Moment] = []
+        self.over = threading.Event()
+
+    def run(self) -> None:
+        """Until `over` is set."""
+        while not self.over.wait(1.0):
+            self.note()
+
+    def note(self) -> None:
+        """The present moment."""
+        snapshots = [*self.runs.glob("ray/*/experiment_state-*.json"), *self.runs.glob("ray/*/searcher-state-*.pkl")]
+        self.moments.append(
+            Moment(
+                time.perf_counter(),
+                time.process_time(),
+                sum(1 for _ in self.runs.glob("ray/*/*/result.json")),
+                _resident_mib(),
+                sum(path.stat().st_size for path in snapshots if path.exists()) / 2**20,
+                (self.runs / "mlflow.db").stat().st_size / 2**20 if (self.runs / "mlflow.db").exists() else 0.0,
+            )
+        )
+
+
+def _resident_mib() -> float:
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def fake_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
+    """Reports what a training reports, each time better; how good is a function of the settings."""
+    digest = hashlib.sha256(repr(sorted(overrides.items())).encode()).digest()
+    best = 0.2 + 0.3 * digest[0] / 255 - abs(overrides["optimizer.lr"] - 0.003) * 10
+    for step in STEPS:
+        numbers = {
+            METRIC: max(best * step / STEPS[-1], 0.0),
+            "val/pixel_accuracy": 0.8,
+            "train/loss": 3.0 - best,
+            "train/images_per_s": 50.0,
+            "peak_memory_gib": 0.2,
+            "val/peak_memory_gib": 0.1,
+        }
+        between = [{STEP: step - 50, "train/loss": 3.0, "train/images_per_s": 50.0}]
+        outcome = {"outcome": "finished", "oom": 0, "startup_s": 0.0, "train_s": 0.0, "peak_memory_kind": "none"}
+        result = {STEP: step, HISTORY: [*between, {STEP: step, **numbers}], **outcome, **numbers}
+        if step == STEPS[-1]:
+            result[IOU_PER_CLASS] = [0.5] * NUM_CLASSES
+        tune.report(result)
+
+
+def main(arguments: Arguments) -> None:
+    """Runs the study and prints the table."""
+    with tempfile.TemporaryDirectory(prefix="kiloseg-") as folder:
+        runs = Path(folder)
+        data = runs / "glyphs"
+        glyphs = [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(data)]
+        subprocess.run(
+            [*glyphs, "--num-classes", str(NUM_CLASSES), "--train-samples", "64", "--val-samples", "16"], check=True
+        )
+        base = Config(
+            data=Data(path=str(data), num_classes=NUM_CLASSES),
+            trainer=Trainer(steps=STEPS[-1], validate_every=STEPS[0]),
+        )
+        study = kiloseg.search.Study(
+            name="many_trials",
+            num_trials=arguments.num_trials,
+            max_concurrent=arguments.max_concurrent,
+            runs=folder,
+        )
+        space = {
+            "model.embed_dim": tune.choice([4, 8, 16, 32]),
+            "loss.negatives.kind": tune.choice(["all", "nearest", "random"]),
+            "loss.temperature": tune.choice([10.0, 20.0, 40.0]),
+            "optimizer.lr": tune.loguniform(1e-3, 1e-2),
+        }
+        setattr(kiloseg.search, "run_trial", fake_trial)  # noqa: B010 (the name is not exported)
+        watch = Watch(runs)
+        watch.start()
+        result = kiloseg.search.search(study, base, space, first=[], script="benchmarks/many_trials.py")
+        watch.over.set()
+        watch.join()
+        watch.note()
+        ray.shutdown()
+    ended = [row for row in result.rows if row.outcome in ("finished", "stopped")]
+    if len(ended) != arguments.num_trials:
+        raise SystemExit(f"only {len(ended)} of {arguments.num_trials} trials ended as they should")
+    _print_table(watch.moments, arguments)
+    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(f"\n{len(ended)} trials in {result.seconds:.0f} s; peak memory of the driver {peak_gib:.2f} GiB")
+
+
+def _print_table(moments: list[Moment], arguments: Arguments) -> None:
+    print("\n| trials | s a trial | driver CPU s a trial | driver MiB | Tune's snapshot MiB | MLflow database MiB |")
+    print("|---|---:|---:|---:|---:|---:|")
+    # What comes before the first trial has reported is starting, not part of any trial.
+    edges = [arguments.num_trials * part // arguments.parts for part in range(arguments.parts + 1)]
+    edges[0] = 1
+    for first, last in itertools.pairwise(edges):
+        begin = next(moment for moment in moments if moment.trials >= first)
+        end = next(moment for moment in moments if moment.trials >= last)
+        count = max(end.trials - begin.trials, 1)
+        print(
+            f"| {begin.trials} to {end.trials} | {(end.seconds - begin.seconds) / count:.2f} "
+            f"| {(end.cpu_seconds - begin.cpu_seconds) / count:.2f} | {end.memory_mib:.0f} | {end.snapshot_mib:.2f} "
+            f"| {end.database_mib:.1f} |"
+        )
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Arguments, description=__doc__))

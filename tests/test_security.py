@@ -1,0 +1,279 @@
+"""What SECURITY.md promises: nothing is run that came as data, nothing listens to the network, no secret is kept."""
+
+import ast
+import contextlib
+import io
+import os
+import pickle
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from heads import free_ports
+
+from kiloseg.checkpoint import load_checkpoint, load_newest
+from kiloseg.config import Config, flatten, override
+from kiloseg.data.pipeline import TrainBatches
+from kiloseg.data.shards import read_info
+from kiloseg.models import build_segmenter
+from kiloseg.search import Study
+from kiloseg.tracking import Tracker
+
+ROOT = Path(__file__).parents[1]
+SOURCES = sorted(path for folder in ("platform", "datasets", "experiments") for path in (ROOT / folder).rglob("*.py"))
+
+UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
+BETWEEN_OWN_PROCESSES = {"platform/kiloseg/data/processes.py"}
+"""Pickles what it sends to processes that it starts itself, and reads nothing else."""
+
+
+def faults(tree):
+    """What a source text does that could run data as code."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else [node.module or ""]
+            yield from (f"imports {name}" for name in names if name.split(".")[0] in UNPICKLERS)
+        if not isinstance(node, ast.Call):
+            continue
+        name = ast.unparse(node.func)
+        values = {word.arg: ast.unparse(word.value) for word in node.keywords}
+        if name in ("torch.load", "timm.models.load_state_dict") and values.get("weights_only") != "True":
+            yield f"{name} without weights_only=True"
+        if name.split(".")[-1] in ("read_pickle", "unsafe_load", "full_load", "load_pickle") or name == "yaml.load":
+            yield name
+        if values.get("allow_pickle", "False") != "False":
+            yield f"{name} with allow_pickle"
+        if name in ("eval", "exec", "compile", "os.system", "__import__") or values.get("shell", "False") != "False":
+            yield f"{name} runs text"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_source_runs_data(path):
+    found = set(faults(ast.parse(path.read_text())))
+    if str(path.relative_to(ROOT)) in BETWEEN_OWN_PROCESSES:
+        found -= {"imports pickle"}
+    assert not found
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "from cloudpickle import loads",
+        "torch.load(path)",
+        "torch.load(path, weights_only=False)",
+        "timm.models.load_state_dict(path)",
+        "np.load(path, allow_pickle=True)",
+        "pandas.read_pickle(path)",
+        "yaml.load(text, Loader)",
+        "eval(text)",
+        "subprocess.run(text, shell=True)",
+    ],
+)
+def test_the_check_of_sources_sees(source):
+    assert list(faults(ast.parse(source)))
+    assert not list(faults(ast.parse("torch.load(p, weights_only=True); model.load_state_dict(s); model.eval()")))
+
+
+class Attack:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, mark):
+        self.mark = str(mark)
+
+    def __reduce__(self):
+        return (os.mkdir, (self.mark,))
+
+
+def test_the_attack_works_where_it_is_let(tmp_path):
+    pickle.loads(pickle.dumps(Attack(tmp_path / "mark")))
+    assert (tmp_path / "mark").exists()
+
+
+def test_a_checkpoint_cannot_run_code(tmp_path):
+    path = tmp_path / "step-00000001.pt"
+    torch.save({"format": "kiloseg-checkpoint-1", "step": 1, "model": Attack(tmp_path / "mark")}, path)
+    with pytest.raises(ValueError, match=r"step-00000001\.pt is damaged"):
+        load_checkpoint(path)
+    with pytest.warns(UserWarning, match="is damaged"):
+        assert load_newest(tmp_path) is None
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_file_of_weights_cannot_run_code(quick, tmp_path):
+    path = tmp_path / "weights.pt"
+    torch.save({"state_dict": Attack(tmp_path / "mark")}, path)
+    config = override(quick, {"model.weights": str(path)})
+    with pytest.raises(ValueError, match="could not be loaded for 'test_resnet'"):
+        build_segmenter(config, 6, torch.device("cpu"))
+    assert not (tmp_path / "mark").exists()
+
+
+def test_a_shard_cannot_run_code(squares, quick, tmp_path):
+    """Members with the suffixes that webdataset would unpickle are bytes that nobody looks at."""
+    folder = tmp_path / "squares"
+    folder.mkdir()
+    for path in squares.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    poison = pickle.dumps(Attack(tmp_path / "mark"))
+    info = read_info(folder)
+    sizes = {}
+    for shard in info.shards("train"):
+        with tarfile.open(folder / shard.name) as tar:
+            files = [(member.name, tar.extractfile(member).read()) for member in tar]
+        keys = dict.fromkeys(name.partition(".")[0] for name, _ in files)
+        with tarfile.open(folder / shard.name, "w") as tar:
+            for key in keys:
+                own = [(name, content) for name, content in files if name.partition(".")[0] == key]
+                for name, content in [
+                    *own,
+                    *((f"{key}.{suffix}", poison) for suffix in ("pkl", "pickle", "pyd", "pth")),
+                ]:
+                    member = tarfile.TarInfo(name)
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+        sizes[shard.name] = (shard.bytes, (folder / shard.name).stat().st_size)
+    text = (folder / "dataset.json").read_text()
+    for before, after in sizes.values():
+        text = text.replace(f'"bytes": {before}', f'"bytes": {after}')
+    (folder / "dataset.json").write_text(text)
+    batches = TrainBatches(override(quick, {"data.path": str(folder)}).data, read_info(folder), batch_size=8, seed=0)
+    assert len(list(batches.epoch(0))) == 5
+    assert not (tmp_path / "mark").exists()
+
+
+LISTENING = """
+import os, re, sys
+from pathlib import Path
+import ray
+from kiloseg.cluster import start_ray
+start_ray()
+@ray.remote(num_cpus=0)
+class Actor:
+    def ready(self): return True
+actors = [Actor.remote() for _ in range(2)]
+ray.get([actor.ready.remote() for actor in actors])
+parents = {}
+for folder in Path("/proc").glob("[0-9]*"):
+    try: parents[folder.name] = (folder / "stat").read_text().rpartition(")")[2].split()[1]
+    except OSError: pass
+def ours(pid):
+    while pid in parents and pid != str(os.getpid()): pid = parents[pid]
+    return pid == str(os.getpid())
+sockets = set()
+for pid in filter(ours, parents):
+    for link in Path(f"/proc/{pid}/fd").glob("*"):
+        try: target = os.readlink(link)
+        except OSError: continue
+        if match := re.fullmatch(r"socket:\\[(\\d+)\\]", target): sockets.add(match[1])
+for table in ("tcp", "tcp6"):
+    for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and words[9] in sockets: print("listens", words[1].partition(":")[0])
+ray.shutdown()
+"""
+
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@pytest.mark.skipif(not Path("/proc/net/tcp").exists(), reason="reads Linux's table of sockets")
+def test_a_study_on_this_machine_listens_on_loopback_alone():
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    done = subprocess.run(
+        [sys.executable, "-c", LISTENING],
+        env=environment | {"PYTHONPATH": str(ROOT / "platform"), "RAY_USAGE_STATS_ENABLED": "0"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    addresses = re.findall(r"^listens (\w+)$", done.stdout, re.MULTILINE)
+    assert len(addresses) > 4, "the head's own servers at least"
+    assert set(addresses) <= LOOPBACK
+
+
+SECRETS = ("hunter2-tracking", "hunter2-storage", "AKIAHUNTER2")
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """An MLflow server with a password in its address, as a proxy in front of it would want."""
+    (port,) = free_ports(1)
+    folder = tmp_path / "server"
+    folder.mkdir()
+    command = [
+        *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)),
+        *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
+        *("--artifacts-destination", str(folder / "artifacts")),
+    ]
+    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRETS[0]}@127.0.0.1:{port}")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[1])
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRETS[2])
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        with contextlib.suppress(OSError):
+            socket.create_connection(("127.0.0.1", port), timeout=1).close()
+            break
+        time.sleep(0.2)
+    yield folder
+    os.killpg(process.pid, signal.SIGTERM)
+    process.wait(30)
+
+
+def holding_a_secret(*folders):
+    """Files that hold one, whatever they are."""
+    return [
+        path
+        for folder in folders
+        for path in folder.rglob("*")
+        if path.is_file() and any(secret.encode() in path.read_bytes() for secret in SECRETS)
+    ]
+
+
+@pytest.mark.timeout(200)
+def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd):
+    base = override(Config(), {"data.path": str(squares)})
+    runs = tmp_path / "runs"
+    tracker = Tracker.open("secrets", runs)
+    study = tracker.study_run("study", flatten(base), {"source": "tests"})
+    study.log_dataset("squares", "0" * 64, str(squares))
+    trial = tracker.trial_run(study, "trial", flatten(base), {})
+    trial.log_metrics({"val/miou": 0.5}, step=1)
+    trial.log_table({"iou": [0.5]}, "iou.json")
+    (tmp_path / "file.txt").write_text("a file")
+    study.log_file(tmp_path / "file.txt", "best")
+    study.end("FINISHED")
+    print(tracker.ui_command())
+    run = tracker.client.get_run(study.run_id)
+    assert run.data.params["data.path"] == str(squares)
+    assert (server / "mlflow.db").stat().st_size > 0
+    assert any((server / "artifacts").rglob("file.txt"))
+    assert holding_a_secret(server, *filter(Path.exists, [runs])) == []
+    output = "".join(capfd.readouterr())
+    assert "127.0.0.1" in output
+    assert not any(secret in output for secret in SECRETS)
+
+
+def test_settings_hold_no_credentials():
+    with pytest.raises(ValueError, match="URL without user and password") as refused:
+        Study(name="x", runs=f"s3://{SECRETS[2]}:{SECRETS[1]}@bucket/runs")
+    assert not any(secret in str(refused.value) for secret in SECRETS)
+    assert Study(name="x", runs="s3://bucket/runs/a@b").runs
+
+
+def test_the_page_names_what_is_tested():
+    text = (ROOT / "SECURITY.md").read_text()
+    for word in ("weights only", "loopback", "RAY_AUTH_MODE=token", "MLFLOW_TRACKING_URI", "pip-audit"):
+        assert word in text
+    assert "pip-audit" in (ROOT / ".github" / "workflows" / "ci.yml").read_text()

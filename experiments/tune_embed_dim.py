@@ -29,6 +29,7 @@ import tyro
 from ray import tune
 
 from kiloseg.config import Config, NegativesKind, override
+from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.presets import GLYPHS
 from kiloseg.search import Study, StudyResult, search
@@ -65,7 +66,7 @@ def build_glyphs(num_classes: int, runs: Path) -> Path:
 def main(arguments: Arguments) -> None:
     """Runs the study and prints what came out."""
     study = arguments.study
-    runs = Path(study.runs).resolve()
+    runs = Path("runs" if "://" in study.runs else study.runs).resolve()
     path = (
         Path(arguments.run.data.path).resolve()
         if arguments.run.data.path
@@ -99,7 +100,7 @@ def main(arguments: Arguments) -> None:
     ]
     result = search(study, base, space, first=first, script="experiments/tune_embed_dim.py")
     write_summary(result.rows, result.folder, result.run)
-    result.run.end("FINISHED")
+    result.finish()
     report(result, num_classes, info.name)
 
 
@@ -115,7 +116,7 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
         raise SystemExit("\nno trial reached a validation; the errors above say why")
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.overrides.items())
     print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
-    print(f"table, figures and predictions: {result.folder}")
+    print(f"table, figures and predictions: {open_folder(result.location).name}")
     print(f"compare in MLflow: {result.run.tracker.ui_command()}")
 
 

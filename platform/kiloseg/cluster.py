@@ -48,6 +48,7 @@ def start_ray() -> None:
         return
     # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs.
     ray.init(
+        address="local",  # else a Ray that somebody else started on this machine would be taken
         include_dashboard=True,
         dashboard_host="127.0.0.1",
         logging_level=logging.WARNING,

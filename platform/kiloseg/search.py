@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import functools
 import os
+import re
+import secrets
+import tempfile
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -20,12 +23,15 @@ from ray.tune.search.optuna import OptunaSearch
 
 from kiloseg.cluster import PACKAGE, concurrency, start_ray, trial_resources
 from kiloseg.config import Config, flatten, override
+from kiloseg.data.folder import LocalFolder, inside, open_folder
 from kiloseg.data.shards import read_info
+from kiloseg.lease import Lease
+from kiloseg.outbox import Outbox, OutboxRun
 from kiloseg.progress import Progress
 from kiloseg.recorder import Recorder
-from kiloseg.reporter import FAILED_OUTCOMES, METRIC, STEP, outcome_of
+from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, METRIC, STEP, outcome_of
 from kiloseg.summary import TrialRow
-from kiloseg.tracking import TrackedRun, Tracker, source_tags
+from kiloseg.tracking import Tracker, source_tags
 from kiloseg.trial import TrialSettings, run_trial
 
 
@@ -50,7 +56,9 @@ class Study:
     cpus_per_worker: float = 1.0
     """CPU cores a training process gets."""
     runs: str = "runs"
-    """Folder for results; on a cluster one that all nodes see."""
+    """Folder for results; on a cluster one that all nodes see, such as a URL that pyarrow knows (s3://BUCKET/FOLDER)."""
+    retries: int = 4
+    """Times that a trial is started again after the loss of a process of its, of its node, or of data it reads."""
     resume: bool = False
     """Go on with the newest study of this name instead of starting one."""
 
@@ -59,6 +67,8 @@ class Study:
             raise ValueError(f"num_trials = {self.num_trials}: expected at least 1")
         if self.max_concurrent < 0:
             raise ValueError(f"max_concurrent = {self.max_concurrent}: expected 1 or more, or 0 for as many as fit")
+        if self.retries < 0:
+            raise ValueError(f"retries = {self.retries}: expected 0 or more")
         if self.reduction < 2:
             raise ValueError(f"reduction = {self.reduction}: expected 2 or more")
         if not self.name or set(self.name) & set("/\\'\""):
@@ -70,10 +80,24 @@ class StudyResult:
     """A study that has ended."""
 
     rows: list[TrialRow]
-    run: TrackedRun
+    run: OutboxRun
     """Its parent run."""
     folder: Path
+    """On this machine, for what is made of the result."""
+    location: str
+    """Where that folder's files end up: itself, or the study's folder at the URL of its runs."""
     seconds: float
+    lease: Lease
+
+    def finish(self) -> None:
+        """Puts the folder's files where they belong, delivers what MLflow is still to get, and lets the study go."""
+        place = open_folder(self.location)
+        if not isinstance(place, LocalFolder):
+            for file in filter(Path.is_file, self.folder.iterdir()):
+                place.put(file, file.name)
+        self.run.end("FINISHED")
+        self.run.outbox.close()
+        self.lease.release()
 
 
 def search(
@@ -89,8 +113,9 @@ def search(
         script: what started it, for MLflow.
 
     Raises:
-        ValueError: a name in `space` that is no setting, or nothing to resume.
+        ValueError: a name in `space` that is no setting, nothing to resume, or runs at a URL without an MLflow server.
         ConnectionError: MLflow cannot be reached.
+        StudyRunningError: the study to resume is being run.
     """
     for values in first:
         override(base, values)
@@ -99,30 +124,34 @@ def search(
         raise ValueError(
             f"no setting is called {', '.join(sorted(unknown))}; the settings are: {', '.join(flatten(base))}"
         )
-    runs = Path(study.runs).resolve()
-    storage = runs / "ray"
-    study_id = _newest(storage, study.name) if study.resume else f"{study.name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    runs = study.runs if "://" in study.runs else str(Path(study.runs).resolve())
+    storage = inside(runs, "ray")
+    study_id = _newest(storage, study.name) if study.resume else _new_id(study.name)
     begin = time.perf_counter()
 
     info = read_info(base.data.path)
-    tracker = Tracker.open(study.name, runs)
-    run = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
-    run.log_dataset(info.name, info.digest, base.data.path)
-    run.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()})
+    place = open_folder(inside(runs, f"studies/{study_id}"))
+    lease = Lease(place, study_id)
+    tracker = Tracker.open(study.name, Path(runs) if isinstance(place, LocalFolder) else None)
+    tracked = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
+    tracked.log_dataset(info.name, info.digest, base.data.path)
+    tracked.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()})
+    folder = place.path if isinstance(place, LocalFolder) else Path(tempfile.mkdtemp(prefix="kiloseg-study-"))
+    outbox = Outbox(folder, tracked, elsewhere=place)
 
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     start_ray()
     resources = trial_resources(study.workers, study.cpus_per_worker)
-    settings = TrialSettings(base=base, storage=str(storage / study_id / "train"), resources=resources)
+    settings = TrialSettings(base=base, storage=inside(storage, f"{study_id}/train"), resources=resources)
     # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
     # own, and trials that held a CPU while waiting for their workers' would block each other for ever.
     trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
-    callbacks = [JsonLoggerCallback(), Recorder(run, base), Progress(study.num_trials, base.trainer.steps)]
+    callbacks = [JsonLoggerCallback(), Recorder(outbox, base), Progress(study.num_trials, base.trainer.steps)]
     try:
         if study.resume:
             tuner = tune.Tuner.restore(
-                str(storage / study_id), trainable, param_space=dict(space), restart_errored=True
+                inside(storage, study_id), trainable, param_space=dict(space), restart_errored=True
             )
         else:
             tuner = tune.Tuner(
@@ -140,26 +169,40 @@ def search(
                 ),
                 run_config=RunConfig(
                     name=study_id,
-                    storage_path=str(storage),
-                    failure_config=FailureConfig(max_failures=2),
+                    storage_path=storage,
+                    failure_config=FailureConfig(max_failures=study.retries),
                     callbacks=callbacks,
                     verbose=0,  # its tables fill the screen; Progress prints a line a report
                 ),
             )
         grid = tuner.fit()
-    except BaseException:
-        run.end("FAILED")
+    except BaseException as error:
+        outbox.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        outbox.close(patience_s=5)
+        lease.release()
         raise
     return StudyResult(
-        rows=_rows(grid, base), run=run, folder=runs / "studies" / study_id, seconds=time.perf_counter() - begin
+        rows=_rows(grid, base, inside(storage, f"{study_id}/train")),
+        run=outbox.study,
+        folder=folder,
+        location=place.location,
+        seconds=time.perf_counter() - begin,
+        lease=lease,
     )
 
 
-def _newest(storage: Path, name: str) -> str:
-    found = sorted(path.name for path in storage.glob(f"{name}-*") if tune.Tuner.can_restore(str(path)))
-    if not found:
-        raise ValueError(f"no study of the name {name!r} to resume in {storage}; start one without --resume")
-    return found[-1]
+def _new_id(name: str) -> str:
+    # Two studies of one name may be started in the same second.
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+
+
+def _newest(storage: str, name: str) -> str:
+    folder = open_folder(storage)
+    identity = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-[0-9a-f]{4})?")
+    for found in reversed(folder.entries()):
+        if identity.fullmatch(found) and tune.Tuner.can_restore(inside(storage, found)):
+            return found
+    raise ValueError(f"no study of the name {name!r} to resume in {folder.name}; start one without --resume")
 
 
 def _sampler(study: Study) -> optuna.samplers.BaseSampler:
@@ -184,7 +227,7 @@ def _trial_name(trial: Trial) -> str:
     return trial.trial_id
 
 
-def _rows(grid: ResultGrid, base: Config) -> list[TrialRow]:
+def _rows(grid: ResultGrid, base: Config, checkpoints: str) -> list[TrialRow]:
     rows = []
     for index in range(len(grid)):
         result = grid[index]
@@ -207,7 +250,14 @@ def _rows(grid: ResultGrid, base: Config) -> list[TrialRow]:
                 seconds=float(last.get("time_total_s", 0.0)),
                 train_seconds=float(last.get("train_s", 0.0)),
                 error=str(result.error or last.get("error", "")),
-                checkpoint=None if scored is None else scored.get("checkpoint_path"),
+                checkpoint=None if scored is None else _relocated(scored.get(CHECKPOINT), checkpoints),
             )
         )
     return rows
+
+
+def _relocated(checkpoint: Any, checkpoints: str) -> str | None:
+    """Where a checkpoint's folder is now: Ray names a path without its filesystem, on the machine that wrote it."""
+    if not isinstance(checkpoint, str):
+        return None
+    return inside(checkpoints, "/".join(checkpoint.partition("?")[0].split("/")[-2:]))

@@ -1,6 +1,7 @@
 # Two commands from a bare clone: `make demo` and `make test`. Both set up .venv first and skip that when it is done.
 
 PYTHON ?= python3
+COUNT ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,13 +10,16 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test faults lint setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
 
 test: $(READY)  ## all tests
 	$(BIN)/python -m pytest
+
+faults: $(READY)  ## studies struck by faults, each COUNT times
+	$(BIN)/python -m pytest -m faults --count $(COUNT) -ra
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

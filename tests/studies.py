@@ -21,6 +21,9 @@ TRAIN_WORKER = "ray::RayTrainWorker"
 CONTROLLER = "ray::TrainController"
 TRIAL_ACTOR = "ray::ImplicitFunc"
 
+SMALL = {"object_store_memory": 80 * 2**20}
+"""Of a node."""
+
 DETERMINISTIC = ("train/loss", "train/lr", "epoch", "val/miou", "val/pixel_accuracy", "oom")
 
 
@@ -30,11 +33,9 @@ class Nodes:
     def __init__(self):
         self.cluster = Cluster(
             initialize_head=True,
-            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, **self.SMALL},
+            head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, **SMALL},
         )
         self.nodes = []
-
-    SMALL = {"object_store_memory": 80 * 2**20}
 
     @property
     def address(self):
@@ -43,7 +44,7 @@ class Nodes:
     def need(self, count):
         """Starts nodes until there are so many."""
         while len(self.nodes) < count:
-            self.nodes.append(self.cluster.add_node(num_cpus=2, memory=2 * 2**30, **self.SMALL))
+            self.nodes.append(self.cluster.add_node(num_cpus=2, memory=2 * 2**30, **SMALL))
 
     def of(self, pid):
         """The node that a worker process is on."""

@@ -94,6 +94,9 @@ class Data:
     """Processes that decode samples for one training worker. 0: in the training process itself."""
     shuffle_buffer: int = 1000
     """Samples held to shuffle within a stream; order depends only on (trainer.seed, epoch)."""
+    max_bad_samples: int = 0
+    """Training samples that cannot be read or decoded and that a training worker may do without, each of which is named in
+    a warning and leaves an image without labels in its batch; one more ends the run. Validation always needs all samples."""
     val_batch_size: int = 16
     """Images per validation batch, padded to the largest of them with ignored pixels."""
     val_samples: int | None = None
@@ -117,6 +120,7 @@ class Data:
         _require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
+        _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more samples")
         _require(self.val_batch_size >= 1, "data.val_batch_size", self.val_batch_size, "at least 1 image")
 
 

@@ -141,6 +141,9 @@ def search(
 
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    # How often Tune writes down what --resume goes on from. It takes a time in proportion to the trials; by default at
+    # least 10 s pass, and trials that began since are forgotten by a study that is killed.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(max(study.num_trials / 50, 1)))
     start_ray()
     resources = trial_resources(study.workers, study.cpus_per_worker)
     settings = TrialSettings(base=base, storage=inside(storage, f"{study_id}/train"), resources=resources)

@@ -38,6 +38,7 @@ COUNTED_STEPS = 2
 
 _MAY_DIFFER = (
     "data.path",
+    "data.max_bad_samples",
     "data.val_batch_size",
     "trainer.output",
     "trainer.progress",

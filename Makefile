@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test faults lint setup clean
+.PHONY: demo test faults services lint setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
@@ -20,6 +20,9 @@ test: $(READY)  ## all tests
 
 faults: $(READY)  ## studies struck by faults, each COUNT times
 	$(BIN)/python -m pytest -m faults --count $(COUNT) -ra
+
+services: $(READY)  ## an MLflow server on PostgreSQL, for MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+	$(BIN)/python -m kiloseg.services --folder runs/services
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

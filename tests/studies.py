@@ -31,6 +31,8 @@ class Nodes:
     """A head without CPUs, and nodes that trials run on."""
 
     def __init__(self):
+        # Ray's workers are nicer than others by 15, which on a busy machine is to wait for minutes.
+        os.environ.setdefault("RAY_worker_niceness", "0")
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, **SMALL},

@@ -17,6 +17,7 @@ RANKS = {
     "neighbours": 0.5,
     "upsample": 0.5,
     "notice": 0,
+    "services": 0,
     "presets": 1,
     "data": 1,
     "models": 1,
@@ -54,7 +55,7 @@ ONLY_IN = {
 }
 """Packages that a core without search and tracking does not have, and where they are imported."""
 
-CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "summary")]
+CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "outbox", "summary")]
 
 
 def imports(source, package):

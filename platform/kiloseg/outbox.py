@@ -113,6 +113,7 @@ class Outbox:
             self._stopped = True
             self._changed.notify_all()
         self._file.close()
+        atexit.unregister(self.close)
         if not delivered:
             self._copy_elsewhere()
             logger.warning(

@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import io
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -12,6 +14,9 @@ from pathlib import Path
 import pandas
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+
+from kiloseg.data.folder import inside, open_folder
+from kiloseg.services import TrackingServer
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,6 +38,8 @@ class Nodes:
     def __init__(self):
         # Ray's workers are nicer than others by 15, which on a busy machine is to wait for minutes.
         os.environ.setdefault("RAY_worker_niceness", "0")
+        # For the nodes as well as for the scripts of studies.
+        os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={"num_cpus": 0, "include_dashboard": True, "dashboard_port": 0, **SMALL},
@@ -168,6 +175,27 @@ class RunningStudy:
         return [int(line.rsplit(" ", 1)[1]) for line in self.output.splitlines() if "goes on from step" in line]
 
 
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+class Server:
+    """A tracking server that can be killed and started again where it was."""
+
+    def __init__(self, folder, uri):
+        self.folder, self.database, self.port = folder, uri, free_port()
+        self.start()
+
+    def start(self):
+        self.process = TrackingServer(self.folder, self.database, self.port, workers=1)
+        self.uri = self.process.uri
+
+    def kill(self):
+        self.process.kill()
+
+
 @dataclasses.dataclass
 class Outcome:
     """A study's table by kind of negatives, and its numbers in MLflow: {kind: {(name, step): [values]}}."""
@@ -176,11 +204,13 @@ class Outcome:
     numbers: dict
 
 
-def outcome(runs, name="tune_embed_dim", uri=None):
-    """Of the one study under `runs`."""
-    (folder,) = (runs / "studies").iterdir()
-    table = pandas.read_csv(folder / "trials.csv", dtype={"trial": str}).set_index("loss.negatives.kind").sort_index()
-    return Outcome(table, tracked(uri or f"sqlite:///{runs}/mlflow.db", name))
+def outcome(runs, uri=None):
+    """Of the one study under `runs`, a path or URL."""
+    (name,) = open_folder(inside(str(runs), "studies")).entries()
+    content = open_folder(inside(str(runs), f"studies/{name}")).read("trials.csv")
+    table = pandas.read_csv(io.BytesIO(content), dtype={"trial": str})
+    table = table.set_index("loss.negatives.kind").sort_index()
+    return Outcome(table, tracked(uri or f"sqlite:///{runs}/mlflow.db"))
 
 
 def tracked(uri, name="tune_embed_dim"):

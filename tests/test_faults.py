@@ -11,9 +11,11 @@ import tarfile
 import tempfile
 import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pandas
 import pytest
+from moto.server import ThreadedMotoServer
 from studies import (
     CONTROLLER,
     ROOT,
@@ -23,10 +25,13 @@ from studies import (
     VALIDATE_EVERY,
     Nodes,
     RunningStudy,
+    Server,
     assert_same,
     outcome,
     tracked,
 )
+
+from kiloseg.data.folder import inside, open_folder
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(1200)]
 
@@ -285,3 +290,74 @@ def test_two_studies_of_one_name(start, reference, tmp_path):
     numbers = tracked(f"sqlite:///{runs}/mlflow.db")
     for kind, points in reference.numbers.items():
         assert {point: len(values) for point, values in numbers[kind].items()} == dict.fromkeys(points, 2)
+
+
+# MLflow as a server, runs in an object store
+
+
+@pytest.fixture
+def tracking(tmp_path):
+    """An MLflow server, on SQLite: what it keeps its numbers in is tested elsewhere."""
+    server = Server(tmp_path / "mlflow", f"sqlite:///{tmp_path}/server.db")
+    yield server
+    server.kill()
+
+
+def test_tracking_server_that_comes_back_during_the_study(start, tracking, reference, tmp_path):
+    study = start(environment={"MLFLOW_TRACKING_URI": tracking.uri})
+    study.until(REPORTED)
+    tracking.kill()
+    study.until(f"step {3 * VALIDATE_EVERY}/{STEPS}")
+    tracking.start()
+    assert study.end() == 0, study.output
+    assert "the study goes on, its numbers wait in" in study.output
+    assert "has not taken" not in study.output
+    assert_same(outcome(tmp_path / "runs", tracking.uri), reference)
+
+
+def test_tracking_server_that_comes_back_after_the_study(start, tracking, reference, tmp_path):
+    study = start(environment={"MLFLOW_TRACKING_URI": tracking.uri})
+    study.until(REPORTED)
+    tracking.kill()
+    assert study.end() == 0, study.output
+    assert "--resume delivers them" in study.output
+    tracking.start()
+    resumed = start("--resume", environment={"MLFLOW_TRACKING_URI": tracking.uri})
+    assert resumed.end() == 0, resumed.output
+    assert_same(outcome(tmp_path / "runs", tracking.uri), reference)
+
+
+@pytest.fixture
+def bucket():
+    """URL of a folder on a server that speaks S3."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    with urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")) as answer:
+        assert answer.status == 200
+    yield f"s3://bucket/some/runs?endpoint_override={host}:{port}&scheme=http"
+    server.stop()
+
+
+def test_runs_in_an_object_store(start, tracking, bucket, reference, tmp_path):
+    """Killed in one folder and resumed in another, with nothing of the first."""
+    folders = [tmp_path / "here", tmp_path / "there"]
+    for folder in folders:
+        folder.mkdir()
+    environment = {"MLFLOW_TRACKING_URI": tracking.uri}
+    study = start(runs=bucket, environment=environment | {"TMPDIR": str(folders[0])}, cwd=folders[0])
+    study.until(REPORTED, times=2)
+    study.kill()
+    shutil.rmtree(folders[0])
+    resumed = start("--resume", runs=bucket, environment=environment, cwd=folders[1])
+    assert resumed.end() == 0, resumed.output
+    assert_interrupted(resumed)
+    assert_same(outcome(bucket, tracking.uri), reference)
+    assert not list(folders[1].iterdir())
+    assert open_folder(inside(bucket, "ray")).entries()
+
+
+def test_runs_in_an_object_store_need_a_server(start, bucket):
+    study = start(runs=bucket)
+    assert study.end() != 0
+    assert "set MLFLOW_TRACKING_URI to a tracking server" in study.output

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import tempfile
@@ -12,20 +11,15 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from studies import Server
 
 from kiloseg.outbox import DELIVERED, LINES, Outbox
-from kiloseg.services import Postgres, TrackingServer
+from kiloseg.services import Postgres
 from kiloseg.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
 
 WRITERS, REPORTS = 8, 25
-
-
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
@@ -40,21 +34,6 @@ def database():
     yield folder, postgres
     postgres.stop()
     shutil.rmtree(folder)
-
-
-class Server:
-    """A tracking server that can be killed and started again where it was."""
-
-    def __init__(self, folder, uri):
-        self.folder, self.database, self.port = folder, uri, free_port()
-        self.start()
-
-    def start(self):
-        self.process = TrackingServer(self.folder, self.database, self.port, workers=1)
-        self.uri = self.process.uri
-
-    def kill(self):
-        self.process.kill()
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
 # Two commands from a bare clone: `make demo` and `make test`. Both set up .venv first and skip that when it is done.
 
 PYTHON ?= python3
+COUNT ?= 1
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
@@ -9,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-cluster lint setup clean
+.PHONY: demo test test-cluster faults services lint setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
@@ -19,6 +20,12 @@ test: $(READY)  ## all tests
 
 test-cluster: $(READY)  ## the longer tests on clusters of several Ray nodes
 	$(BIN)/python -m pytest -m cluster
+
+faults: $(READY)  ## studies struck by faults, each COUNT times
+	$(BIN)/python -m pytest -m faults --count $(COUNT) -ra
+
+services: $(READY)  ## an MLflow server on PostgreSQL, for MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+	$(BIN)/python -m kiloseg.services --folder runs/services
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .

@@ -104,11 +104,11 @@ def main(arguments: Arguments) -> None:
     )
     table = table_of(arms, base, result)
     write(table, arguments, result, num_classes)
-    result.run.end("FINISHED")
+    result.finish()
     means = table.groupby("arm", sort=False).mean(numeric_only=True).drop(columns="seed")
     print(f"\n{arguments.question}, {info.name}, {num_classes:,} classes, means over {len(arguments.seeds)} seeds\n")
     print(means.sort_values("miou", ascending=False).to_string(float_format="{:.4g}".format))
-    print(f"\ntable and figure: {result.folder}\ncompare in MLflow: {result.run.tracker.ui_command()}")
+    print(f"\ntable and figure: {result.location}\ncompare in MLflow: {result.run.tracker.ui_command()}")
 
 
 def possible(arms: Mapping[str, dict[str, Any]], num_classes: int) -> dict[str, dict[str, Any]]:

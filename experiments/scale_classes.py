@@ -40,10 +40,11 @@ from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.figures import spread
 from kiloseg.memory import largest_batch, parse_gib
+from kiloseg.outbox import OutboxRun
 from kiloseg.presets import PRESETS
 from kiloseg.search import Study, StudyResult, run_grid
 from kiloseg.summary import TrialRow
-from kiloseg.tracking import TrackedRun
+from kiloseg.tracking import CURVE_TAG
 
 COLUMNS = (
     "setting",
@@ -152,7 +153,7 @@ def main(arguments: Arguments) -> None:
             record_no_room(result.run, arguments, base, cell)
     table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), arguments.heads)
     write(table, arguments, result)
-    result.run.end("FINISHED")
+    result.finish()
     report(table, result)
 
 
@@ -178,13 +179,11 @@ def row_of(arguments: Arguments, base: Config, cell: Mapping[str, Any], trial: T
     }
 
 
-def record_no_room(study: TrackedRun, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
+def record_no_room(study: OutboxRun, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
     """A run in MLflow for a cell that was not begun, since the plan of a single image is above the budget."""
     head = head_of(base, cell)
-    params = flatten(base) | dict(cell)
-    tags = {"setting": arguments.setting, "head": head, "outcome": "oom"}
-    name = f"{head} {cell['data.num_classes']} {cell['trainer.seed']}"
-    run = study.tracker.trial_run(study, name, params, tags)
+    run = study.outbox.trial(f"{head} {cell['data.num_classes']} {cell['trainer.seed']}")
+    run.begin(flatten(base) | dict(cell), {"setting": arguments.setting, "head": head, "outcome": "oom"})
     run.log_metrics({"oom": 1}, step=0)
     run.end("FAILED")
 
@@ -210,7 +209,8 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
         result.run.log_file(path)
     means = table.groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
     for head in dict.fromkeys(table["head"]):
-        curve = result.run.tracker.curve_run(result.run, head, {"setting": arguments.setting, "head": head})
+        curve = result.run.outbox.trial(head)
+        curve.begin({}, {CURVE_TAG: head, "setting": arguments.setting, "head": head})
         for num_classes, values in means.loc[head].iterrows():
             curve.log_metrics({f"{name}_vs_classes": values[name] for name in CURVES}, step=int(num_classes))
         curve.end("FINISHED")
@@ -266,7 +266,7 @@ def report(table: pandas.DataFrame, result: StudyResult) -> None:
         if trial.error:
             print(f"\ntrial {trial.trial} ({trial.outcome}): {trial.error.strip().splitlines()[-1]}")
     print(f"\n{int(table['oom'].sum())} of {len(table)} runs out of memory; {result.seconds:.0f} s")
-    print(f"table and figures: {result.folder}")
+    print(f"table and figures: {result.location}")
     print(f"compare in MLflow: {result.run.tracker.ui_command()}")
 
 

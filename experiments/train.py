@@ -26,6 +26,7 @@ from tqdm import tqdm
 from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
+from kiloseg.outbox import Outbox
 from kiloseg.presets import PRESETS, Preset
 from kiloseg.summary import iou_table
 from kiloseg.tracking import TrackedRun, Tracker, source_tags
@@ -73,10 +74,11 @@ def main(arguments: Arguments) -> None:
     tracker = Tracker.open(arguments.experiment, arguments.runs.resolve())
     run = tracked_run(arguments, config, tracker, output)
     run.log_dataset(info.name, info.digest, config.data.path)
+    outbox = Outbox(output, run)  # a server that is gone costs neither time nor numbers
 
     def report(numbers: dict[str, Any]) -> None:
         metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float) and name != "step"}
-        run.log_metrics(metrics, step=numbers["step"])
+        outbox.study.log_metrics(metrics, step=numbers["step"])
         if "val/miou" in numbers:
             tqdm.write(
                 f"step {numbers['step']:,}: val/miou {numbers['val/miou']:.4f}, loss {numbers['train/loss']:.3f}"
@@ -85,11 +87,13 @@ def main(arguments: Arguments) -> None:
     try:
         last = train(config, report, resume=output if arguments.resume else None)
     except BaseException:
-        run.end("FAILED")
+        outbox.study.end("FAILED")
+        outbox.close(patience_s=5)
         raise
-    run.set_tags({"peak_memory_kind": last["peak_memory_kind"]})
-    run.log_table(iou_table(config.data, last["val/iou_per_class"]), "iou_per_class.json")
-    run.end("FINISHED")
+    outbox.study.set_tags({"peak_memory_kind": last["peak_memory_kind"]})
+    outbox.study.log_table(iou_table(config.data, last["val/iou_per_class"]), "iou_per_class.json")
+    outbox.study.end("FINISHED")
+    outbox.close()
     print(
         f"\n{arguments.preset}: val/miou {last['val/miou']:.4f} after {last['step']:,} steps, peak memory "
         f"{last['peak_memory_gib']:.3f} GiB ({last['peak_memory_kind']})"

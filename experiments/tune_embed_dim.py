@@ -71,7 +71,7 @@ def build_glyphs(num_classes: int, runs: Path) -> str:
 def main(arguments: Arguments) -> None:
     """Runs the study and prints what came out."""
     study = arguments.study
-    runs = Path(study.runs).resolve()
+    runs = Path("runs" if "://" in study.runs else study.runs).resolve()
     path = (
         open_folder(arguments.run.data.path).location
         if arguments.run.data.path
@@ -109,7 +109,7 @@ def main(arguments: Arguments) -> None:
     ]
     result = search(study, base, space, first=first, script="experiments/tune_embed_dim.py")
     write_summary(result.rows, result.folder, result.run)
-    result.run.end("FINISHED")
+    result.finish()
     report(result, num_classes, info.name)
 
 
@@ -125,7 +125,7 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
         raise SystemExit("\nno trial reached a validation; the errors above say why")
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.overrides.items())
     print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
-    print(f"table, figures and predictions: {result.folder}")
+    print(f"table, figures and predictions: {open_folder(result.location).name}")
     print(f"compare in MLflow: {result.run.tracker.ui_command()}")
 
 

@@ -53,6 +53,17 @@ def write_dataset(directory: Path, sizes: dict[str, list[int]]) -> DatasetInfo:
     return info
 
 
+def pytest_addoption(parser):
+    parser.addoption("--count", type=int, default=1, help="run every test of a fault so many times")
+
+
+def pytest_generate_tests(metafunc):
+    count = metafunc.config.getoption("count")
+    if count > 1 and metafunc.definition.get_closest_marker("faults"):
+        metafunc.fixturenames.append("repetition")
+        metafunc.parametrize("repetition", range(1, count + 1))
+
+
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("squares")

@@ -8,6 +8,7 @@ import pickle
 import re
 import struct
 import tarfile
+import warnings
 import zlib
 from pathlib import Path
 
@@ -15,6 +16,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+import torch
 from PIL import Image
 
 from kiloseg.config import Data
@@ -606,3 +608,46 @@ def test_ignored_pixels_are_no_class(tmp_path):
     ignored = sample(mask=np.full((4, 6), IGNORE_ID))
     _, (row,) = write_shard(tmp_path / "s.tar", [ignored], num_classes=3)
     assert row["class_ids"] == []
+
+
+# Leaving bad samples out
+
+
+@pytest.mark.parametrize("loader_workers", [0, 2])
+def test_bad_samples_are_left_out_up_to_a_number(tmp_path, loader_workers):
+    """Each counts once, whatever the epochs; the others are what they were."""
+    sound, bad = tmp_path / "sound", tmp_path / "bad"
+    for directory in (sound, bad):
+        directory.mkdir()
+        with_sample_b(directory, {"png": picture()[:600]} if directory == bad else {})
+    batches = []
+    for directory in (sound, bad):
+        data = Data(path=str(directory), crop=32, loader_workers=loader_workers, max_bad_samples=1)
+        training = TrainBatches(data, read_info(directory), batch_size=3, seed=0)
+        # A warning of a loader process is printed there.
+        with warnings.catch_warnings(record=True) as warned:
+            warnings.simplefilter("always")
+            batches.append([batch for epoch in (0, 1) for batch in training.epoch(epoch)])
+        if directory == bad and not loader_workers:
+            (warning,) = warned
+            assert f"{SAMPLE_B} cannot be decoded" in str(warning.message)
+            assert "it is left out (1 of 1 allowed)" in str(warning.message)
+        if loader_workers:
+            training._loader._iterator._shutdown_workers()
+    for sound_batch, bad_batch in zip(*batches, strict=True):
+        left_out = (bad_batch.labels == -1).all(dim=(1, 2))
+        assert left_out.sum() == 1
+        assert torch.equal(bad_batch.images[~left_out], sound_batch.images[~left_out])
+        assert torch.equal(bad_batch.labels[~left_out], sound_batch.labels[~left_out])
+    message = refused(lambda: read_all(bad, max_bad_samples=9), f"{SAMPLE_B} cannot be decoded")
+    assert "left out" not in message, "validation needs all samples"
+
+
+def test_one_bad_sample_more_than_allowed_ends_the_run(tmp_path):
+    with_sample_b(tmp_path, {"png": picture()[:600]})
+    data = Data(path=str(tmp_path), crop=32, loader_workers=0)
+    refused(
+        lambda: list(TrainBatches(data, read_info(tmp_path), batch_size=3, seed=0).epoch(0)),
+        f"{SAMPLE_B} cannot be decoded",
+        "data.max_bad_samples = 0 allows no more",
+    )

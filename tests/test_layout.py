@@ -17,6 +17,8 @@ RANKS = {
     "figures": 0,
     "neighbours": 0.5,
     "upsample": 0.5,
+    "notice": 0,
+    "services": 0,
     "presets": 1,
     "data": 1,
     "models": 1,
@@ -24,7 +26,10 @@ RANKS = {
     "metrics": 1,
     "memory": 1,
     "tracking": 1,
-    "checkpoint": 1,
+    "meters": 1,
+    "checkpoint": 1.5,
+    "outbox": 1.5,
+    "lease": 1.5,
     "optimizer": 2,
     "evaluate": 2,
     "step": 2,
@@ -35,6 +40,7 @@ RANKS = {
     "reporter": 4,
     "recorder": 4.5,
     "progress": 4.5,
+    "process_group": 4,
     "trial": 4.5,
     "search": 5,
 }
@@ -44,13 +50,13 @@ A module of a folder may have a rank of its own. Its folder's `__init__` then na
 it is asked for and not before."""
 
 ONLY_IN = {
-    "ray": {"cluster", "reporter", "recorder", "progress", "trial", "search", "data.cluster"},
+    "ray": {"cluster", "process_group", "reporter", "recorder", "progress", "trial", "search", "data.cluster"},
     "mlflow": {"tracking"},
     "optuna": {"search"},
 }
 """Packages that a core without search and tracking does not have, and where they are imported."""
 
-CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "summary")]
+CORE = [group for group, rank in RANKS.items() if rank <= 3 and group not in ("tracking", "outbox", "summary")]
 
 
 def imports(source, package):

@@ -42,7 +42,7 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
     study = Study(name="two", num_trials=2, early_stopping=False, runs=str(tmp_path / "runs"))
     result = study_of(study, space=SPACE, first=[FIRST])
     write_summary(result.rows, result.folder, result.run)
-    result.run.end("FINISHED")
+    result.finish()
 
     assert [row.outcome for row in result.rows] == ["finished", "finished"]
     assert FIRST in [row.overrides for row in result.rows]

@@ -16,7 +16,7 @@ from kiloseg.data.slots import Batch
 from kiloseg.evaluate import load_segmenter, predict_samples
 from kiloseg.memory import plan, plan_evaluation
 from kiloseg.step import training_step
-from kiloseg.train import NonFiniteLossError, train
+from kiloseg.train import LeftError, NonFiniteLossError, train
 
 MEASURED = ("train/images_per_s",)
 
@@ -71,6 +71,30 @@ def test_frozen_backbone_stays_as_it_is_and_takes_less_memory(quick, tmp_path):
     assert still == {name for name in weights if name.startswith("network.encoder.")}
     assert plan(frozen) == pytest.approx(last["peak_memory_gib"], rel=0.01)
     assert plan(frozen) < 0.9 * plan(quick)
+
+
+def leave_after(asked):
+    """Says yes when it has been asked so many times."""
+    counts = iter(range(asked + 1))
+    return lambda: next(counts) == asked
+
+
+@pytest.mark.parametrize("asked", [0, 3, 4, 5, 6, 11])
+def test_run_that_left_goes_on_exactly(quick, tmp_path, asked):
+    """After any step, before any batch of a validation, before the first report and at the end of the run."""
+    config = override(quick, {"trainer.report_every": 3, "data.val_batch_size": 8})
+    reports, last = run(config)
+    left = override(config, {"trainer.output": str(tmp_path / "left")})
+    before = []
+    with pytest.raises(LeftError, match=r"asked to leave after step \d; resume from .*left/step-0000000\d\.pt"):
+        train(left, before.append, leave=leave_after(asked))
+    *before, farewell = before
+    assert farewell.keys() == {"step", "checkpoint"}
+    after, resumed = run(left, resume=farewell["checkpoint"])
+    assert [numbers(report) for report in before + after] == [numbers(report) for report in reports]
+    assert numbers(resumed) == numbers(last)
+    for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
+        assert torch.equal(tensor, load_checkpoint(tmp_path / "left" / "step-00000008.pt")["model"][name]), name
 
 
 def test_finished_run_is_not_run_again(quick, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kiloseg.tracking import Tracker
+from kiloseg.tracking import CURVE_TAG, Tracker
 
 PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "take_pictures.py"))
 CLASSES = (16, 64, 256, 1024)
@@ -18,7 +18,7 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     study = Tracker.open("scale_classes", folder).study_run("scale_classes-1", {}, {"setting": "budget"})
     for head, share in (("dense", 0.2), ("embedding:all", 0.6)):
-        curve = study.tracker.curve_run(study, head, {"setting": "budget", "head": head})
+        curve = study.tracker.trial_run(study, head, {}, {CURVE_TAG: head, "setting": "budget", "head": head})
         for count in CLASSES:
             metrics = {"miou_vs_classes": share / count**0.1, "peak_memory_gib_vs_classes": share * count**0.5}
             curve.log_metrics(metrics, step=count)

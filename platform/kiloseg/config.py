@@ -99,6 +99,9 @@ class Data:
     cache_gib: float = 32.0
     """GiB of the user's cache folder (XDG_CACHE_HOME) that copies of shards at URLs may take; what was used longest ago
     goes first. With less than one epoch's shards they are fetched anew in each."""
+    max_bad_samples: int = 0
+    """Training samples that cannot be read or decoded and that a training worker may do without, each of which is named in
+    a warning and leaves an image without labels in its batch; one more ends the run. Validation always needs all samples."""
     val_batch_size: int = 16
     """Images per validation batch, padded to the largest of them with ignored pixels."""
     val_samples: int | None = None
@@ -128,6 +131,7 @@ class Data:
             raise ValueError(f"data.path = {shown!r}: expected {expected}")
         _require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "more than 0 GiB")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
+        _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more samples")
         _require(self.val_batch_size >= 1, "data.val_batch_size", self.val_batch_size, "at least 1 image")
 
 

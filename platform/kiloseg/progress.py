@@ -8,7 +8,7 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from kiloseg.reporter import FAILED_OUTCOMES, METRIC, STEP, outcome_of
+from kiloseg.reporter import FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
 
 
 class Progress(tune.Callback):
@@ -28,7 +28,9 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Its validation, or why it ended."""
-        if result.get("outcome") in FAILED_OUTCOMES:
+        if RESUMED in result:
+            self._print(trial, f"goes on from step {result[RESUMED]}")
+        elif result.get("outcome") in FAILED_OUTCOMES:
             self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
         else:
             self._print(
@@ -42,6 +44,10 @@ class Progress(tune.Callback):
         """Whether the scheduler ended it."""
         if outcome_of(trial.last_result or {}, self.steps) == "stopped":
             self._print(trial, "is stopped early")
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """That it starts again."""
+        self._print(trial, "was interrupted and starts again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """That it is lost."""

@@ -10,27 +10,39 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from kiloseg.config import Config, flatten, head_name, override
+from kiloseg.outbox import Outbox, OutboxRun
 from kiloseg.reporter import FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, STEP, outcome_of
 from kiloseg.summary import iou_table
-from kiloseg.tracking import TrackedRun
 
 logger = logging.getLogger(__name__)
 
+_current: Recorder | None = None
+"""Of the study that this process runs."""
+
 
 class Recorder(tune.Callback):
-    """Writes every trial's numbers to its MLflow run. One writer for all trials; trials know nothing of MLflow.
+    """Hands every trial's numbers to the outbox. One writer for all trials; trials know nothing of MLflow.
 
     Args:
-        study: the parent run.
+        outbox: the study's.
         base: the run that trials vary.
         tags: of every trial's run.
     """
 
-    def __init__(self, study: TrackedRun, base: Config, tags: Mapping[str, str]) -> None:
-        self.study = study
+    def __init__(self, outbox: Outbox, base: Config, tags: Mapping[str, str]) -> None:
+        global _current
+        self.outbox = outbox
         self.base = base
         self.tags = dict(tags)
-        self.runs: dict[str, TrackedRun] = {}
+        self.begun: set[str] = set()
+        _current = self
+
+    def __reduce__(self) -> tuple[Callable[[], Recorder | None], tuple[()]]:
+        """Tune keeps its callbacks in the study's folder and takes them from there at a resumption, maybe on another machine.
+
+        What belongs to a process stays with it, so that the one that resumes gets its own.
+        """
+        return _of_this_process, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Makes its run, or finds it again."""
@@ -41,13 +53,17 @@ class Recorder(tune.Callback):
     ) -> None:
         """Its numbers since the result before."""
 
-        def write(run: TrackedRun) -> None:
-            for report in result[HISTORY]:
-                run.log_metrics({name: value for name, value in report.items() if name != STEP}, step=report[STEP])
+        def write(run: OutboxRun) -> None:
+            points = [
+                (name, value, report[STEP])
+                for report in result[HISTORY]
+                for name, value in report.items()
+                if name != STEP
+            ]
+            run.log_points([*points, ("oom", result["oom"], result[STEP])])
             run.set_tags(
                 {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
             )
-            run.log_metrics({"oom": result["oom"]}, step=result[STEP])
             if IOU_PER_CLASS in result:
                 data = override(self.base, trial.config).data
                 run.log_table(iou_table(data, result[IOU_PER_CLASS]), "iou_per_class.json")
@@ -64,21 +80,25 @@ class Recorder(tune.Callback):
         self._end(trial, "failed", "FAILED")
 
     def _end(self, trial: Trial, outcome: str, status: str) -> None:
-        def end(run: TrackedRun) -> None:
+        def end(run: OutboxRun) -> None:
             run.set_tags({"outcome": outcome})
             run.end(status)
 
         self._write(trial, end)
+        self.begun.discard(trial.trial_id)
 
-    def _write(self, trial: Trial, action: Callable[[TrackedRun], None]) -> None:
+    def _write(self, trial: Trial, action: Callable[[OutboxRun], None]) -> None:
         """Tracking that fails costs its own numbers only: the study goes on, and Ray's results hold them as well."""
         try:
-            if trial.trial_id not in self.runs:
+            run = self.outbox.trial(trial.trial_id)
+            if trial.trial_id not in self.begun:
                 config = override(self.base, trial.config)
-                tags = self.tags | {"head": head_name(config)}
-                self.runs[trial.trial_id] = self.study.tracker.trial_run(
-                    self.study, trial.trial_id, flatten(config), tags
-                )
-            action(self.runs[trial.trial_id])
+                run.begin(flatten(config), self.tags | {"head": head_name(config)})
+                self.begun.add(trial.trial_id)
+            action(run)
         except Exception as error:
-            logger.warning("MLflow did not take numbers of trial %s (%s); the study goes on", trial.trial_id, error)
+            logger.warning("numbers of trial %s are lost to MLflow (%s); the study goes on", trial.trial_id, error)
+
+
+def _of_this_process() -> Recorder | None:
+    return _current

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -12,6 +13,8 @@ from typing import Any
 import ray.train
 from ray.train import Checkpoint
 
+from kiloseg.data.folder import holder, open_folder
+
 logger = logging.getLogger(__name__)
 
 METRIC = "val/miou"
@@ -19,6 +22,11 @@ STEP = "step"
 HISTORY = "history"
 """Key of a result under which all reports since the result before it travel, validations and others."""
 IOU_PER_CLASS = "val/iou_per_class"
+
+CHECKPOINT = "checkpoint_path"
+"""Key of a result that holds the folder of its checkpoint; Ray's name for it."""
+RESUMED = "resumed_from"
+"""Key of a result that repeats what a checkpoint knew: the step from which the run goes on."""
 
 FAILED_OUTCOMES = ("oom", "diverged", "refused", "failed")
 
@@ -30,14 +38,20 @@ def outcome_of(last: Mapping[str, Any], steps: int) -> str:
 
 
 class Reporter:
-    """The `report` of a trial's training: keeps every report, and hands them to Ray with each validation's checkpoint."""
+    """The `report` of a trial's training: keeps every report, and hands them to Ray with each validation's checkpoint.
 
-    def __init__(self, *, rank: int, steps: int) -> None:
+    Args:
+        rank: of the worker.
+        steps: of the whole run.
+        left: folder, by path or URL, for the checkpoint of a run that leaves.
+    """
+
+    def __init__(self, *, rank: int, steps: int, left: str) -> None:
         self.rank = rank
         self.steps = steps
+        self.left = left
         self.step = 0
         self._train_began = time.perf_counter()
-        self.reported = False
         self._startup_s = 0.0
         self._history: list[dict[str, Any]] = []
 
@@ -49,32 +63,45 @@ class Reporter:
     def __call__(self, report: dict[str, Any]) -> None:
         """Takes a report as `kiloseg.train.train` gives it; one with a validation goes to Ray, with all those before it."""
         self.step = report[STEP]
-        self._history.append({name: value for name, value in report.items() if isinstance(value, int | float)})
-        if METRIC not in report:
+        if METRIC in report:
+            self._history.append(_numbers(report))
+            checkpoint = None
+            if self.rank == 0:
+                folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
+                source = Path(report["checkpoint"])
+                source.replace(folder / source.name)
+                checkpoint = Checkpoint.from_directory(folder)
+            self._send(report, checkpoint)
+        elif "checkpoint" in report:
+            self._keep(Path(report["checkpoint"]))
+        else:
+            self._history.append(_numbers(report))
+
+    def resume(self, state: Mapping[str, Any]) -> None:
+        """Reports again what a checkpoint knows: a death may come between a checkpoint and the arrival of its report."""
+        self._history = list(state.get("reports", []))
+        last = state["report"]
+        if not last:
             return
-        checkpoint = None
-        if self.rank == 0:
-            folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
-            source = Path(report["checkpoint"])
-            source.replace(folder / source.name)
-            checkpoint = Checkpoint.from_directory(folder)
-        self._send(report, self._history[-1], checkpoint, delete_local=True)
-
-    def repeat(self, last: dict[str, Any], checkpoint: Checkpoint) -> None:
-        """Reports a run again that had ended before it was resumed: Tune refuses a trial that ends without its metric."""
         self.step = last[STEP]
-        numbers = {name: value for name, value in last.items() if isinstance(value, int | float)}
-        self._send(last, numbers, checkpoint, delete_local=False)
+        more = {RESUMED: state[STEP]}
+        if last[STEP] == state[STEP]:
+            more[CHECKPOINT] = holder(state["location"])[0].location
+        self._send(last, None, **more)
 
-    def _send(
-        self, report: dict[str, Any], numbers: dict[str, Any], checkpoint: Checkpoint | None, *, delete_local: bool
-    ) -> None:
-        result = self._result("finished") | numbers | {"peak_memory_kind": report["peak_memory_kind"]}
+    def _send(self, report: dict[str, Any], checkpoint: Checkpoint | None, **more: Any) -> None:
+        result = self._result("finished") | _numbers(report) | {"peak_memory_kind": report["peak_memory_kind"]} | more
         if self.step == self.steps:
             result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
         self._history = []
-        self.reported = True
-        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=delete_local)
+        ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=checkpoint is not None)
+
+    def _keep(self, checkpoint: Path) -> None:
+        """Not by way of Ray, whose other processes may have been told to leave as well."""
+        folder = open_folder(self.left)
+        with folder.scratch() as scratch:
+            shutil.copy(checkpoint, scratch)
+            folder.put(scratch / checkpoint.name, checkpoint.name)
 
     def fail(self, outcome: str, error: Exception) -> None:
         """Records a trial that cannot work, with the worst score for the searcher."""
@@ -90,3 +117,7 @@ class Reporter:
             "train_s": time.perf_counter() - self._train_began,
             HISTORY: self._history,
         }
+
+
+def _numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
+    return {name: value for name, value in report.items() if isinstance(value, int | float)}

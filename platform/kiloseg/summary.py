@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,13 +12,15 @@ from typing import Any
 import pandas
 from matplotlib.figure import Figure
 
+from kiloseg.checkpoint import PATTERN
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
+from kiloseg.data.folder import LocalFolder, open_folder
 from kiloseg.data.pipeline import validation_batches
 from kiloseg.data.shards import read_info
 from kiloseg.evaluate import load_segmenter, predict_samples
 from kiloseg.figures import curves, prediction_sheet
-from kiloseg.tracking import TrackedRun
+from kiloseg.outbox import OutboxRun
 
 SHEET_SAMPLES = 6
 
@@ -115,9 +118,9 @@ def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]
     }
 
 
-def best_sheet(row: TrialRow) -> Figure:
+def best_sheet(row: TrialRow, checkpoint: Path) -> Figure:
     """Validation images, labels and predictions of a trial's best checkpoint."""
-    segmenter, config = load_segmenter(checkpoint_file(row))
+    segmenter, config = load_segmenter(checkpoint)
     info = read_info(config.data.path)
     samples = predict_samples(segmenter, validation_batches(config.data, info), SHEET_SAMPLES)
     return prediction_sheet(
@@ -128,32 +131,48 @@ def best_sheet(row: TrialRow) -> Figure:
     )
 
 
-def checkpoint_file(row: TrialRow) -> Path:
-    """The one file in a trial's best checkpoint."""
+def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
+    """The one file in a trial's best checkpoint; one that is not on this machine is fetched into `folder`.
+
+    Raises:
+        ValueError: there is none.
+    """
     if row.checkpoint is None:
         raise ValueError(f"trial {row.trial} left no checkpoint")
-    return next(Path(row.checkpoint).glob("step-*.pt"))
+    place = open_folder(row.checkpoint)
+    names = fnmatch.filter(place.entries(), PATTERN)
+    if not names:
+        raise ValueError(f"{place.name} holds no checkpoint (expected {PATTERN})")
+    if isinstance(place, LocalFolder):
+        return place.path / names[0]
+    if folder is None:
+        raise ValueError(f"{place.at(names[0])} is not on this machine; give a folder to fetch it into")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / names[0]
+    file.write_bytes(place.read(names[0]))
+    return file
 
 
-def write_summary(rows: Sequence[TrialRow], folder: Path, run: TrackedRun) -> None:
+def write_summary(rows: Sequence[TrialRow], folder: Path, run: OutboxRun) -> None:
     """Writes trials.csv and the figures to `folder`, and logs them, the best model and the best numbers to `run`."""
     folder.mkdir(parents=True, exist_ok=True)
-    figures = study_figures(rows)
-    best = best_row(rows)
-    if best is not None and best.checkpoint is not None:
-        figures["best_predictions.png"] = best_sheet(best)
-        run.log_file(checkpoint_file(best), "best")
-    if best is not None:
-        run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
-        run.set_tags(
-            {"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()}
-        )
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)
     run.log_file(folder / "trials.csv")
     # JSON has no NaN.
     columns = {str(name): [None if pandas.isna(value) else value for value in frame[name]] for name in frame}
     run.log_table(columns, "trials.json")
+    figures = study_figures(rows)
+    best = best_row(rows)
+    if best is not None:
+        run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
+        run.set_tags(
+            {"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()}
+        )
+    if best is not None and best.checkpoint is not None:
+        checkpoint = checkpoint_file(best, folder / "best")
+        figures["best_predictions.png"] = best_sheet(best, checkpoint)
+        run.log_file(checkpoint, "best")
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=130)
-        run.log_figure(figure, name)
+        run.log_file(folder / name)

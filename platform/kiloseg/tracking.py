@@ -6,11 +6,11 @@ written through `MlflowClient`, which holds no global state, so that trials in o
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
-import math
 import os
-import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,17 +25,29 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow.exceptions
-from matplotlib.figure import Figure
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
-from mlflow.utils.mlflow_tags import MLFLOW_GIT_COMMIT, MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NAME, MLFLOW_SOURCE_NAME
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_GIT_COMMIT,
+    MLFLOW_LOGGED_ARTIFACTS,
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NAME,
+    MLFLOW_SOURCE_NAME,
+)
 
 TRIAL_TAG = "kiloseg.trial"
 STUDY_TAG = "kiloseg.study"
 CURVE_TAG = "kiloseg.curve"
+"""Of a run that holds a curve over a study's trials: its name."""
+
+SQLITE = "sqlite:///"
 
 PARAM_LENGTH = 6000
 """MLflow refuses parameters longer than this."""
+BATCH = 1000
+"""MLflow refuses more metrics in one request."""
+REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+"""Errors that would come again, however often a request is sent."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,24 +59,29 @@ class Tracker:
     experiment_id: str
 
     @staticmethod
-    def open(experiment: str, runs: Path) -> Tracker:
+    def open(experiment: str, runs: Path | None) -> Tracker:
         """The tracker at MLFLOW_TRACKING_URI, else on SQLite in the folder `runs`; makes the experiment if need be.
-
-        Call this once, in the driver: several processes that open a new SQLite database at once crash in its migrations.
 
         Raises:
             ConnectionError: the server cannot be reached.
+            ValueError: neither is there.
         """
         uri = os.environ.get("MLFLOW_TRACKING_URI")
-        artifacts = None
         if not uri:
-            runs.mkdir(parents=True, exist_ok=True)
+            if runs is None:
+                raise ValueError(
+                    "MLflow's own database is a file and needs a folder of this machine: with runs elsewhere set "
+                    "MLFLOW_TRACKING_URI to a tracking server (make services starts one), or to sqlite:////FOLDER/mlflow.db"
+                )
             uri = f"sqlite:///{runs.resolve() / 'mlflow.db'}"
-            artifacts = (runs.resolve() / "artifacts" / experiment).as_uri()
-        client = MlflowClient(uri)
+        artifacts = None
+        if uri.startswith(SQLITE):
+            folder = Path(uri.removeprefix(SQLITE)).resolve().parent
+            folder.mkdir(parents=True, exist_ok=True)
+            artifacts = (folder / "artifacts" / experiment).as_uri()
         try:
-            found = client.get_experiment_by_name(experiment)
-            experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifacts)
+            with _alone(uri):
+                experiment_id = _experiment_id(MlflowClient(uri), experiment, artifacts)
         except mlflow.exceptions.MlflowException as error:
             reason = str(error).splitlines()[0].replace(uri, _without_password(uri))[:200]
             raise ConnectionError(
@@ -77,6 +94,11 @@ class Tracker:
     def client(self) -> MlflowClient:
         """A client for this process."""
         return MlflowClient(self.uri)
+
+    @property
+    def shown(self) -> str:
+        """The address without a password, for messages."""
+        return _without_password(self.uri)
 
     def ui_command(self) -> str:
         """The command, or address, that opens the MLflow UI on these runs."""
@@ -95,11 +117,6 @@ class Tracker:
         own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
         return self._find_or_create(own, trial, params, tags)
 
-    def curve_run(self, study: TrackedRun, name: str, tags: Mapping[str, str]) -> TrackedRun:
-        """A child run of a study that holds a curve over its trials: found again by its name, or made."""
-        own = {CURVE_TAG: name, MLFLOW_PARENT_RUN_ID: study.run_id}
-        return self._find_or_create(own, name, {}, tags)
-
     def _find(self, tags: Mapping[str, str]) -> Run | None:
         condition = " and ".join(f"tags.`{name}` = '{value}'" for name, value in tags.items())
         runs = self.client.search_runs([self.experiment_id], condition, max_results=1)
@@ -108,13 +125,14 @@ class Tracker:
     def _find_or_create(
         self, own: Mapping[str, str], name: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> TrackedRun:
-        found = self._find(own)
-        if found:
-            self.client.update_run(found.info.run_id, status="RUNNING")
-            return TrackedRun(tracker=self, run_id=found.info.run_id)
-        run = self.client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_RUN_NAME: name, **own, **tags})
+        run = self._find(own)
+        if run:
+            self.client.update_run(run.info.run_id, status="RUNNING")
+        else:
+            run = self.client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_RUN_NAME: name, **own, **tags})
         tracked = TrackedRun(tracker=self, run_id=run.info.run_id)
-        tracked.log_params(params)
+        # The first value of a parameter stays: a resumed study may have changed some that do not decide a result.
+        tracked.log_params({key: value for key, value in params.items() if key not in run.data.params})
         return tracked
 
 
@@ -130,28 +148,39 @@ class TrackedRun:
         entries = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
         self.tracker.client.log_batch(self.run_id, params=entries)
 
-    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Numbers at a step; those that are not finite are left out, since charts cannot show them."""
-        now = int(time.time() * 1000)
-        entries = [Metric(name, float(value), now, step) for name, value in metrics.items() if math.isfinite(value)]
-        self.tracker.client.log_batch(self.run_id, metrics=entries)
+    def log_points(self, points: Sequence[tuple[str, float, int]], time_ms: int) -> None:
+        """Names, values and steps of metrics, taken at a time in milliseconds since 1970."""
+        entries = [Metric(name, value, time_ms, step) for name, value, step in points]
+        for start in range(0, len(entries), BATCH):
+            self.tracker.client.log_batch(self.run_id, metrics=entries[start : start + BATCH])
+
+    def logged(self) -> set[tuple[str, int]]:
+        """Every metric that the run has, with its step."""
+        client = self.tracker.client
+        names = client.get_run(self.run_id).data.metrics
+        return {(name, point.step) for name in names for point in client.get_metric_history(self.run_id, name)}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Words by which the UI can filter."""
         self.tracker.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def log_table(self, columns: Mapping[str, list[Any]], file: str) -> None:
-        """A table artifact (JSON), which the UI shows and compares."""
-        self.tracker.client.log_table(self.run_id, dict(columns), file)
+        """A table artifact (JSON), which the UI shows and compares; replaces one of that name.
+
+        MLflow's own log_table appends to it, so that a second delivery would double its rows.
+        """
+        client = self.tracker.client
+        rows = [list(row) for row in zip(*columns.values(), strict=True)]
+        client.log_text(self.run_id, json.dumps({"columns": list(columns), "data": rows}), file)
+        shown = json.loads(client.get_run(self.run_id).data.tags.get(MLFLOW_LOGGED_ARTIFACTS, "[]"))
+        entry = {"path": file, "type": "table"}
+        if entry not in shown:
+            client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*shown, entry]))
 
     def log_dataset(self, name: str, digest: str, path: str) -> None:
         """The data set that the run used: its name, digest (hexadecimal) and folder."""
         dataset = Dataset(name, digest[:32], "local", json.dumps({"path": path}))
         self.tracker.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
-
-    def log_figure(self, figure: Figure, file: str) -> None:
-        """A matplotlib figure as an image artifact."""
-        self.tracker.client.log_figure(self.run_id, figure, file)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """A file as an artifact."""
@@ -160,6 +189,36 @@ class TrackedRun:
     def end(self, status: str) -> None:
         """Ends the run as "FINISHED", "FAILED" or "KILLED"."""
         self.tracker.client.set_terminated(self.run_id, status)
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether MLflow has understood a request and will never take it, as opposed to being away."""
+    if isinstance(error, FileNotFoundError):  # a file that was to be an artifact
+        return True
+    return isinstance(error, mlflow.exceptions.MlflowException) and error.error_code in REFUSALS
+
+
+@contextlib.contextmanager
+def _alone(uri: str) -> Iterator[None]:
+    """Keeps other processes of this machine out: those that open a new SQLite database at once crash in its migrations."""
+    if not uri.startswith(SQLITE):
+        yield
+        return
+    with Path(uri.removeprefix(SQLITE) + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            return client.create_experiment(name, artifacts)
+        except mlflow.exceptions.MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+            found = client.get_experiment_by_name(name)  # another study made it meanwhile
+    return found.experiment_id
 
 
 def source_tags(root: Path, script: str) -> dict[str, str]:

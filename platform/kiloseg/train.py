@@ -7,16 +7,13 @@ checkpoint goes on exactly as if it had never stopped.
 from __future__ import annotations
 
 import contextlib
-import math
 import os
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 import torch.distributed
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -25,8 +22,11 @@ from kiloseg.config import Config, flatten
 from kiloseg.data.classes import count_classes
 from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import read_info
+from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
 from kiloseg.memory import PeakMemory
+from kiloseg.meters import Clock, RunningMean
+from kiloseg.meters import NonFiniteLossError as NonFiniteLossError
 from kiloseg.models import build_segmenter
 from kiloseg.optimizer import build_optimizer, learning_rate_factor, set_learning_rate
 from kiloseg.step import autocast_of, training_step
@@ -36,12 +36,10 @@ Report = Callable[[dict[str, Any]], None]
 COUNTED_STEPS = 2
 """Steps whose live tensors are counted on a CPU: the second already holds the optimiser's state."""
 
-PEAKS = {"peak_memory_gib", "peak_memory_reserved_gib", "val/peak_memory_gib"}
-"""Entries of a report that are the largest of their kind since the run began."""
-
 _MAY_DIFFER = (
     "data.path",
     "data.cache_gib",
+    "data.max_bad_samples",
     "data.val_batch_size",
     "trainer.output",
     "trainer.progress",
@@ -52,11 +50,17 @@ _MAY_DIFFER = (
 )
 
 
-class NonFiniteLossError(RuntimeError):
-    """Training diverged."""
+class LeftError(RuntimeError):
+    """Training was asked to leave and did, after writing a checkpoint."""
 
 
-def train(config: Config, report: Report, *, resume: Path | None = None) -> dict[str, Any]:
+def train(
+    config: Config,
+    report: Report,
+    *,
+    resume: Path | str | dict[str, Any] | None = None,
+    leave: Callable[[], bool] | None = None,
+) -> dict[str, Any]:
     """Runs `config` to its end, in this process and, where torch.distributed is initialised, in all of its group.
 
     Args:
@@ -66,7 +70,11 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
             absent classes), "peak_memory_gib" of training steps, "val/peak_memory_gib" of predicting a validation batch,
             "peak_memory_kind" of both, on CUDA "peak_memory_reserved_gib" (training), and, in rank 0, "checkpoint", the
             path of the file just written. Every rank reports.
-        resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start).
+        resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start),
+            by path or URL; or the state of a checkpoint, whose tensors are then taken out of it.
+        leave: asked after every step and before every validation batch, with several workers at reports only; once it says
+            yes (see `kiloseg.notice`) a checkpoint is written and reported ("step", "checkpoint" and nothing else), from
+            which the run goes on exactly, and training ends with LeftError.
 
     Returns:
         The last report.
@@ -74,6 +82,7 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     Raises:
         ValueError: a config, data set (DataError) or checkpoint that cannot work.
         NonFiniteLossError: the loss is NaN or infinite; checkpoints written before are kept.
+        LeftError: `leave` said yes.
     """
     rank, world = _group()
     device = (
@@ -92,13 +101,19 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     torch.manual_seed(trainer.seed)
     segmenter = build_segmenter(config, num_classes, device)
     optimizer = build_optimizer(segmenter, config.optimizer)
-    state = None if resume is None else _load(resume)
+    state = resume if resume is None or isinstance(resume, dict) else _load(resume)
     start, last_report = 0, {}
+    reports: list[dict[str, Any]] = []
+    written: dict[str, str] = {}
+    mean_loss = RunningMean(device)
     if state is not None:
         _check_same_run(config, state["config"])
-        segmenter.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        start, last_report = state["step"], state["report"]
+        segmenter.load_state_dict(state.pop("model"))
+        optimizer.load_state_dict(state.pop("optimizer"))
+        start, last_report, reports = state["step"], state["report"], list(state.get("reports", []))
+        mean_loss.restore(state.get("mean_loss", (0.0, 0)))
+    unreported = state is not None and state.get("unreported", False)
+    _check_same_step(start, world, device)
     autocast = autocast_of(trainer.precision, device)
     peak, val_peak = (PeakMemory(device, segmenter, optimizer) for _ in range(2))
     model = (
@@ -108,68 +123,87 @@ def train(config: Config, report: Report, *, resume: Path | None = None) -> dict
     )
     model.train()
 
-    clock = _Clock(device)
-    mean_loss = _RunningMean(device)
+    clock = Clock(device)
     samples = batches.from_step(start)
     bar = tqdm(
         total=trainer.steps, initial=start, desc="train", disable=None if trainer.progress and rank == 0 else True
     )
-    for step in range(start, trainer.steps):
-        warm = step >= start + COUNTED_STEPS
-        # A network is compiled in the first step whose tensors are not counted.
-        timed = step >= start + COUNTED_STEPS + trainer.compile
-        with clock.running(images=trainer.batch_size if timed else 0):
-            batch = next(samples)
-            torch.manual_seed(_step_seed(trainer.seed, step, rank))
-            set_learning_rate(optimizer, learning_rate_factor(step, trainer.steps, config.optimizer))
-            with contextlib.nullcontext() if warm and device.type == "cpu" else peak.step(*batch):
-                mean_loss.add(training_step(config, model, optimizer, *batch, autocast=autocast, world=world))
+
+    def peaks() -> dict[str, float]:
+        now = {"peak_memory_gib": peak.gib, "val/peak_memory_gib": val_peak.gib}
+        if peak.reserved_gib is not None:
+            now["peak_memory_reserved_gib"] = peak.reserved_gib
+        # What came before the resumption counts too.
+        before = {} if state is None else state["report"] | state.get("peaks", {})
+        return {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
+
+    def save(done: int, **more: Any) -> str:
+        content = {
+            "config": flatten(config),
+            "num_classes": num_classes,
+            "model": segmenter.state_dict(),
+            "optimizer": optimizer.state_dict(),
+            "report": last_report,
+            "reports": reports,
+            "peaks": peaks(),
+            **more,
+        }
+        return str(save_checkpoint(trainer.output, done, content, keep=trainer.keep_checkpoints))
+
+    def depart(done: int, mean_loss: tuple[float, int]) -> NoReturn:
+        where = save(done, unreported=True, mean_loss=mean_loss) if rank == 0 else None
+        report({"step": done} | ({"checkpoint": where} if where else {}))
+        raise LeftError(f"asked to leave after step {done}; resume from {where or 'the checkpoint of rank 0'}")
+
+    # What a run that left had trained and not yet reported is reported first.
+    for step in range(start - unreported, trainer.steps):
+        if step >= start:
+            warm = step >= start + COUNTED_STEPS
+            # A network is compiled in the first step whose tensors are not counted.
+            timed = step >= start + COUNTED_STEPS + trainer.compile
+            with clock.running(images=trainer.batch_size if timed else 0):
+                batch = next(samples)
+                torch.manual_seed(_step_seed(trainer.seed, step, rank))
+                set_learning_rate(optimizer, learning_rate_factor(step, trainer.steps, config.optimizer))
+                with contextlib.nullcontext() if warm and device.type == "cpu" else peak.step(*batch):
+                    mean_loss.add(training_step(config, model, optimizer, *batch, autocast=autocast, world=world))
+            bar.update()
         done = step + 1
-        bar.update()
         validates = done == trainer.steps or (trainer.validate_every > 0 and done % trainer.validate_every == 0)
-        if not validates and done % trainer.report_every:
+        reporting = validates or done % trainer.report_every == 0
+        if leave is not None and (world == 1 or reporting) and _any(leave(), world, device):
+            depart(done, mean_loss.state())
+        if not reporting:
             continue
 
-        last_report = {
+        losses = mean_loss.state()
+        new_report = {
             "step": done,
             "epoch": done / batches.steps_per_epoch,
             "train/loss": mean_loss.take(done),
             "train/images_per_s": clock.images_per_s(),
             "train/lr": optimizer.param_groups[-1]["lr"],
         }
-        bar.set_postfix(loss=f"{last_report['train/loss']:.3f}")
+        bar.set_postfix(loss=f"{new_report['train/loss']:.3f}")
         if validates:
-            metrics = evaluate(segmenter, validation, autocast=autocast, peak=val_peak).compute()
-            last_report |= {
+            whole = validation if leave is None or world > 1 else _until(leave, validation)
+            try:
+                metrics = evaluate(segmenter, whole, autocast=autocast, peak=val_peak).compute()
+            except _LeaveError:
+                depart(done, losses)
+            new_report |= {
                 "val/miou": metrics["miou"],
                 "val/pixel_accuracy": metrics["pixel_accuracy"],
                 "val/iou_per_class": metrics["iou_per_class"].tolist(),
                 "peak_memory_kind": peak.kind,
-                "peak_memory_gib": peak.gib,
-                "val/peak_memory_gib": val_peak.gib,
+                **peaks(),
             }
-            if peak.reserved_gib is not None:
-                last_report["peak_memory_reserved_gib"] = peak.reserved_gib
-            if state is not None:  # what came before the resumption counts too
-                for name in PEAKS & last_report.keys():
-                    last_report[name] = max(last_report[name], state["report"].get(name, 0.0))
-            if rank == 0:
-                path = save_checkpoint(
-                    Path(trainer.output),
-                    done,
-                    {
-                        "config": flatten(config),
-                        "num_classes": num_classes,
-                        "model": segmenter.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "report": last_report,
-                    },
-                    keep=trainer.keep_checkpoints,
-                )
-                last_report = {**last_report, "checkpoint": str(path)}
-        report(last_report)
+            last_report = new_report
+        reports.append({name: value for name, value in new_report.items() if isinstance(value, int | float)})
+        written = {"checkpoint": save(done)} if validates and rank == 0 else {}
+        report(new_report | written)
     bar.close()
-    return last_report
+    return last_report | written
 
 
 def _group() -> tuple[int, int]:
@@ -183,8 +217,37 @@ def _step_seed(seed: int, step: int, rank: int) -> int:
     return (seed * 1_000_003 + step) * 10_007 + rank
 
 
-def _load(path: Path) -> dict[str, Any] | None:
-    return load_newest(path) if path.is_dir() else load_checkpoint(path)
+def _any(value: bool, world: int, device: torch.device) -> bool:
+    """Whether the value is true for any worker of the group."""
+    if world == 1:
+        return value
+    flag = torch.tensor(float(value), device=device)
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+class _LeaveError(Exception):
+    """Validation was broken off."""
+
+
+def _until(leave: Callable[[], bool], batches: Iterable[Batch]) -> Iterator[Batch]:
+    for batch in batches:
+        if leave():
+            raise _LeaveError
+        yield batch
+
+
+def _load(path: Path | str) -> dict[str, Any] | None:
+    return load_checkpoint(path) if str(path).partition("?")[0].endswith(".pt") else load_newest(path)
+
+
+def _check_same_step(start: int, world: int, device: torch.device) -> None:
+    """Workers that resume from different checkpoints, one of them unable to read the newest, must not train together."""
+    if world > 1:
+        steps = torch.tensor([start, -start], dtype=torch.float64, device=device)
+        torch.distributed.all_reduce(steps, torch.distributed.ReduceOp.MAX)
+        if steps[0] != -steps[1]:
+            raise RuntimeError(f"workers resume from different steps, this one from {start}; start the run again")
 
 
 def _check_same_run(config: Config, stored: dict[str, Any]) -> None:
@@ -195,52 +258,3 @@ def _check_same_run(config: Config, stored: dict[str, Any]) -> None:
         raise ValueError(
             f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another trainer.output"
         )
-
-
-class _RunningMean:
-    """Mean of losses since the last report, kept on the device so that steps do not wait for it."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._sum = torch.zeros((), device=device)
-        self._count = 0
-
-    def add(self, loss: Tensor) -> None:
-        self._sum += loss
-        self._count += 1
-
-    def take(self, step: int) -> float:
-        """Raises NonFiniteLossError; a NaN stays in the sum, so none is missed between reports."""
-        mean = self._sum.item() / self._count
-        self._sum.zero_()
-        self._count = 0
-        if not math.isfinite(mean):
-            raise NonFiniteLossError(
-                f"the training loss is {mean} before step {step}; lower optimizer.lr, add optimizer.warmup_steps or set "
-                "optimizer.clip_norm"
-            )
-        return mean
-
-
-class _Clock:
-    """Images a second over the steps themselves, validation and the first (counted) steps left out."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._images = 0
-        self._seconds = 0.0
-
-    @contextlib.contextmanager
-    def running(self, *, images: int) -> Iterator[None]:
-        begin = time.perf_counter()
-        yield
-        if images:
-            self._images += images
-            self._seconds += time.perf_counter() - begin
-
-    def images_per_s(self) -> float:
-        """0 before any step has counted."""
-        if self._device.type == "cuda":
-            begin = time.perf_counter()
-            torch.cuda.synchronize(self._device)
-            self._seconds += time.perf_counter() - begin
-        return self._images / self._seconds if self._seconds else 0.0

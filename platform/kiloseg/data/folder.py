@@ -239,5 +239,20 @@ def open_folder(where: Path | str) -> Folder:
     return RemoteFolder(where)
 
 
+def inside(location: str, name: str) -> str:
+    """The path or URL of what is called `name` in the folder at a path or URL."""
+    place, mark, options = location.partition("?") if "://" in location else (location, "", "")
+    return f"{place.rstrip('/')}/{name}{mark}{options}"
+
+
+def holder(location: Path | str) -> tuple[Folder, str]:
+    """The folder that a file is in and the file's name there, from its path or URL; raises as `open_folder`."""
+    if not isinstance(location, str) or "://" not in location:
+        return LocalFolder(Path(location).parent), Path(location).name
+    place, mark, options = location.partition("?")
+    directory, _, name = place.rpartition("/")
+    return open_folder(directory + mark + options), name
+
+
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kiloseg.config import Data
 from kiloseg.data.augment import Augment, NoSuchPixelError
+from kiloseg.data.bad_samples import BadSamples
 from kiloseg.data.classes import select_classes
 from kiloseg.data.decode import Decoder
 from kiloseg.data.folder import RemoteFolder, open_folder
@@ -59,6 +60,7 @@ class _TrainStream(IterableDataset[Any]):
         workers = data.loader_workers
         self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
         self.reader = Reader(data.path, self.shards, cache_gib=data.cache_gib)
+        self.bad_samples = BadSamples(data.max_bad_samples)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
@@ -75,12 +77,12 @@ class _TrainStream(IterableDataset[Any]):
         offset = random.Random(f"left out {self.seed} {epoch}").randint(0, left_out)
         start = offset + (self.rank * self.steps + first) * self.batch_size
         stop = offset + (self.rank * self.steps + last) * self.batch_size
-        order = order[start:stop]
+        mine = order[start:stop]
         skipped_samples = skipped * self.batch_size
-        positions = shuffle(order, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
+        positions = shuffle(mine, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
         positions = itertools.islice(positions, skipped_samples, None)
         with self.reader as reader:
-            reader.expect(_shards_in_turn(order[skipped_samples:]))
+            reader.expect(_shards_in_turn(mine[skipped_samples:]))
             for number in itertools.count():
                 chunk = list(itertools.islice(positions, self.batch_size))
                 if not chunk:
@@ -95,17 +97,23 @@ class _TrainStream(IterableDataset[Any]):
 
     def _fill(self, images: Tensor, labels: Tensor, reader: Reader, positions: list[Position], epoch: int) -> None:
         for out, position in zip(zip(images, labels, strict=True), positions, strict=True):
-            sample = reader.read(position.shard, position.sample)
-            image, all_labels = self.decode(sample)
-            name = f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']} {position.copy}"
-            over = self._label_to_crop(position, f"class {name}")
             try:
-                self.augment(image, all_labels, zlib.crc32(name.encode()), over=over, out=out)
-            except NoSuchPixelError as error:
-                raise DataError(
-                    f"{sample['__url__']}: sample {sample['__key__']}: its mask has no pixel of class "
-                    f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
-                ) from error
+                self._fill_one(out, reader, position, epoch)
+            except DataError as error:
+                self.bad_samples.leave_out(*out, position, error)
+
+    def _fill_one(self, out: tuple[Tensor, Tensor], reader: Reader, position: Position, epoch: int) -> None:
+        sample = reader.read(position.shard, position.sample)
+        image, all_labels = self.decode(sample)
+        name = f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']} {position.copy}"
+        over = self._label_to_crop(position, f"class {name}")
+        try:
+            self.augment(image, all_labels, zlib.crc32(name.encode()), over=over, out=out)
+        except NoSuchPixelError as error:
+            raise DataError(
+                f"{sample['__url__']}: sample {sample['__key__']}: its mask has no pixel of class "
+                f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
+            ) from error
 
     def _label_to_crop(self, position: Position, seed: str) -> int | None:
         if self.sample_classes is None:

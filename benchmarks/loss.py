@@ -16,6 +16,7 @@ import csv
 import functools
 import importlib.util
 import math
+import os
 import statistics
 import time
 import typing
@@ -47,9 +48,10 @@ class Arguments:
     """Embedding dimensions."""
     losses: tuple[str, ...] = (
         "all:cosine", "all:distance", "nearest:8", "random:255", "mixed:8",
+        "all:cosine:torch", "all:distance:torch", "nearest:8:torch", "random:255:torch", "mixed:8:torch",
         "dense", "torch_linear", "official:7", "cut_cross_entropy", "liger",
     )  # fmt: skip
-    """KIND[:COUNT][:LOGIT] of kiloseg's own (distance unless said), or a rival."""
+    """KIND[:COUNT][:LOGIT][:torch] of kiloseg's own (distance unless said; with :torch without its kernels), or a rival."""
     batch: int = 2
     size: int = 256
     """Side of the images in pixels, a multiple of 4."""
@@ -116,13 +118,27 @@ def _loss(name: str, num_classes: int) -> Loss:
     if first in typing.get_args(NegativesKind):
         negatives = Negatives(kind=typing.cast(NegativesKind, first), count=counts[0] if counts else 8)
         logit: Logit = "cosine" if "cosine" in words else "distance"
-        return functools.partial(embedding_cross_entropy, negatives=negatives, logit=logit)
+        ours = functools.partial(embedding_cross_entropy, negatives=negatives, logit=logit)
+        return functools.partial(_without_kernels, ours) if "torch" in words else ours
     if first == "official":
         return functools.partial(rivals.official, count=counts[0] if counts else 7)
     if not hasattr(rivals, first):
         raise SystemExit(f"--losses {name}: no loss is called {first!r}")
     rival: Loss = getattr(rivals, first)
     return rival
+
+
+def _without_kernels(loss: Loss, *inputs: Tensor) -> Tensor:
+    """The loss by torch's operations alone; backward gives what forward has computed."""
+    before = {name: os.environ.get(name) for name in ("KILOSEG_NATIVE", "KILOSEG_TRITON")}
+    os.environ.update(dict.fromkeys(before, "0"))
+    try:
+        return loss(*inputs)
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 def _can_run(name: str, device: torch.device) -> bool:

@@ -27,6 +27,8 @@ import tyro
 from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
+from kiloseg.tracking import CURVE_TAG
+
 METRICS = ("miou_vs_classes", "peak_memory_gib_vs_classes", "images_per_s_vs_classes")
 SIZE = {"width": 1500, "height": 900}
 
@@ -111,7 +113,7 @@ def curve_runs(runs: Path, experiment: str) -> tuple[str, dict[str, str]]:
     found = client.get_experiment_by_name(experiment)
     if found is None:
         raise ValueError(f"{runs} has no experiment {experiment!r}; run experiments/scale_classes.py first")
-    curves = client.search_runs([found.experiment_id], "tags.`kiloseg.curve` LIKE '%'", order_by=["start_time DESC"])
+    curves = client.search_runs([found.experiment_id], f"tags.`{CURVE_TAG}` LIKE '%'", order_by=["start_time DESC"])
     newest = curves[0].data.tags["mlflow.parentRunId"]
     ids = {run.data.tags["head"]: run.info.run_id for run in curves if run.data.tags["mlflow.parentRunId"] == newest}
     return found.experiment_id, ids
@@ -151,7 +153,11 @@ def main(arguments: Arguments) -> None:
     experiment_id, ids = curve_runs(arguments.runs, arguments.experiment)
     log = arguments.runs / "mlflow-ui.log"
     with server(arguments.runs, log) as address, browser_page(arguments.browser) as page:
-        show(page, runs_address(address, experiment_id, "tags.setting != ''"), *ids)
+        show(page, runs_address(address, experiment_id, f"tags.`{CURVE_TAG}` != ''"), arguments.experiment)
+        page.get_by_label("Close", exact=True).click()  # the assistant
+        page.locator("[data-testid='expander-button']").first.click()
+        for head in ids:
+            page.get_by_text(head, exact=True).first.wait_for(timeout=60_000)
         page.wait_for_timeout(2000)
         page.screenshot(path=arguments.out / "runs.png")
         for metric in METRICS:

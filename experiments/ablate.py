@@ -26,12 +26,17 @@ Expected: experiments/LOG.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas
 import tyro
+
+# A submitted job runs the library that came with this file, whatever is installed.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, head_overrides, override
 from kiloseg.data.classes import count_classes

@@ -113,16 +113,16 @@ def embedding_loss(
     drawn_S = factor_S = column_C = candidates = grad_candidates = None
     if negatives.kind in ("random", "mixed"):
         drawn_S, factor_S = draw_candidates(negatives, labels_BHn.where(counts_BHn, -1), C)
-    rows = native.whole_rows(rows_CD)
-    grad_rows = torch.zeros_like(rows) if wants_grad else None
+    shares_candidates = negatives.kind in ("all", "random")
+    rows = native.whole_rows(rows_CD, tiles=not shares_candidates)  # then only targets are read there
     S = K = 0
     capacity = BLOCK_BYTES // (4 * rows.shape[1])
-    if negatives.kind in ("all", "random"):
+    if shares_candidates:
         # Rows come times what makes a logit, or a squared distance, of their product with a pixel.
         scale = temperature * LOG2E if cosine else -2 * (temperature * LOG2E) ** 2
         shared = rows_CD if drawn_S is None else rows_CD[drawn_S]
-        candidates, S = native.whole_rows(shared).mul_(scale), len(shared)
-        grad_candidates = grad_rows if drawn_S is None or not wants_grad else torch.zeros_like(candidates)
+        candidates, S = native.whole_rows(shared * scale), len(shared)
+        grad_candidates = torch.zeros_like(candidates) if wants_grad else None
         if drawn_S is not None:  # a class that is no candidate has the last, see candidates.Candidates
             column_C = torch.full((C,), S - 1)
             column_C[drawn_S] = torch.arange(S)
@@ -132,6 +132,7 @@ def embedding_loss(
     else:
         K, keeps = negatives.count, False
         capacity = min(capacity, BLOCK_BYTES // (4 * K))
+    grad_rows = grad_candidates if negatives.kind == "all" else torch.zeros_like(rows) if wants_grad else None
     groups = max(min(capacity, H * n) // group, 1)
 
     def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:

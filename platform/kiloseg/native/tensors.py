@@ -67,9 +67,14 @@ def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype = torch.float32
     return tensor.data_ptr()
 
 
-def whole_rows(rows_CD: Tensor) -> Tensor:
-    """The rows filled up with zeros to whole vectors and tiles."""
+def whole_rows(rows_CD: Tensor, *, tiles: bool = True) -> Tensor:
+    """The rows filled up with zeros to whole vectors and, with `tiles`, to whole tiles; the same tensor where they are."""
     C, D = rows_CD.shape
-    whole = rows_CD.new_zeros(-(-C // lanes().tile) * lanes().tile, -(-D // lanes().lanes) * lanes().lanes)
+    size = -(-C // lanes().tile) * lanes().tile if tiles else C, -(-D // lanes().lanes) * lanes().lanes
+    if size == (C, D):
+        return rows_CD.contiguous()
+    whole = rows_CD.new_empty(size)
     whole[:C, :D] = rows_CD
+    whole[:C, D:] = 0
+    whole[C:] = 0
     return whole

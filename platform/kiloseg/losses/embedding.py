@@ -67,8 +67,9 @@ def embedding_cross_entropy(
     Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes` and about ten of BAND_BYTES while it
     runs, whatever C, K and H*W (16 pixels' C scores, or one row's W*D values, at the least). Gradients are computed in the
     forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: a double backward raises
-    RuntimeError, and torch.compile leaves the loss out of its graph. On a GPU with Triton the scores of most kinds stay on chip
-    (`kiloseg.losses.on_chip`).
+    RuntimeError, and torch.compile leaves the loss out of its graph. On a CPU a compiled kernel does all of it in float32
+    (`kiloseg.losses.fused`, which needs less memory still); on a GPU with Triton the scores of most kinds stay on chip
+    (`kiloseg.losses.on_chip`). What is done here and in `kiloseg.losses.band` is the reference of both.
 
     Args:
         pixels_BDhw: output of the embedding head, floating point.

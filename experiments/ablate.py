@@ -26,12 +26,16 @@ Expected: experiments/LOG.md.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 import pandas
 import tyro
+
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, head_overrides, override
 from kiloseg.data.classes import count_classes

@@ -26,6 +26,7 @@ Expected: experiments/results/scale_classes.csv and experiments/LOG.md.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +35,9 @@ from typing import Annotated, Any, Literal
 import pandas
 import tyro
 from matplotlib.figure import Figure
+
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, flatten, head_name, head_overrides, override
 from kiloseg.data.folder import open_folder

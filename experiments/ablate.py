@@ -35,7 +35,7 @@ from typing import Annotated, Any, Literal
 import pandas
 import tyro
 
-# A submitted job runs the library that came with this file, whatever is installed.
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, head_overrides, override

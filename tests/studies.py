@@ -147,7 +147,7 @@ class RunningStudy:
     def output(self):
         return self.log.read_text()
 
-    def until(self, text, seconds=300, times=1):
+    def until(self, text, seconds=600, times=1):
         """Waits for a text to be printed."""
         deadline = time.monotonic() + seconds
         while self.output.count(text) < times:
@@ -157,7 +157,7 @@ class RunningStudy:
             assert time.monotonic() < deadline, f"{text!r} did not come in {seconds} s:\n{self.output}"
             time.sleep(0.05)
 
-    def end(self, seconds=400):
+    def end(self, seconds=1000):
         """Waits for the end; the exit code."""
         try:
             return self.process.wait(seconds)
@@ -169,6 +169,8 @@ class RunningStudy:
         """To the script and what it started itself."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, number)
+        if number == signal.SIGKILL:
+            self.process.wait()
 
     def steps_gone_on_from(self):
         """Steps of the checkpoints that trials were resumed from."""

@@ -58,7 +58,7 @@ for step in range(reports):
     run.log_metrics({"val/miou": step / reports, "train/loss": 1 / (step + 1)}, step=step)
 run.end("FINISHED")
 outbox.study.end("FINISHED")
-outbox.close()
+outbox.close(patience_s=500)
 """
 
 
@@ -80,7 +80,12 @@ def test_eight_studies_write_at_once(request, tmp_path, kind):
         )
         for number in range(WRITERS)
     ]
-    outputs = [writer.communicate(timeout=500)[0] for writer in writers]
+    try:
+        outputs = [writer.communicate(timeout=550)[0] for writer in writers]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
     assert [writer.returncode for writer in writers] == [0] * WRITERS, outputs
     assert not [output for output in outputs if "locked" in output or "does not answer" in output], outputs
     client = MlflowClient(uri)

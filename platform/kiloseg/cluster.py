@@ -55,7 +55,11 @@ def start_ray() -> None:
     # Workers import the code of this checkout, not one that happens to be installed where they run. What they print stays in
     # Ray's logs: the driver prints a line for every report already.
     if os.environ.get("RAY_ADDRESS"):
-        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": dict(WORKER_ENVIRONMENT)}
+        variables = dict(WORKER_ENVIRONMENT)
+        if os.environ["RAY_ADDRESS"] != "auto":
+            # Train's own processes ask the state API of the newest cluster of the machine if they are not told which.
+            variables["RAY_ADDRESS"] = os.environ["RAY_ADDRESS"]
+        runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": variables}
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
         return
     # Ray takes the machine's own address, and so listens to the network, even for a cluster of one; this is how it is told to

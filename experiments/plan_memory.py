@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import csv
 import gc
+import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,9 @@ from typing import Annotated, Any
 
 import torch
 import tyro
+
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, head_overrides, override
 from kiloseg.data.slots import Batch

@@ -23,6 +23,9 @@ from typing import Annotated, Any
 import tyro
 from tqdm import tqdm
 
+# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
+
 from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info

@@ -76,6 +76,7 @@ def running_head(*, cpus: int = 2):
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(folder / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_raylet_start_wait_time_s": "120",  # a busy machine takes longer than the 30 s that Ray waits
     }
     command = [
         *(BIN / "ray", "start", "--head", "--block", "--disable-usage-stats", f"--temp-dir={folder / 'ray'}"),

@@ -182,7 +182,8 @@ class Outbox:
             logger.warning(
                 "MLflow at %s does not answer (%s); the study goes on, its numbers wait in %s",
                 self.tracker.shown,
-                str(error).partition("\n")[0][:200],
+                # MLflow's messages repeat its address, and the password in it.
+                str(error).replace(self.tracker.uri, self.tracker.shown).partition("\n")[0][:200],
                 self.path,
             )
         self._copy_elsewhere()

@@ -24,7 +24,8 @@ class BadSamples:
     def __init__(self, allowed: int) -> None:
         self._allowed = allowed
         self._met = torch.full((allowed, 2), -1, dtype=torch.int64).share_memory_()
-        self._lock = torch.multiprocessing.Lock()
+        # One of a spawned context serves forked processes too, but not the other way round.
+        self._lock = torch.multiprocessing.get_context("spawn").Lock()
 
     def leave_out(self, image: Tensor, labels: Tensor, position: Position, error: DataError) -> None:
         """Gives the place of a sample in its batch no image, and no label to learn from.

@@ -153,15 +153,16 @@ def table_of(arms: Mapping[str, dict[str, Any]], base: Config, result: StudyResu
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, num_classes: int) -> None:
     """Table and figure in the study's folder and at its run."""
     result.folder.mkdir(parents=True, exist_ok=True)
-    table.to_csv(result.folder / f"{arguments.question}.csv", index=False, float_format="%.6g")
+    written = [result.folder / f"{arguments.question}.{kind}" for kind in ("csv", "png", "svg")]
+    table.to_csv(written[0], index=False, float_format="%.6g")
     figure = ranking(
         {str(arm): group["miou"].dropna().tolist() for arm, group in table.groupby("arm", sort=False)},
         label="validation mIoU",
         title=f"{arguments.question}, {num_classes:,} classes",
     )
-    for kind in ("png", "svg"):
-        figure.savefig(result.folder / f"{arguments.question}.{kind}", dpi=130)
-    for path in sorted(result.folder.iterdir()):
+    for path in written[1:]:
+        figure.savefig(path, dpi=130)
+    for path in written:
         result.run.log_file(path)
 
 

@@ -206,10 +206,12 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "scale_classes.csv", index=False)
     table.to_parquet(folder / "scale_classes.parquet", index=False)
+    written = [folder / "scale_classes.csv", folder / "scale_classes.parquet"]
     for figure_name, figure in figures(table, arguments).items():
         for kind in ("png", "svg"):
-            figure.savefig(folder / f"{figure_name}.{kind}", dpi=130)
-    for path in sorted(folder.iterdir()):
+            written.append(folder / f"{figure_name}.{kind}")
+            figure.savefig(written[-1], dpi=130)
+    for path in written:
         result.run.log_file(path)
     means = table.groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
     for head in dict.fromkeys(table["head"]):

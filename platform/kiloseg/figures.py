@@ -91,7 +91,7 @@ def spread(
     axes.set_xscale("log", base=2)
     axes.set_xticks(positions, [f"{position:,g}" for position in positions])
     axes.minorticks_off()
-    if log_y:
+    if log_y and any(row[y] is not None and row[y] > 0 for row in rows):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:,g}")
     else:

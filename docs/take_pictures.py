@@ -155,14 +155,12 @@ def main(arguments: Arguments) -> None:
     with server(arguments.runs, log) as address, browser_page(arguments.browser) as page:
         show(page, runs_address(address, experiment_id, f"tags.`{CURVE_TAG}` != ''"), arguments.experiment)
         page.get_by_label("Close", exact=True).click()  # the assistant
-        page.locator("[data-testid='expander-button']").first.click()
-        for head in ids:
-            page.get_by_text(head, exact=True).first.wait_for(timeout=60_000)
         page.wait_for_timeout(2000)
         page.screenshot(path=arguments.out / "runs.png")
         for metric in METRICS:
-            show(page, metric_address(address, experiment_id, list(ids.values()), metric), metric)
-            page.wait_for_timeout(3000)
+            legend = [f"{head} ({metric})" for head in ids]
+            show(page, metric_address(address, experiment_id, list(ids.values()), metric), *legend)
+            page.wait_for_timeout(2000)
             page.screenshot(path=arguments.out / f"{metric}.png")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kiloseg.outbox import Outbox
 from kiloseg.tracking import CURVE_TAG, Tracker
 
 PICTURES = runpy.run_path(str(Path(__file__).parents[1] / "docs" / "take_pictures.py"))
@@ -17,13 +18,16 @@ def runs(tmp_path_factory):
     """Two curves as experiments/scale_classes.py writes them."""
     folder = tmp_path_factory.mktemp("runs")
     study = Tracker.open("scale_classes", folder).study_run("scale_classes-1", {}, {"setting": "budget"})
+    outbox = Outbox(folder, study)
     for head, share in (("dense", 0.2), ("embedding:all", 0.6)):
-        curve = study.tracker.trial_run(study, head, {}, {CURVE_TAG: head, "setting": "budget", "head": head})
+        curve = outbox.trial(head)
+        curve.begin({}, {CURVE_TAG: head, "setting": "budget", "head": head})
         for count in CLASSES:
             metrics = {"miou_vs_classes": share / count**0.1, "peak_memory_gib_vs_classes": share * count**0.5}
             curve.log_metrics(metrics, step=count)
         curve.end("FINISHED")
-    study.end("FINISHED")
+    outbox.study.end("FINISHED")
+    outbox.close()
     return folder
 
 
@@ -37,10 +41,7 @@ def test_both_curves_are_drawn(runs):
     with PICTURES["server"](runs, runs / "ui.log") as address, PICTURES["browser_page"](None) as page:
         for metric in ("miou_vs_classes", "peak_memory_gib_vs_classes"):
             where = PICTURES["metric_address"](address, experiment, list(ids.values()), metric)
-            PICTURES["show"](page, where, metric)
-            # Of Plotly's chart: a line for each head, named in its legend, with a point for each class count.
-            page.locator(".legendtext").nth(1).wait_for(timeout=60_000)
-            names = " ".join(page.locator(".legendtext").all_inner_texts())
-            assert "dense" in names and "embedding:all" in names
-            assert page.locator(".scatterlayer .trace").count() == 2
+            # The legend names a line for each head; each line has a point for each class count.
+            PICTURES["show"](page, where, *(f"{head} ({metric})" for head in ids))
+            page.locator(".scatterlayer .points path").first.wait_for(timeout=60_000)
             assert page.locator(".scatterlayer .points path").count() == 2 * len(CLASSES)

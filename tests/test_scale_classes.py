@@ -37,6 +37,16 @@ def run(squares, tmp_path, *more):
     return subprocess.run([sys.executable, str(SCRIPT), *words, *more], capture_output=True, text=True)
 
 
+def most_at_once(output):
+    """Of trials, by the lines that say that one starts and that it has taken its last step."""
+    running, most = set(), 0
+    for line in output.splitlines():
+        if match := re.match(r"\s*\d+ s  trial (\w+)  (starts|step 3/3)", line):
+            (running.add if match[2] == "starts" else running.discard)(match[1])
+            most = max(most, len(running))
+    return most
+
+
 @pytest.mark.timeout(500)
 def test_grid_under_a_budget(squares, tmp_path):
     """A budget in which two images of the embedding head fit and not one of the paper's code, which gathers K x D a pixel."""
@@ -51,8 +61,10 @@ def test_grid_under_a_budget(squares, tmp_path):
     done = run(
         squares, tmp_path, "--classes", "3", "6", "--heads", "dense", "embedding:all", "official", "--seeds", "0",
         "--budget", f"{budget:.6f}GiB", "--loss.negatives.count", "5", "--results", str(results), "--max-batch", "8",
+        "--max-concurrent", "2",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
+    assert most_at_once(done.stdout) == 2
 
     table = pandas.read_csv(results)
     assert list(table.columns) == [

@@ -8,7 +8,7 @@ import re
 import secrets
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -132,7 +132,10 @@ def search(
         raise ValueError(
             f"no setting is called {', '.join(sorted(unknown))}; the settings are: {', '.join(flatten(base))}"
         )
-    searcher = OptunaSearch(sampler=_sampler(study), points_to_evaluate=first)
+
+    def searcher(at_once: int) -> OptunaSearch:
+        return OptunaSearch(sampler=_sampler(study), points_to_evaluate=first)
+
     return _run(study, base, space, searcher, _scheduler(study, base), script=script, tags={})
 
 
@@ -167,7 +170,11 @@ def run_grid(
     names = dict.fromkeys(name for values in points for name in values)
     defaults = flatten(base)
     complete = [{name: values.get(name, defaults[name]) for name in names} for values in points]
-    searcher = BasicVariantGenerator(points_to_evaluate=complete)
+
+    def searcher(at_once: int) -> BasicVariantGenerator:
+        # Tune's own limit does not reach a generator that it is given.
+        return BasicVariantGenerator(points_to_evaluate=complete, max_concurrent=at_once)
+
     return _run(study, base, dict.fromkeys(names), searcher, FIFOScheduler(), script=script, tags=tags)
 
 
@@ -232,7 +239,7 @@ def _run(
     study: Study,
     base: Config,
     space: Mapping[str, Any],
-    searcher: Searcher | SearchAlgorithm,
+    searcher: Callable[[int], Searcher | SearchAlgorithm],
     scheduler: TrialScheduler,
     *,
     script: str,
@@ -261,6 +268,7 @@ def _run(
                 inside(begun.storage, begun.study_id), trainable, param_space=dict(space), restart_errored=True
             )
         else:
+            at_once = study.max_concurrent or concurrency(resources)
             tuner = tune.Tuner(
                 trainable,
                 param_space=dict(space),
@@ -268,8 +276,8 @@ def _run(
                     metric=METRIC,
                     mode="max",
                     num_samples=study.num_trials,
-                    max_concurrent_trials=study.max_concurrent or concurrency(resources),
-                    search_alg=searcher,
+                    max_concurrent_trials=at_once,
+                    search_alg=searcher(at_once),
                     scheduler=scheduler,
                     trial_name_creator=_trial_name,
                     trial_dirname_creator=_trial_name,

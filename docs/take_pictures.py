@@ -114,6 +114,10 @@ def curve_runs(runs: Path, experiment: str) -> tuple[str, dict[str, str]]:
     if found is None:
         raise ValueError(f"{runs} has no experiment {experiment!r}; run experiments/scale_classes.py first")
     curves = client.search_runs([found.experiment_id], f"tags.`{CURVE_TAG}` LIKE '%'", order_by=["start_time DESC"])
+    if not curves:
+        raise ValueError(
+            f"experiment {experiment!r} of {runs} has no finished study; let experiments/scale_classes.py end"
+        )
     newest = curves[0].data.tags["mlflow.parentRunId"]
     ids = {run.data.tags["head"]: run.info.run_id for run in curves if run.data.tags["mlflow.parentRunId"] == newest}
     return found.experiment_id, ids

@@ -98,7 +98,8 @@ def spread(
         axes.set_ylim(bottom=0)
     if any(row[y] is None or not np.isfinite(row[y]) for row in rows):
         title += " (x: out of memory)"
-    axes.set(xlabel=x_label, ylabel=y_label, title=title)
+    axes.set(xlabel=x_label, ylabel=y_label)
+    axes.set_title(title, fontsize=10)
     axes.legend(frameon=False)
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)

@@ -345,6 +345,21 @@ def test_a_kept_library_needs_no_compiler(fresh, monkeypatch):
     assert kept.exists()
 
 
+def test_threads_are_those_of_torch_or_new_ones(fresh, monkeypatch):
+    """Both give the same bits; OpenMP's are in the one libgomp that torch has loaded."""
+    pixels, table, labels = batch(150, 12, size=(40, 37), cells=(11, 10))
+    with threads(3):
+        first = compute(pixels, table, labels)
+        if compiler._threads(compiler._compiler()) and Path("/proc/self/maps").exists():
+            mapped = Path("/proc/self/maps").read_text().split()
+            assert len({path for path in mapped if "libgomp" in path and "/torch/" in path}) == 1
+            assert not {path for path in mapped if path.endswith("libgomp.so.1") and "/torch/" not in path}
+        monkeypatch.setattr(compiler, "_threads", lambda _: [])
+        compiler._loaded.cache_clear()
+        other = compute(pixels, table, labels)
+    assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+
+
 def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
     source = (
         "from kiloseg import native; import torch\nassert native.library() is not None; print(native.lanes().group)"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
+import importlib.util
 import logging
 import os
 import platform
@@ -58,7 +59,9 @@ def compiled() -> Path:
     Raises:
         RuntimeError: no compiler, or one that fails.
     """
-    command = [_compiler(), *FLAGS, "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"]
+    compiler = _compiler()
+    cpu = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
+    command = [compiler, *FLAGS, *_threads(compiler), cpu]
     digest = hashlib.sha256("\n".join([*command[1:], _cpu()]).encode())
     for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -80,6 +83,24 @@ def compiled() -> Path:
     finally:
         Path(scratch).unlink(missing_ok=True)
     return folder / name
+
+
+@functools.cache
+def _threads(compiler: str) -> list[str]:
+    """OpenMP where torch brings a libgomp of the usual name: that is in memory already, so both share its threads.
+
+    Where torch's has another name, or the compiler is clang with an OpenMP of its own, a second pool would spin beside
+    torch's; there threads are started for each call.
+    """
+    try:
+        named = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    if "clang" in named:
+        return []
+    torch = importlib.util.find_spec("torch")
+    libraries = Path(torch.origin).parent / "lib" if torch is not None and torch.origin else Path()
+    return ["-fopenmp"] if (libraries / "libgomp.so.1").exists() else []
 
 
 def _compiler() -> str:

@@ -84,6 +84,7 @@ IMPOSSIBLE = [
 ]
 
 WORDS = [
+    ("data.other_classes", Data, "data.other_classes = 'odd': expected one of background, ignore"),
     ("model.head", Model, "model.head = 'odd': expected one of embedding, dense"),
     ("loss.negatives.kind", Negatives, "negatives.kind = 'odd': expected one of nearest, random, mixed, all"),
     ("loss.formula", Loss, "loss.formula = 'odd': expected one of kiloseg, official, official-mended"),

@@ -584,6 +584,9 @@ def test_most_frequent_classes_are_kept(tmp_path, samples_per_class, num_classes
     ((_, labels),) = validation_batches(data, info)
     expected = [kept.index(c) if c in kept else rest for c in range(6)]
     assert labels[0, : 7 * 8 : 8, 0].tolist() == [*expected, -1]
+    ((_, labels),) = validation_batches(dataclasses.replace(data, other_classes="ignore"), info)
+    expected = [kept.index(c) if c in kept else -1 for c in range(6)]
+    assert labels[0, : 7 * 8 : 8, 0].tolist() == [*expected, -1]
 
 
 def test_reports_name_the_classes_that_were_kept(tmp_path):
@@ -613,13 +616,16 @@ def test_fewer_classes_without_an_index(tmp_path):
 
 def test_label_table_by_hand():
     info = example_info(background=1)
-    table = label_table(info, Classes(ids=np.array([1, 2]), names=["b", "c"], background=0))
+    table = label_table(info, Classes(ids=np.array([1, 2]), names=["b", "c"], background=0, others=0))
     assert table.shape == (65536,)
     assert table[:3].tolist() == [0, 0, 1]
     assert table[65535] == -1
     assert set(table[3:65535].tolist()) == {-2}, "ids that the data set lacks are told from ignored ones"
     table = label_table(info, Classes(ids=np.array([0, 2]), names=["a", "c"], background=None))
     assert table[:3].tolist() == [0, -1, 1]
+    background_alone = dataclasses.replace(example_info(background=1), classes=["a", "b"])
+    kept = Classes(ids=np.array([1]), names=["b"], background=0)
+    assert label_table(background_alone, kept)[:2].tolist() == [-1, 0], "the others may be ignored beside a background"
     largest = dataclasses.replace(example_info(background=None), classes=[""] * 65535)
     assert np.array_equal(label_table(largest, select_classes(Data(), largest)), [*range(65535), -1])
 

@@ -18,6 +18,7 @@ T = TypeVar("T")
 
 NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
+OtherClasses = Literal["background", "ignore"]
 Head = Literal["embedding", "dense"]
 Formula = Literal["kiloseg", "official", "official-mended"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -72,9 +73,12 @@ class Data:
     path: str = ""
     """Folder with dataset.json and its shards, or its URL on any filesystem that pyarrow knows (s3://..., gs://...)."""
     num_classes: int | None = None
-    """Use only the N classes that most training samples hold, the background always among them if the data set has one;
-    pixels of the others become background, or ignored where there is none. Labels follow the order of the ids; of
-    equally frequent classes the lower id is taken. None: all classes."""
+    """Use only the N classes that most training samples hold, the background always among them if the data set has one.
+    Labels follow the order of the ids; of equally frequent classes the lower id is taken. None: all classes."""
+    other_classes: OtherClasses = "background"
+    """What becomes of pixels of classes that are not used. background: they are background, so that a run has to tell its
+    classes from all others as well; where a data set has none they are ignored. ignore: they count for nothing, in training
+    and in validation, as in the 150 classes of ADE20k."""
     crop: int = 512
     """Side of the square training crop in pixels, a multiple of 32."""
     scale_min: float = 0.5
@@ -114,6 +118,8 @@ class Data:
             )
         if self.val_samples is not None:
             _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
+        choices = typing.get_args(OtherClasses)
+        _require(self.other_classes in choices, "data.other_classes", self.other_classes, f"one of {', '.join(choices)}")
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
         _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")
         _require(

@@ -23,6 +23,8 @@ class Classes:
     names: list[str]
     background: int | None
     """The label of the background, if the data set has one."""
+    others: int = -1
+    """The label of classes that are not used: the background or -1, which is ignored."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -56,7 +58,12 @@ def select_classes(data: Data, info: DatasetInfo) -> Classes:
         # A stable sort of the negated counts puts the lower id first among equals.
         ids = np.sort(np.argsort(-samples, kind="stable")[:num_classes])
     background = None if info.background is None else int(np.searchsorted(ids, info.background))
-    return Classes(ids=ids, names=[info.classes[c] for c in ids], background=background)
+    return Classes(
+        ids=ids,
+        names=[info.classes[c] for c in ids],
+        background=background,
+        others=-1 if background is None or data.other_classes == "ignore" else background,
+    )
 
 
 def label_type(info: DatasetInfo) -> np.dtype:
@@ -65,12 +72,9 @@ def label_type(info: DatasetInfo) -> np.dtype:
 
 
 def label_table(info: DatasetInfo, classes: Classes) -> np.ndarray:
-    """The one look-up table from stored ids to labels: of length 65,536 and type `label_type`.
-
-    Classes that are not used become background where the data set has one, else -1.
-    """
+    """The one look-up table from stored ids to labels: of length 65,536 and type `label_type`."""
     table = np.full(IGNORE_ID + 1, UNKNOWN, dtype=label_type(info))
-    table[: info.num_classes] = -1 if classes.background is None else classes.background
+    table[: info.num_classes] = classes.others
     table[classes.ids] = np.arange(len(classes))
     table[IGNORE_ID] = -1
     return table

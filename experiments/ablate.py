@@ -10,7 +10,7 @@ seed:
     negatives     which classes should a pixel be compared with, and how many?
     sampling      what do log-Q correction and every 4th pixel cost in mIoU, and save in time?
     logit         distances (the paper) or cosines?
-    temperature   the factor on them, 5 to 80
+    temperature   the factor on them, 5 to 80 or learned
     separation    does the regulariser help?
     normalise     unit vectors after upsampling (Figure 2 of the paper) or before (its code)?
     neighbours    the neighbour search of the paper's code, which can take another class for a pixel's own, against its mend
@@ -69,7 +69,10 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
         "random 255, log-Q": _negatives("random", 255, **{"loss.negatives.log_q": True}),
     },
     "logit": {logit: {"loss.logit": logit} for logit in ("distance", "cosine")},
-    "temperature": {f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
+    "temperature": {
+        **{f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
+        "learned, from 20 on": {"loss.temperature": 20.0, "model.learned_temperature": True},
+    },
     "separation": {"on": {"loss.separation_weight": 1.0}, "off": {"loss.separation_weight": 0.0}},
     "normalise": {"after upsampling": {}, "before as well": {"model.normalise_early": True}},
     "neighbours": {

@@ -57,6 +57,11 @@ IMPOSSIBLE = [
     ("data.val_samples", 0, "data.val_samples = 0: expected at least 1, or None for all"),
     ("model.embed_dim", 1, "model.embed_dim = 1: expected at least 2"),
     ("model.weights", "", "model.weights = '': expected none, hub, package or a file"),
+    (
+        "model.learned_temperature",
+        True,
+        "model.learned_temperature = True: expected False without model.head = 'embedding'",
+    ),
     ("loss.negatives.count", 0, "negatives.count = 0: expected at least 1 negative per pixel"),
     ("loss.temperature", 0.0, "loss.temperature = 0.0: expected a factor above 0"),
     ("loss.temperature", math.nan, "loss.temperature = nan: expected a factor above 0"),

@@ -182,6 +182,34 @@ def test_gradcheck(kind, logit):
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_gradcheck_of_a_learned_temperature(kind):
+    pixels, table, labels = batch(size=(4, 5), cells=(2, 2), images=1)
+    temperature = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
+
+    def loss(pixels, table, temperature):
+        torch.manual_seed(0)
+        return embedding_cross_entropy(
+            pixels, table, labels, negatives=Negatives(kind=kind, count=K), temperature=temperature, logit="cosine"
+        )
+
+    assert torch.autograd.gradcheck(loss, (pixels, table, temperature))
+    number = embedding_cross_entropy(
+        pixels, table, labels, negatives=Negatives(kind="all"), temperature=2.0, logit="cosine"
+    )
+    same = embedding_cross_entropy(
+        pixels, table, labels, negatives=Negatives(kind="all"), temperature=temperature, logit="cosine"
+    )
+    assert torch.equal(number, same)
+
+
+def test_learned_temperature_of_distances_is_refused():
+    pixels, table, labels = batch()
+    temperature = torch.tensor(2.0, requires_grad=True)
+    with pytest.raises(ValueError, match="a temperature to be learned with logit = 'distance': expected 'cosine'"):
+        embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"), temperature=temperature)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_ignored_pixels_change_nothing(kind):
     pixels, table, labels = batch()
     labels[:, 6:] = -1

@@ -208,6 +208,26 @@ def compute_alone(pixels, table, labels, kind, wanted):
     return torch.autograd.grad(embedding_cross_entropy(pixels, table, labels, negatives=negatives), wanted)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradient_of_a_learned_temperature(kind):
+    pixels, table, labels = batch(40, 12)
+    results = []
+    for tau in (torch.tensor(20.0), torch.tensor(20.0, dtype=torch.float64)):
+        name, (count, log_q) = kind.split()[0], KINDS[kind]
+        negatives = Negatives(kind=name, count=min(count, len(table) - 1), log_q=log_q)
+        torch.manual_seed(3)
+        loss = embedding_cross_entropy(
+            pixels.to(tau.dtype),
+            table.to(tau.dtype),
+            labels,
+            negatives=negatives,
+            temperature=tau.requires_grad_(),
+            logit="cosine",
+        )
+        results.append(torch.autograd.grad(loss, tau)[0].double())
+    expect(results[:1], results[1:], 1e-4)
+
+
 def test_what_the_kernel_takes():
     pixels = torch.zeros(1, 6, 2, 2)
     every = Negatives(kind="all")

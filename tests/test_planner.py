@@ -38,6 +38,7 @@ RUNS = {
     "random": {"loss.negatives.kind": "random", "loss.logit": "cosine"},
     "mixed": {"loss.negatives.kind": "mixed"},
     "1,284 classes": {"data.num_classes": 1284, "loss.negatives.kind": "all"},
+    "learned temperature": {"model.learned_temperature": True, "loss.logit": "cosine"},
     "64 dimensions": {"model.embed_dim": 64},
     "dense": {"model.head": "dense"},
     "dense, 300 classes": {"model.head": "dense", "data.num_classes": 300},

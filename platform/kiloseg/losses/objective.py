@@ -12,7 +12,12 @@ from kiloseg.losses.separation import class_separation
 
 
 def objective(
-    outputs_BDhw: Tensor, table_CD: Tensor | None, labels_BHW: Tensor, loss: Loss
+    outputs_BDhw: Tensor,
+    table_CD: Tensor | None,
+    labels_BHW: Tensor,
+    loss: Loss,
+    *,
+    temperature_factor: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
     """Cross-entropy of labelled pixels, and the weighted regulariser, which does not depend on the batch.
 
@@ -23,6 +28,7 @@ def objective(
         table_CD: the class table of an embedding head, None for a dense head.
         labels_BHW: int64, -1 for ignore.
         loss: its settings; a dense head uses none of them.
+        temperature_factor: on `loss.temperature`: a scalar that is learned, or a number.
     """
     if table_CD is None:
         return dense_cross_entropy(outputs_BDhw, labels_BHW), None
@@ -32,7 +38,7 @@ def objective(
             table_CD,
             labels_BHW,
             negatives=loss.negatives,
-            temperature=loss.temperature,
+            temperature=loss.temperature * temperature_factor,
             logit=loss.logit,
             sample_every=loss.sample_every,
         )

@@ -129,7 +129,7 @@ def main(arguments: Arguments) -> None:
             data=Data(path=str(data), num_classes=NUM_CLASSES),
             trainer=Trainer(steps=STEPS[-1], validate_every=STEPS[0]),
         )
-        study = kiloseg.search.Study(
+        study = kiloseg.search.Search(
             name="many_trials",
             num_trials=arguments.num_trials,
             max_concurrent=arguments.max_concurrent,

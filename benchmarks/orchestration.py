@@ -23,7 +23,7 @@ from ray import tune
 
 from kiloseg.cluster import concurrency, start_ray, trial_resources
 from kiloseg.config import Config, Data, Model, Optimizer, Trainer
-from kiloseg.search import Study, search
+from kiloseg.search import Search, search
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -53,7 +53,7 @@ def main(arguments: Arguments) -> None:
         begin = time.perf_counter()
         start_ray()
         ray_seconds = time.perf_counter() - begin
-        study = Study(name="orchestration", num_trials=arguments.num_trials, early_stopping=False, runs=folder)
+        study = Search(name="orchestration", num_trials=arguments.num_trials, early_stopping=False, runs=folder)
         at_once = min(concurrency(trial_resources(study.workers, study.cpus_per_worker)), arguments.num_trials)
         space = {"optimizer.lr": tune.loguniform(1e-4, 1e-3)}
         result = search(study, base, space, first=[], script="benchmarks/orchestration.py")

@@ -44,7 +44,8 @@ from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.figures import ranking
 from kiloseg.presets import PRESETS
-from kiloseg.search import Study, StudyResult, run_grid
+from kiloseg.search import run_grid
+from kiloseg.study import Study, StudyResult
 
 Question = Literal[
     "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"

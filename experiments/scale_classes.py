@@ -46,7 +46,8 @@ from kiloseg.figures import spread
 from kiloseg.memory import largest_batch, parse_gib
 from kiloseg.outbox import OutboxRun
 from kiloseg.presets import PRESETS
-from kiloseg.search import Study, StudyResult, run_grid
+from kiloseg.search import run_grid
+from kiloseg.study import Study, StudyResult
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import CURVE_TAG
 

@@ -36,7 +36,8 @@ from kiloseg.config import Config, NegativesKind, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.presets import GLYPHS
-from kiloseg.search import Study, StudyResult, search
+from kiloseg.search import Search, search
+from kiloseg.study import StudyResult
 from kiloseg.summary import best_row, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -46,7 +47,7 @@ ROOT = Path(__file__).resolve().parents[1]
 class Arguments:
     """Search embedding dimension and negative sampling."""
 
-    study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="tune_embed_dim"))
+    study: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=lambda: Search(name="tune_embed_dim"))
     run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS
     """What all trials share. Without --data.path the glyphs data set is built and used."""
     glyph_classes: int = 40

@@ -225,7 +225,7 @@ HUNGRY = """
 import sys
 from ray import tune
 from kiloseg.config import Config, from_flat
-from kiloseg.search import Study, search
+from kiloseg.search import Search, search
 from kiloseg.summary import write_summary
 base = from_flat({
     "data.path": sys.argv[1], "data.crop": 64, "data.loader_workers": 0, "model.arch": "fpn",
@@ -234,7 +234,7 @@ base = from_flat({
 })
 dims = [4, 2_000_000]
 result = search(
-    Study(name="hungry", num_trials=2, early_stopping=False, runs=sys.argv[2]), base,
+    Search(name="hungry", num_trials=2, early_stopping=False, runs=sys.argv[2]), base,
     {"model.embed_dim": tune.choice(dims)}, first=[{"model.embed_dim": dim} for dim in dims], script="tests",
 )
 write_summary(result.rows, result.folder, result.run)

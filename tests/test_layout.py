@@ -42,6 +42,7 @@ RANKS = {
     "progress": 4.5,
     "process_group": 4,
     "trial": 4.5,
+    "study": 4.5,
     "search": 5,
 }
 """Rank of each module or folder of modules; an import leads to a lower rank, or stays in its folder.
@@ -50,7 +51,7 @@ A module of a folder may have a rank of its own. Its folder's `__init__` then na
 it is asked for and not before."""
 
 ONLY_IN = {
-    "ray": {"cluster", "process_group", "reporter", "recorder", "progress", "trial", "search", "data.cluster"},
+    "ray": {"cluster", "process_group", "reporter", "recorder", "progress", "trial", "study", "search", "data.cluster"},
     "mlflow": {"tracking"},
     "optuna": {"search"},
 }

@@ -10,7 +10,7 @@ from ray import tune
 
 from kiloseg.config import flatten, override
 from kiloseg.evaluate import load_segmenter
-from kiloseg.search import Study, search
+from kiloseg.search import Search, search
 from kiloseg.summary import best_row, checkpoint_file, write_summary
 
 
@@ -39,7 +39,7 @@ FIRST = {"model.embed_dim": 8, "loss.negatives.kind": "random", "loss.negatives.
 
 @pytest.mark.timeout(400)
 def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
-    study = Study(name="two", num_trials=2, early_stopping=False, runs=str(tmp_path / "runs"))
+    study = Search(name="two", num_trials=2, early_stopping=False, runs=str(tmp_path / "runs"))
     result = study_of(study, space=SPACE, first=[FIRST])
     write_summary(result.rows, result.folder, result.run)
     result.finish()
@@ -95,7 +95,7 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
 @pytest.mark.timeout(400)
 def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_path):
     """One diverges, one has too few classes for its negatives, one asks for terabytes, one is fine."""
-    study = Study(name="failing", num_trials=4, early_stopping=False, runs=str(tmp_path / "runs"))
+    study = Search(name="failing", num_trials=4, early_stopping=False, runs=str(tmp_path / "runs"))
     fine = {
         "optimizer.name": "adamw",
         "optimizer.lr": 5e-3,
@@ -139,19 +139,19 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
 
 
 def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_path):
-    study = Study(name="wrong", num_trials=1, runs=str(tmp_path / "runs"))
+    study = Search(name="wrong", num_trials=1, runs=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match=r"no setting is called model\.dim; the settings are: data\.path"):
         study_of(study, space={"model.dim": tune.choice([1])}, first=[])
     with pytest.raises(ValueError, match=r"no study of the name 'wrong' to resume"):
-        study_of(Study(name="wrong", runs=str(tmp_path / "runs"), resume=True), space=SPACE, first=[])
+        study_of(Search(name="wrong", runs=str(tmp_path / "runs"), resume=True), space=SPACE, first=[])
     with pytest.raises(ValueError, match="num_trials = 0: expected at least 1"):
-        Study(name="wrong", num_trials=0)
+        Search(name="wrong", num_trials=0)
     with pytest.raises(ValueError, match="without slashes"):
-        Study(name="a/b")
+        Search(name="a/b")
 
 
 def test_unreachable_mlflow_is_named(study_of, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"MLflow at http://127.0.0.1:9 does not answer") as refused:
-        study_of(Study(name="away", runs=str(tmp_path / "runs")), space=SPACE, first=[])
+        study_of(Search(name="away", runs=str(tmp_path / "runs")), space=SPACE, first=[])
     assert "secret" not in str(refused.value)

@@ -24,7 +24,7 @@ from kiloseg.data.pipeline import TrainBatches
 from kiloseg.data.shards import read_info
 from kiloseg.models import build_segmenter
 from kiloseg.outbox import Outbox
-from kiloseg.search import Study
+from kiloseg.study import Study
 from kiloseg.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]

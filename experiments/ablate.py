@@ -1,7 +1,7 @@
 """One setting at a time: what each choice of the method is worth.
 
-    python experiments/ablate.py --question logit --data.path data/emoji-128
-    python experiments/ablate.py --question negatives --data.path data/emoji-128 --data.num-classes 256 --seeds 0 1 2
+    python experiments/ablate.py --question logit --data.path data/emoji-96
+    python experiments/ablate.py --question negatives --data.path data/emoji-96 --data.num-classes 256 --seeds 0 1 2
 
 Questions, each a grid of runs on Ray that differ in that setting alone and are equal in data, steps, batch, learning rate and
 seed:

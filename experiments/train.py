@@ -2,7 +2,7 @@
 
     python experiments/train.py --list                                        all presets, and what they are held against
     python experiments/train.py --preset ade20k-resnet50 --data.path data/ade20k
-    python experiments/train.py --preset emoji --data.path data/emoji-128 --loss.negatives.kind random
+    python experiments/train.py --preset emoji --data.path data/emoji-96 --loss.negatives.kind random
     python experiments/train.py --preset ade20k-resnet50 --data.path data/ade20k --resume      go on from its newest checkpoint
 
 A preset sets every setting that is not given. The run goes to MLflow (experiment "train", or --experiment), its checkpoints to

@@ -91,7 +91,9 @@ class Arguments:
     random_count: int = 255
     """Negatives of embedding:random, or all other classes where there are fewer; the other kinds take those of the run."""
     results: Path | None = None
-    """A CSV that this study's rows are added to, in place of rows of the same setting, head, class count and seed."""
+    """A CSV that this study's rows are added to, in place of rows of the same setting, head, class count and seed. Table, figures
+    and curves are then of all its rows of this setting, so that a curve may grow over several studies of equal budget or
+    batch, steps and data."""
 
     def __post_init__(self) -> None:
         for name, values in (("classes", self.classes), ("heads", self.heads), ("seeds", self.seeds)):
@@ -203,6 +205,9 @@ def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
 
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) -> None:
     """Table and figures in the study's folder and at its run, a curve per head in MLflow, and the rows in --results."""
+    if arguments.results is not None:
+        table = merge(table, arguments.results, arguments.heads)
+        table = table[table["setting"] == arguments.setting].reset_index(drop=True)
     folder = result.folder
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "scale_classes.csv", index=False)
@@ -221,8 +226,6 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
         for num_classes, values in means.loc[head].iterrows():
             curve.log_metrics({f"{name}_vs_classes": values[name] for name in CURVES}, step=int(num_classes))
         curve.end("FINISHED")
-    if arguments.results is not None:
-        merge(table, arguments.results, arguments.heads)
 
 
 def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
@@ -246,8 +249,8 @@ def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
     }
 
 
-def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> None:
-    """Adds rows to a CSV in place of those of the same cells; written whole or not at all."""
+def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.DataFrame:
+    """Adds rows to a CSV in place of those of the same cells; written whole or not at all. Returns all its rows."""
     if path.exists():
         before = pandas.read_csv(path)
         if list(before.columns) != list(COLUMNS):
@@ -258,6 +261,7 @@ def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> None:
     part = path.with_name(path.name + ".part")
     table.to_csv(part, index=False, float_format="%.6g")
     part.replace(path)
+    return table
 
 
 def report(table: pandas.DataFrame, result: StudyResult) -> None:

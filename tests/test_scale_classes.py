@@ -111,7 +111,7 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
     results = tmp_path / "results.csv"
     results.write_text(
         "setting,head,num_classes,seed,batch,steps,miou,peak_memory_gib,images_per_s,oom\n"
-        "budget,dense,3,0,8,3,0.5,0.1,10,0\nbatch,dense,3,0,8,3,0.25,0.1,10,0\n"
+        "budget,dense,3,0,8,3,0.5,0.1,10,0\nbudget,dense,6,0,8,3,0.75,0.1,10,0\nbatch,dense,3,0,8,3,0.25,0.1,10,0\n"
     )
     done = run(
         squares, tmp_path, "--classes", "3", "--heads", "dense", "--seeds", "0", "--budget", "0.0001", "--results", str(results)
@@ -119,7 +119,13 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "1 of 1 runs out of memory" in done.stdout
     table = pandas.read_csv(results)
-    assert table["setting"].tolist() == ["batch", "budget"] and table["oom"].tolist() == [0, 1]
+    assert table["setting"].tolist() == ["batch", "budget", "budget"] and table["oom"].tolist() == [0, 1, 0]
+    # The curve is of all that is known under this setting.
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    experiment = client.get_experiment_by_name("scale_classes").experiment_id
+    (curve,) = client.search_runs([experiment], "tags.`kiloseg.curve` = 'dense'")
+    points = client.get_metric_history(curve.info.run_id, "miou_vs_classes")
+    assert {point.step: point.value for point in points if not math.isnan(point.value)} == {6: 0.75}
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,15 @@ class Arguments:
     """What all runs share."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run of each arm for each."""
+    arms: tuple[str, ...] = ()
+    """Only these arms of the question, by the names that the table gives them. None: all."""
+
+    def __post_init__(self) -> None:
+        unknown = set(self.arms) - ARMS[self.question].keys()
+        if unknown:
+            raise ValueError(
+                f"--arms {', '.join(sorted(unknown))}: expected some of {', '.join(map(repr, ARMS[self.question]))}"
+            )
 
 
 def main(arguments: Arguments) -> None:
@@ -105,7 +114,8 @@ def main(arguments: Arguments) -> None:
     num_classes = count_classes(arguments.run.data, info)
     path = open_folder(arguments.run.data.path).location
     base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
-    arms = possible(ARMS[arguments.question], num_classes)
+    chosen = {name: arm for name, arm in ARMS[arguments.question].items() if name in (arguments.arms or (name,))}
+    arms = possible(chosen, num_classes)
     # Every point names its arm by its settings, which is how results find it again.
     points = [{**arm, "trainer.seed": seed} for arm in arms.values() for seed in arguments.seeds]
     result = run_grid(

@@ -114,7 +114,9 @@ def main(arguments: Arguments) -> None:
     num_classes = count_classes(arguments.run.data, info)
     path = open_folder(arguments.run.data.path).location
     base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
-    chosen = {name: arm for name, arm in ARMS[arguments.question].items() if name in (arguments.arms or (name,))}
+    chosen = {
+        name: arm for name, arm in ARMS[arguments.question].items() if not arguments.arms or name in arguments.arms
+    }
     arms = possible(chosen, num_classes)
     # Every point names its arm by its settings, which is how results find it again.
     points = [{**arm, "trainer.seed": seed} for arm in arms.values() for seed in arguments.seeds]

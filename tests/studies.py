@@ -14,6 +14,7 @@ from pathlib import Path
 import pandas
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
+from scripts import words_of
 
 from kiloseg.data.folder import inside, open_folder
 from kiloseg.services import TrackingServer
@@ -120,9 +121,8 @@ def study_command(data, runs, *more):
         "num-trials": 2,
         "runs": runs,
     }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
     script = str(ROOT / "experiments" / "tune_embed_dim.py")
-    return [sys.executable, script, *words, "--no-early-stopping", *map(str, more)]
+    return [sys.executable, script, *words_of(flags), "--no-early-stopping", *map(str, more)]
 
 
 class RunningStudy:

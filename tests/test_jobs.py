@@ -7,6 +7,7 @@ import pandas
 import pytest
 from copies import copy_tree, note_calls, notes
 from heads import running_head
+from scripts import words_of
 
 ROLES = {"cluster": "start_ray", "trial": "run_trial", "train": "train"}
 """What runs in the driver, in Tune's actor, in Train's worker."""
@@ -32,7 +33,7 @@ def flags(squares, runs):
         "num-trials": 1,
         "runs": runs,
     }
-    return [word for name, value in values.items() for word in (f"--{name}", value)]
+    return words_of(values)
 
 
 @pytest.mark.timeout(600)

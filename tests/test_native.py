@@ -52,9 +52,13 @@ def batch(C, D, size=(9, 11), cells=(3, 4), images=2):
     return pixels, table, labels
 
 
-def compute(pixels, table, labels, kind="all", logit="distance", tau=20.0, count=None, **options):
+def negatives_of(kind, C, count=None):
     name, (usual, log_q) = kind.split()[0], KINDS[kind]
-    negatives = Negatives(kind=name, count=min(count or usual, len(table) - 1), log_q=log_q)
+    return Negatives(kind=name, count=min(count or usual, C - 1), log_q=log_q)
+
+
+def compute(pixels, table, labels, kind="all", logit="distance", tau=20.0, count=None, **options):
+    negatives = negatives_of(kind, len(table), count)
     torch.manual_seed(3)
     return loss_and_gradients(
         lambda: embedding_cross_entropy(
@@ -186,8 +190,7 @@ def test_without_gradients_the_loss_is_the_same():
         loss, *_ = compute(pixels, table, labels, kind)
         with torch.no_grad():
             torch.manual_seed(3)
-            name, (count, log_q) = kind.split()[0], KINDS[kind]
-            negatives = Negatives(kind=name, count=count, log_q=log_q)
+            negatives = negatives_of(kind, len(table))
             assert embedding_cross_entropy(pixels, table, labels, negatives=negatives) == loss
 
 
@@ -202,9 +205,8 @@ def test_gradients_alone_of_one_input(kind):
 
 
 def compute_alone(pixels, table, labels, kind, wanted):
-    name, (count, log_q) = kind.split()[0], KINDS[kind]
     torch.manual_seed(3)
-    negatives = Negatives(kind=name, count=count, log_q=log_q)
+    negatives = negatives_of(kind, len(table))
     return torch.autograd.grad(embedding_cross_entropy(pixels, table, labels, negatives=negatives), wanted)
 
 
@@ -213,14 +215,12 @@ def test_gradient_of_a_learned_temperature(kind):
     pixels, table, labels = batch(40, 12)
     results = []
     for tau in (torch.tensor(20.0), torch.tensor(20.0, dtype=torch.float64)):
-        name, (count, log_q) = kind.split()[0], KINDS[kind]
-        negatives = Negatives(kind=name, count=min(count, len(table) - 1), log_q=log_q)
         torch.manual_seed(3)
         loss = embedding_cross_entropy(
             pixels.to(tau.dtype),
             table.to(tau.dtype),
             labels,
-            negatives=negatives,
+            negatives=negatives_of(kind, len(table)),
             temperature=tau.requires_grad_(),
             logit="cosine",
         )

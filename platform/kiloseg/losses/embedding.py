@@ -16,9 +16,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
+from kiloseg import native
 from kiloseg.config import Logit, Negatives
 from kiloseg.losses import fused, on_chip
 from kiloseg.losses.band import Band, Comparison
@@ -93,7 +93,7 @@ def embedding_cross_entropy(
     """
     device = pixels_BDhw.device
     # Kernels read float32, and nothing of the fake tensors that memory is planned on.
-    readable = pixels_BDhw.dtype != torch.float64 and type(pixels_BDhw) in (Tensor, torch.nn.Parameter)
+    readable = pixels_BDhw.dtype != torch.float64 and native.holds_data(pixels_BDhw) is True
     takes_on_chip = readable and on_chip.covers(negatives) and on_chip.available(device)
     setting = _Setting(
         negatives=negatives,
@@ -120,7 +120,7 @@ def _value(temperature: Tensor | float) -> float:
     if not isinstance(temperature, Tensor):
         return temperature
     # A fake tensor, on which memory is planned, has no value; any will do, for none changes a shape.
-    return 1.0 if isinstance(temperature, FakeTensor) else float(temperature.detach())
+    return 1.0 if native.holds_data(temperature) is False else float(temperature.detach())
 
 
 def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> None:

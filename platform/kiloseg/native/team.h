@@ -24,11 +24,6 @@ struct team {
     atomic_llong next;
 };
 
-struct member {
-    struct team *team;
-    int thread;
-};
-
 // The next task of this phase, counted from 0; tasks are taken as threads come free.
 static inline int64_t next_task(struct team *team) {
     return atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
@@ -54,6 +49,24 @@ static inline void meet(struct team *team) {
     }
 }
 
+#ifdef _OPENMP
+
+static void start(struct team *team, int64_t threads) {
+#pragma omp parallel num_threads((int)threads)
+    {
+#pragma omp single
+        team->threads = omp_get_num_threads();
+        team->run(team, omp_get_thread_num());
+    }
+}
+
+#else
+
+struct member {
+    struct team *team;
+    int thread;
+};
+
 static void *begin(void *member) {
     struct member *mine = member;
     pthread_mutex_lock(&mine->team->gate);
@@ -62,7 +75,7 @@ static void *begin(void *member) {
     return 0;
 }
 
-static void run_on_new_threads(struct team *team, int64_t threads) {
+static void start(struct team *team, int64_t threads) {
     struct member members[MAX_THREADS];
     pthread_t handles[MAX_THREADS];
     pthread_attr_t attributes;
@@ -79,25 +92,14 @@ static void run_on_new_threads(struct team *team, int64_t threads) {
     pthread_attr_destroy(&attributes);
 }
 
+#endif
+
 // Runs `run` on so many threads, the calling one among them; on fewer where no more can be made.
 static void run_team(void (*run)(struct team *, int), void *work, int64_t threads) {
     struct team team = {.threads = 1, .work = work, .run = run, .gate = PTHREAD_MUTEX_INITIALIZER};
     threads = threads < MAX_THREADS ? threads : MAX_THREADS;
-    if (threads < 2) {
-        run(&team, 0);
-        return;
-    }
-#ifdef _OPENMP
-#pragma omp parallel num_threads((int)threads)
-    {
-#pragma omp single
-        team.threads = omp_get_num_threads();
-        run(&team, omp_get_thread_num());
-    }
-    (void)run_on_new_threads;
-#else
-    run_on_new_threads(&team, threads);
-#endif
+    if (threads < 2) run(&team, 0);
+    else start(&team, threads);
 }
 
 #endif

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,14 +70,38 @@ def start_ray() -> None:
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs.
-    ray.init(
-        address="local",  # by default Ray joins a cluster that anybody started on this machine
-        include_dashboard=True,
-        dashboard_host="127.0.0.1",
-        logging_level=logging.WARNING,
-        log_to_driver=False,
-    )
+    # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs. Workers inherit
+    # where it is. Else they look for the newest cluster of this machine, which may be another, or one that was killed.
+    port = _free_port()
+    with _environment(ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE, f"http://127.0.0.1:{port}"):
+        ray.init(
+            address="local",  # by default Ray joins a cluster that anybody started on this machine
+            include_dashboard=True,
+            dashboard_host="127.0.0.1",
+            dashboard_port=port,
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+        )
+
+
+def _free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+        return port
+
+
+@contextlib.contextmanager
+def _environment(name: str, value: str) -> Iterator[None]:
+    """While entered, and so in processes that are started meanwhile, the variable has this value."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
+        if before is not None:
+            os.environ[name] = before
 
 
 def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:

@@ -5,13 +5,13 @@ import dataclasses
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pandas
+from heads import free_ports
 from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from scripts import words_of
@@ -177,17 +177,12 @@ class RunningStudy:
         return [int(line.rsplit(" ", 1)[1]) for line in self.output.splitlines() if "goes on from step" in line]
 
 
-def free_port():
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return listener.getsockname()[1]
-
-
 class Server:
     """A tracking server that can be killed and started again where it was."""
 
     def __init__(self, folder, uri):
-        self.folder, self.database, self.port = folder, uri, free_port()
+        self.folder, self.database = folder, uri
+        (self.port,) = free_ports(1)
         self.start()
 
     def start(self):

@@ -20,9 +20,9 @@ class Progress(tune.Callback):
         self.began = time.time()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Its settings."""
+        """Its number and its settings."""
         settings = " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.config.items())
-        self._print(trial, f"starts ({len(trials)} of {self.num_trials}): {settings}")
+        self._print(trial, f"starts ({trials.index(trial) + 1} of {self.num_trials}): {settings}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any

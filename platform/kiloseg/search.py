@@ -76,7 +76,7 @@ def search(
         )
 
     def searcher(at_once: int) -> OptunaSearch:
-        return OptunaSearch(sampler=_sampler(study), points_to_evaluate=first)
+        return _Searcher(sampler=_sampler(study), points_to_evaluate=first)
 
     return _run(study, base, space, study.num_trials, searcher, _scheduler(study, base), script=script, tags={})
 
@@ -150,7 +150,7 @@ def _run(
     try:
         if study.resume:
             tuner = tune.Tuner.restore(
-                inside(begun.storage, begun.study_id), trainable, param_space=dict(space), restart_errored=True
+                inside(begun.storage, begun.study_id), trainable, param_space=dict(space), resume_errored=True
             )
         else:
             at_once = study.max_concurrent or concurrency(resources)
@@ -177,11 +177,19 @@ def _run(
             )
         grid = tuner.fit()
     except BaseException as error:
+        error.add_note(f"what study {begun.study_id} has computed is kept: --resume goes on with it")
         begun.outbox.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
         begun.outbox.close(patience_s=5)
         begun.lease.release()
         raise
     return begun.result(_rows(grid, base, begun.checkpoints))
+
+
+class _Searcher(OptunaSearch):
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Not of a trial that had failed when the study was resumed: Optuna has been told of its end."""
+        if trial_id not in self._completed_trials:
+            super().on_trial_result(trial_id, result)
 
 
 def _sampler(study: Search) -> optuna.samplers.BaseSampler:

@@ -6,7 +6,7 @@
 Questions, each a grid of runs on Ray that differ in that setting alone and are equal in data, steps, batch, learning rate and
 seed:
 
-    embed_dim     how many dimensions does an embedding need, 2 to 64?
+    embed_dim     how many dimensions does an embedding need, 2 to 128?
     negatives     which classes should a pixel be compared with, and how many?
     sampling      what do log-Q correction and every 4th pixel cost in mIoU, and save in time?
     logit         distances (the paper) or cosines?
@@ -57,7 +57,7 @@ def _negatives(kind: str, count: int, **more: Any) -> dict[str, Any]:
 
 
 ARMS: dict[Question, dict[str, dict[str, Any]]] = {
-    "embed_dim": {f"{dim} dimensions": {"model.embed_dim": dim} for dim in (2, 4, 8, 16, 32, 64)},
+    "embed_dim": {f"{dim} dimensions": {"model.embed_dim": dim} for dim in (2, 4, 8, 16, 32, 64, 128)},
     "negatives": {
         "all": {"loss.negatives.kind": "all"},
         **{f"{kind} {count}": _negatives(kind, count) for kind in ("nearest", "mixed") for count in (2, 8, 32)},

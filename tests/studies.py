@@ -237,7 +237,7 @@ def assert_same_numbers(found, reference):
     """The same names at the same steps, once, and those that do not depend on a clock with the same values."""
     assert found.keys() == reference.keys()
     for kind, numbers in reference.items():
-        assert found[kind].keys() == numbers.keys(), kind
+        assert found[kind].keys() == numbers.keys(), f"{kind}: {sorted(found[kind].keys() ^ numbers.keys())}"
         for (name, step), (value,) in numbers.items():
             assert len(found[kind][name, step]) == 1, (
                 f"{kind}: {name} at step {step} is there {found[kind][name, step]}"

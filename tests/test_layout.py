@@ -30,6 +30,7 @@ RANKS = {
     "checkpoint": 1.5,
     "outbox": 1.5,
     "lease": 1.5,
+    "storage": 1.5,
     "optimizer": 2,
     "evaluate": 2,
     "step": 2,

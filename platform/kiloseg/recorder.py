@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.outbox import Outbox, OutboxRun
-from kiloseg.reporter import FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, STEP, outcome_of
+from kiloseg.reporter import FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
 from kiloseg.summary import iou_table
 
 logger = logging.getLogger(__name__)
@@ -54,10 +54,12 @@ class Recorder(tune.Callback):
         """Its numbers since the result before."""
 
         def write(run: OutboxRun) -> None:
+            # What goes on from a checkpoint tells the history of the whole run again, so that nothing is missing of one whose
+            # last numbers were lost with a machine; whoever has come to a validation had memory enough until then.
             points = [
                 (name, value, report[STEP])
                 for report in result[HISTORY]
-                for name, value in report.items()
+                for name, value in (report | {"oom": 0} if METRIC in report else report).items()
                 if name != STEP
             ]
             run.log_points([*points, ("oom", result["oom"], result[STEP])])

@@ -24,6 +24,7 @@ from kiloseg.data.folder import inside
 from kiloseg.progress import Progress
 from kiloseg.recorder import Recorder
 from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, METRIC, STEP, outcome_of
+from kiloseg.storage import check_state, storage_filesystem
 from kiloseg.study import BegunStudy, Study, StudyResult
 from kiloseg.summary import TrialRow
 from kiloseg.trial import TrialSettings, run_trial
@@ -149,8 +150,14 @@ def _run(
     ]
     try:
         if study.resume:
+            state = inside(begun.storage, begun.study_id)
+            check_state(state)
             tuner = tune.Tuner.restore(
-                inside(begun.storage, begun.study_id), trainable, param_space=dict(space), resume_errored=True
+                state,
+                trainable,
+                param_space=dict(space),
+                resume_errored=True,
+                storage_filesystem=storage_filesystem(begun.storage),
             )
         else:
             at_once = study.max_concurrent or concurrency(resources)
@@ -170,6 +177,7 @@ def _run(
                 run_config=RunConfig(
                     name=begun.study_id,
                     storage_path=begun.storage,
+                    storage_filesystem=storage_filesystem(begun.storage),
                     failure_config=FailureConfig(max_failures=study.retries),
                     callbacks=callbacks,
                     verbose=0,  # its tables fill the screen; Progress prints a line a report

@@ -1,0 +1,83 @@
+"""Where Ray keeps what a study is resumed from, so that a full disk costs the newest state and not the study."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fsspec.implementations.local import LocalFileSystem
+from pyarrow import PythonFile
+from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+
+from kiloseg.data.folder import WORK, DataError, LocalFolder, open_folder
+
+
+def storage_filesystem(storage: str) -> FileSystem | None:
+    """The filesystem for Ray's `storage_filesystem`, with a `storage_path` of this machine.
+
+    Ray writes a study's state over the state before it, and a write that breaks off, as on a full disk, leaves neither. Here
+    a file takes its place when it is whole. None for URLs, since an upload to an object store is whole or not there.
+    """
+    return PyFileSystem(_WholeFiles(LocalFileSystem())) if isinstance(open_folder(storage), LocalFolder) else None
+
+
+def check_state(study: str) -> None:
+    """Refuses a state that Ray would take for none at all, and begin the study anew.
+
+    Args:
+        study: the folder that Ray keeps the study in, by path or URL.
+
+    Raises:
+        DataError: the newest state cannot be read; names the file.
+    """
+    folder = open_folder(study)
+    states = [name for name in folder.entries() if name.startswith("experiment_state-") and name.endswith(".json")]
+    if not states:
+        return
+    try:
+        json.loads(folder.read(states[-1]))
+    except ValueError as error:
+        mend = "move it away to go on from the state before it" if len(states) > 1 else "a new study has to be begun"
+        raise DataError(
+            f"{folder.at(states[-1])} is damaged ({error}); its trials are still there, but {mend}"
+        ) from error
+
+
+class _WholeFiles(FSSpecHandler):
+    def open_output_stream(self, path: str, metadata: Any) -> PythonFile:
+        """A file that is not there until it is closed."""
+        return PythonFile(_WholeFile(Path(path)), mode="w")
+
+
+class _WholeFile:
+    """What pyarrow writes to."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._part = path.with_name(path.name + WORK)
+        # Without a buffer a full disk shows when something is written; what happens at the end pyarrow tells nobody.
+        self._file = self._part.open("wb", buffering=0)
+
+    @property
+    def closed(self) -> bool:
+        return self._file.closed
+
+    def write(self, data: bytes) -> int:
+        left = memoryview(data)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:  # pyarrow does not close what it could not write
+            self._file.close()
+            self._part.unlink(missing_ok=True)
+            raise
+        return len(data)
+
+    def flush(self) -> None:
+        pass
+
+    def close(self) -> None:
+        if not self.closed:
+            self._file.close()
+            self._part.replace(self._path)

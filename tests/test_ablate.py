@@ -21,7 +21,7 @@ ABLATE = runpy.run_path(str(SCRIPT))
 EMOJI = override(PRESETS["emoji"].config, {"data.num_classes": 1537})
 
 
-def run(squares, tmp_path, *more):
+def command_line(squares, tmp_path, *more):
     flags = {
         "data.path": squares,
         "data.crop": 64,
@@ -33,7 +33,12 @@ def run(squares, tmp_path, *more):
         "trainer.batch-size": 4,
         "runs": tmp_path / "runs",
     }
-    return subprocess.run([sys.executable, str(SCRIPT), *words_of(flags), *more], capture_output=True, text=True)
+    return [*words_of(flags), *more]
+
+
+def run(squares, tmp_path, *more):
+    words = command_line(squares, tmp_path, *more)
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
 
 
 @pytest.mark.parametrize("question", ABLATE["ARMS"])
@@ -76,4 +81,4 @@ def test_two_arms(squares, tmp_path):
     ],
 )
 def test_what_cannot_work_is_refused(squares, tmp_path, words, message):
-    assert_refused(run(squares, tmp_path, *words), message)
+    assert_refused(SCRIPT, command_line(squares, tmp_path, *words), message)

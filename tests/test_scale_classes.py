@@ -32,9 +32,14 @@ QUICK = {
 }
 
 
-def run(squares, tmp_path, *more):
+def command_line(squares, tmp_path, *more):
     flags = {"data.path": squares, "runs": tmp_path / "runs", **QUICK}
-    return subprocess.run([sys.executable, str(SCRIPT), *words_of(flags), *more], capture_output=True, text=True)
+    return [*words_of(flags), *more]
+
+
+def run(squares, tmp_path, *more):
+    words = command_line(squares, tmp_path, *more)
+    return subprocess.run([sys.executable, str(SCRIPT), *words], capture_output=True, text=True)
 
 
 def most_at_once(output):
@@ -139,7 +144,7 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
     ],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(squares, tmp_path, words, message):
-    assert_refused(run(squares, tmp_path, *words), message)
+    assert_refused(SCRIPT, command_line(squares, tmp_path, *words), message)
 
 
 def test_rate_goes_with_the_batch(quick):

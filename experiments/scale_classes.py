@@ -250,7 +250,11 @@ def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
 
 
 def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.DataFrame:
-    """Adds rows to a CSV in place of those of the same cells; written whole or not at all. Returns all its rows."""
+    """Adds rows to a CSV in place of those of the same cells; written whole or not at all. Returns all its rows.
+
+    A run that failed or was broken off adds none: it is no reason to forget what was known.
+    """
+    table = table[(table["oom"] == 1) | table["miou"].notna()]
     if path.exists():
         before = pandas.read_csv(path)
         if list(before.columns) != list(COLUMNS):

@@ -147,6 +147,17 @@ def test_what_cannot_work_is_refused(squares, tmp_path, words, message):
     assert_refused(SCRIPT, command_line(squares, tmp_path, *words), message)
 
 
+def test_a_run_that_was_broken_off_replaces_nothing(tmp_path):
+    script = runpy.run_path(str(SCRIPT))
+    results = tmp_path / "results.csv"
+    header = ",".join(script["COLUMNS"])
+    results.write_text(f"{header}\nbudget,dense,3,0,8,3,0.5,0.1,10,0\n")
+    rows = [("budget", "dense", 3, 0, 8, 0, None, None, None, 0), ("budget", "dense", 6, 0, 0, 0, None, None, None, 1)]
+    table = script["merge"](pandas.DataFrame(rows, columns=list(script["COLUMNS"])), results, ["dense"])
+    assert table["miou"].iloc[0] == 0.5 and table["oom"].tolist() == [0, 1]
+    assert pandas.read_csv(results)["num_classes"].tolist() == [3, 6]
+
+
 def test_rate_goes_with_the_batch(quick):
     scaled_lr = runpy.run_path(str(SCRIPT))["scaled_lr"]
     adamw = override(quick, {"optimizer.name": "adamw", "optimizer.lr": 0.01, "trainer.batch_size": 4})

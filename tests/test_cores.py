@@ -12,6 +12,7 @@ import pytest
 from scripts import words_of
 
 
+@pytest.mark.faults
 @pytest.mark.timeout(400)
 def test_stopped_trials_give_their_cores_back(squares, tmp_path):
     """Also where a cluster that is no more has left its address on this machine, as `ray start` leaves it when it is killed."""

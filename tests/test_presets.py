@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import timm
 from mlflow import MlflowClient
-from scripts import assert_refused
+from scripts import assert_refused, said
 
 from kiloseg.config import override
 from kiloseg.models import build_segmenter
@@ -78,7 +78,9 @@ def test_what_cannot_work_says_what_would(words, message):
 
 
 def test_list_and_help_say_what_there_is():
-    listed = start("--list").stdout
+    code, listed, _ = said(SCRIPT, "--list")
+    assert code == 0
     assert all(f"{name}: " in listed for name in PRESETS) and "0.3440  ESSNet, D = 12, K = 8" in listed
-    shown = start("--preset", "voc-resnet101", "--help").stdout
+    code, shown, _ = said(SCRIPT, "--preset", "voc-resnet101", "--help")
+    assert code == 0
     assert "resnet101" in shown and "--loss.negatives.kind" in shown

@@ -13,6 +13,21 @@ def words_of(flags):
     return [word for name, value in flags.items() for word in (f"--{name}", str(value))]
 
 
+def quick_search(data, runs, more):
+    """Words of a search whose trials take seconds; `more` flags besides, by name."""
+    flags = {
+        "data.path": data,
+        "data.crop": 64,
+        "data.loader-workers": 0,
+        "model.backbone": "test_resnet",
+        "model.weights": "none",
+        "trainer.batch-size": 8,
+        "optimizer.warmup-steps": 0,
+        "runs": runs,
+    }
+    return words_of(flags | more)
+
+
 def said(script, *words):
     """Exit code, output and complaints of a script.
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
-from scripts import words_of
+from scripts import quick_search
 
 
 @pytest.mark.faults
@@ -20,20 +20,12 @@ def test_stopped_trials_give_their_cores_back(squares, tmp_path):
     (folder / "ray").mkdir()
     (folder / "ray" / "ray_current_cluster").write_text("192.0.2.1:6379")
     flags = {
-        "data.path": squares,
-        "data.crop": 64,
-        "data.loader-workers": 0,
-        "model.backbone": "test_resnet",
-        "model.weights": "none",
         "trainer.steps": 2,
-        "trainer.batch-size": 8,
         "trainer.validate-every": 1,
-        "optimizer.warmup-steps": 0,
         "num-trials": 3,
         "max-concurrent": 1,
         "cpus-per-worker": os.cpu_count(),
         "retries": 0,
-        "runs": tmp_path / "runs",
     }
     script = Path(__file__).parents[1] / "experiments" / "tune_embed_dim.py"
     environment = {
@@ -43,7 +35,7 @@ def test_stopped_trials_give_their_cores_back(squares, tmp_path):
     }
     try:
         done = subprocess.run(
-            [sys.executable, str(script), *words_of(flags)],
+            [sys.executable, str(script), *quick_search(squares, tmp_path / "runs", flags)],
             capture_output=True,
             text=True,
             env=os.environ | environment,

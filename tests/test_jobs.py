@@ -7,7 +7,7 @@ import pandas
 import pytest
 from copies import copy_tree, note_calls, notes
 from heads import running_head
-from scripts import words_of
+from scripts import quick_search
 
 ROLES = {"cluster": "start_ray", "trial": "run_trial", "train": "train"}
 """What runs in the driver, in Tune's actor, in Train's worker."""
@@ -20,20 +20,7 @@ def head():
 
 
 def flags(squares, runs):
-    values = {
-        "data.path": squares,
-        "data.crop": 64,
-        "data.loader-workers": 0,
-        "model.backbone": "test_resnet",
-        "model.weights": "none",
-        "trainer.steps": 2,
-        "trainer.batch-size": 8,
-        "trainer.validate-every": 1,
-        "optimizer.warmup-steps": 0,
-        "num-trials": 1,
-        "runs": runs,
-    }
-    return words_of(values)
+    return quick_search(squares, runs, {"trainer.steps": 2, "trainer.validate-every": 1, "num-trials": 1})
 
 
 @pytest.mark.timeout(600)

@@ -10,30 +10,17 @@ from pathlib import Path
 import pandas
 import pytest
 from mlflow import MlflowClient
-from scripts import said, words_of
+from scripts import quick_search, said
 
 ROOT = Path(__file__).parents[1]
 
 
 def command(squares, runs, *more):
-    flags = {
-        "data.path": squares,
-        "data.crop": 64,
-        "data.loader-workers": 0,
-        "model.backbone": "test_resnet",
-        "model.weights": "none",
-        "trainer.steps": 8,
-        "trainer.batch-size": 8,
-        "trainer.validate-every": 4,
-        "optimizer.warmup-steps": 0,
-        "num-trials": 2,
-        "max-concurrent": 1,
-        "runs": runs,
-    }
+    flags = {"trainer.steps": 8, "trainer.validate-every": 4, "num-trials": 2, "max-concurrent": 1}
     return [
         sys.executable,
         str(ROOT / "experiments" / "tune_embed_dim.py"),
-        *words_of(flags),
+        *quick_search(squares, runs, flags),
         "--no-early-stopping",
         *more,
     ]

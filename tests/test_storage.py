@@ -65,6 +65,7 @@ def test_full_disk_leaves_what_was_there(tmp_path, full, size):
 
 def test_urls_are_left_to_ray():
     assert storage_filesystem("s3://bucket/runs?endpoint_override=127.0.0.1:1&scheme=http") is None
+    assert storage_filesystem("file:///runs") is None
 
 
 def test_damaged_state_is_refused_by_name(tmp_path):

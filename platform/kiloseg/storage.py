@@ -10,16 +10,17 @@ from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
-from kiloseg.data.folder import WORK, DataError, LocalFolder, open_folder
+from kiloseg.data.folder import WORK, DataError, open_folder
 
 
 def storage_filesystem(storage: str) -> FileSystem | None:
     """The filesystem for Ray's `storage_filesystem`, with a `storage_path` of this machine.
 
     Ray writes a study's state over the state before it, and a write that breaks off, as on a full disk, leaves neither. Here
-    a file takes its place when it is whole. None for URLs, since an upload to an object store is whole or not there.
+    a file takes its place when it is whole. None for URLs, which Ray reads itself; an upload to an object store is whole or not
+    there.
     """
-    return PyFileSystem(_WholeFiles(LocalFileSystem())) if isinstance(open_folder(storage), LocalFolder) else None
+    return None if "://" in storage else PyFileSystem(_WholeFiles(LocalFileSystem()))
 
 
 def check_state(study: str) -> None:

@@ -45,7 +45,7 @@ from kiloseg.step import autocast_of, training_step
 PAPER_RUN = Config(
     data=Data(crop=512, val_batch_size=10),
     model=Model(arch="deeplabv3plus", backbone="resnet50", embed_dim=12),
-    loss=Loss(negatives=Negatives(kind="nearest", count=7)),
+    loss=Loss(negatives=Negatives(kind="nearest", count=7), logit="distance"),
     optimizer=Optimizer(name="sgd"),
     trainer=Trainer(batch_size=10, precision="fp32"),
 )

@@ -64,6 +64,11 @@ def pytest_generate_tests(metafunc):
         metafunc.parametrize("repetition", range(1, count + 1))
 
 
+def pytest_collection_modifyitems(items):
+    """Repetitions come in rounds, so that what was counted before a stop counts for every fault alike."""
+    items.sort(key=lambda item: item.callspec.params.get("repetition", 0) if hasattr(item, "callspec") else 0)
+
+
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("squares")

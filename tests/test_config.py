@@ -57,15 +57,10 @@ IMPOSSIBLE = [
     ("data.val_samples", 0, "data.val_samples = 0: expected at least 1, or None for all"),
     ("model.embed_dim", 1, "model.embed_dim = 1: expected at least 2"),
     ("model.weights", "", "model.weights = '': expected none, hub, package or a file"),
-    (
-        "model.learned_temperature",
-        True,
-        "model.learned_temperature = True: expected False without model.head = 'embedding'",
-    ),
     ("loss.negatives.count", 0, "negatives.count = 0: expected at least 1 negative per pixel"),
     ("loss.temperature", 0.0, "loss.temperature = 0.0: expected a factor above 0"),
     ("loss.temperature", math.nan, "loss.temperature = nan: expected a factor above 0"),
-    ("loss.negatives.log_q", True, "loss.negatives.log_q = True: expected false for kind 'nearest', or kind 'random'"),
+    ("loss.negatives.log_q", True, "loss.negatives.log_q = True: expected false for kind 'all', or kind 'random'"),
     ("loss.sample_every", 0, "loss.sample_every = 0: expected at least 1, which is every pixel"),
     ("loss.separation_sample", 0, "loss.separation_sample = 0: expected at least 1, or None for all"),
     ("loss.separation_weight", -1.0, "loss.separation_weight = -1.0: expected 0 or more"),
@@ -103,6 +98,7 @@ ANYTHING_GOES = {
     "model.arch",
     "model.backbone",
     "model.normalise_early",
+    "model.learned_temperature",  # refused beside others: test_temperature_is_learned_for_cosines_of_our_own_formula
     "trainer.seed",
     "trainer.channels_last",
     "trainer.checkpoint_activations",
@@ -167,10 +163,15 @@ def test_flatten_names_every_setting_with_its_value():
 
 def test_override_changes_these_settings_and_no_other():
     before = Config()
-    changes = {"model.embed_dim": 7, "loss.negatives.kind": "all", "data.path": "elsewhere", "trainer.progress": False}
+    changes = {
+        "model.embed_dim": 7,
+        "loss.negatives.kind": "mixed",
+        "data.path": "elsewhere",
+        "trainer.progress": False,
+    }
     after = override(before, changes)
     assert after.model.embed_dim == 7
-    assert after.loss.negatives == Negatives(kind="all")
+    assert after.loss.negatives == Negatives(kind="mixed")
     assert {name for name in NAMES if flatten(after)[name] != flatten(before)[name]} == set(changes)
     assert before == Config(), "the given config stays as it was"
 
@@ -197,7 +198,7 @@ def test_override_of_nothing_is_the_same_config():
     ],
 )
 def test_settings_that_limit_each_other_change_at_once(changes):
-    base = override(Config(), {"data.num_classes": 9})
+    base = override(Config(), {"data.num_classes": 9, "loss.negatives.kind": "nearest"})
     first = next(iter(changes))
     with pytest.raises(ValueError, match=r"expected .* = |negatives\.count = "):
         override(base, {first: changes[first]})
@@ -316,6 +317,16 @@ def test_more_negatives_than_other_classes_names_the_mend(kind):
         override(Config(), changes)
     for mend in ({"loss.negatives.count": 7}, {"loss.negatives.kind": "all"}, {"model.head": "dense"}):
         override(Config(), changes | mend)
+
+
+@pytest.mark.parametrize("other", [{"loss.logit": "distance"}, {"model.head": "dense"}, head_overrides("official")])
+def test_temperature_is_learned_for_cosines_of_our_own_formula(other):
+    learned = {"model.learned_temperature": True}
+    assert override(Config(), learned).model.learned_temperature
+    with pytest.raises(
+        ValueError, match=r"model.learned_temperature = True: expected False without model.head = 'embe"
+    ):
+        override(Config(), learned | other)
 
 
 def test_warmup_must_leave_a_step():

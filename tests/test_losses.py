@@ -162,7 +162,7 @@ def test_any_ratio_of_sizes(size):
     ours = loss_and_gradients(
         lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, tile_bytes=2000), pixels, table
     )
-    expected = loss_and_gradients(lambda: reference(pixels, table, labels, "all", 0, 20.0, "distance"), pixels, table)
+    expected = loss_and_gradients(lambda: reference(pixels, table, labels, "all", 0, 20.0, "cosine"), pixels, table)
     for got, want in zip(ours, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
@@ -205,8 +205,9 @@ def test_gradcheck_of_a_learned_temperature(kind):
 def test_learned_temperature_of_distances_is_refused():
     pixels, table, labels = batch()
     temperature = torch.tensor(2.0, requires_grad=True)
+    every = Negatives(kind="all")
     with pytest.raises(ValueError, match="a temperature to be learned with logit = 'distance': expected 'cosine'"):
-        embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="all"), temperature=temperature)
+        embedding_cross_entropy(pixels, table, labels, negatives=every, temperature=temperature, logit="distance")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -271,12 +272,11 @@ def test_a_tiny_loss_keeps_its_digits_in_float32(kind, logit):
 
 
 @pytest.mark.usefixtures("path")
-def test_zero_embedding_is_finite():
+@pytest.mark.parametrize("logit", ["distance", "cosine"])
+def test_zero_embedding_is_finite(logit):
     pixels = torch.zeros(1, D, 2, 2, requires_grad=True)
-    table = torch.eye(D)
-    embedding_cross_entropy(
-        pixels, table, torch.zeros(1, 8, 8, dtype=torch.int64), negatives=Negatives(kind="all")
-    ).backward()
+    labels = torch.zeros(1, 8, 8, dtype=torch.int64)
+    embedding_cross_entropy(pixels, torch.eye(D), labels, negatives=Negatives(kind="all"), logit=logit).backward()
     assert torch.isfinite(pixels.grad).all()
 
 
@@ -418,7 +418,7 @@ def test_every_second_pixel_gives_the_loss_of_those_pixels(kind):
     kept = torch.zeros_like(labels, dtype=torch.bool).scatter_(2, columns, True)
     assert kept.sum() == 2 * 13 * 4  # one of each three columns, the last of the two that are left
     chosen = labels.where(kept, -1)
-    expected = loss_and_gradients(lambda: reference(pixels, table, chosen, kind, K, 20.0, "distance"), pixels, table)
+    expected = loss_and_gradients(lambda: reference(pixels, table, chosen, kind, K, 20.0, "cosine"), pixels, table)
     for got, want in zip(ours, expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 

@@ -65,7 +65,8 @@ def test_mended_is_ours_where_nothing_lies_between_feature_cells():
     generator = torch.Generator().manual_seed(0)
     pixels, table = torch.randn(1, D, 6, 5, generator=generator), torch.randn(C, D, generator=generator)
     labels = torch.randint(0, C, (1, 6, 5), generator=generator)
-    ours = embedding_cross_entropy(pixels, table, labels, negatives=Negatives(kind="nearest", count=K))
+    nearest = Negatives(kind="nearest", count=K)
+    ours = embedding_cross_entropy(pixels, table, labels, negatives=nearest, logit="distance")
     theirs = official_cross_entropy(pixels, table, labels, count=K, mend_neighbours=True)
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-5)
 

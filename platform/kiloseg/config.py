@@ -41,10 +41,10 @@ def _require_word(name: str, value: object, words: Any) -> None:
 class Negatives:
     """Which classes a pixel is compared with besides its own."""
 
-    kind: NegativesKind = "nearest"
-    """nearest: the classes closest to the pixel (the paper). random: classes that all pixels of a batch share, those that
-    occur in it first, the others drawn anew for every step. mixed: half of each. all: every other class, the exact softmax;
-    `count` is then not used."""
+    kind: NegativesKind = "all"
+    """all: every other class, the exact softmax; `count` is then not used. random: classes that all pixels of a batch share,
+    those that occur in it first, the others drawn anew for every step. nearest: the classes closest to the pixel (the
+    paper). mixed: half of each. All is the default since nearest begins to learn slowest (experiments/LOG.md)."""
     count: int = 8
     """Negatives per pixel, 1 to the number of classes - 1. For random, more than occur in a batch."""
     log_q: bool = False
@@ -156,8 +156,9 @@ class Model:
     """A timm model name."""
     head: Head = "embedding"
     """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class."""
-    embed_dim: int = 12
-    """Outputs per pixel of the embedding head (D)."""
+    embed_dim: int = 128
+    """Outputs per pixel of the embedding head (D). At an equal batch 128 were ahead of a dense head, fewer were not
+    (experiments/LOG.md); the paper has 12. They cost time where classes are many, and hardly memory."""
     normalise_early: bool = False
     """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
     the prediction normalise after upsampling in any case."""
@@ -183,8 +184,8 @@ class Loss:
     negatives: Negatives = field(default_factory=Negatives)
     temperature: float = 20.0
     """Factor tau on distances or cosines; the paper's value is 20."""
-    logit: Logit = "distance"
-    """distance: -tau ||o - e|| (the paper). cosine: tau o.e."""
+    logit: Logit = "cosine"
+    """cosine: tau o.e. distance: -tau ||o - e|| (the paper), which is no better and takes longer (experiments/LOG.md)."""
     formula: Formula = "kiloseg"
     """official: the paper's loss as its code computes it, for comparison; of the settings here it takes the number of negatives,
     the temperature and the separation. official-mended: the same with a pixel's own class left out of its negatives."""

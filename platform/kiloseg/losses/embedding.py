@@ -52,7 +52,7 @@ def embedding_cross_entropy(
     *,
     negatives: Negatives,
     temperature: Tensor | float = 20.0,
-    logit: Logit = "distance",
+    logit: Logit = "cosine",
     ignore_index: int = -1,
     sample_every: int = 1,
     tile_bytes: int | None = None,
@@ -79,7 +79,7 @@ def embedding_cross_entropy(
         negatives: kind and number of the classes to compare with.
         temperature: tau, above 0. A scalar tensor is read back from its device, and with cosine logits has a gradient: with
             z = tau o.e and unit vectors, tau dL/dtau is the sum of e . dL/de over classes.
-        logit: "distance" for -tau ||o - e||, "cosine" for tau o.e.
+        logit: "cosine" for tau o.e, "distance" for -tau ||o - e||.
         ignore_index: label of pixels that count for nothing.
         sample_every: of so many pixels side by side in a row one counts, drawn at random; 1 for all pixels.
         tile_bytes: size aimed at for one matrix of scores, None for kiloseg.tiles.TILE_BYTES; changes the result by rounding only.

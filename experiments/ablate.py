@@ -45,7 +45,7 @@ from kiloseg.data.shards import read_info
 from kiloseg.figures import ranking
 from kiloseg.presets import PRESETS
 from kiloseg.search import run_grid
-from kiloseg.study import Study, StudyResult
+from kiloseg.study import REFUSALS, Study, StudyResult, told
 
 Question = Literal[
     "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"
@@ -185,5 +185,5 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, nu
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    except REFUSALS as error:
+        raise SystemExit(told(error)) from error

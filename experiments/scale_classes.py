@@ -47,7 +47,7 @@ from kiloseg.memory import largest_batch, parse_gib
 from kiloseg.outbox import OutboxRun
 from kiloseg.presets import PRESETS
 from kiloseg.search import run_grid
-from kiloseg.study import Study, StudyResult
+from kiloseg.study import REFUSALS, Study, StudyResult, told
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import CURVE_TAG
 
@@ -142,6 +142,8 @@ def main(arguments: Arguments) -> None:
         raise ValueError(
             f"--classes {max(arguments.classes)}: {arguments.run.data.path} has no more than {known} classes"
         )
+    if arguments.results is not None:
+        rows_of(arguments.results)  # now, and not when all has been computed
     base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
     planned = []
     for cell in cells(arguments, base):
@@ -205,6 +207,7 @@ def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
 
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) -> None:
     """Table and figures in the study's folder and at its run, a curve per head in MLflow, and the rows in --results."""
+    lacking = table[table["miou"].isna() & (table["oom"] == 0)]
     if arguments.results is not None:
         table = merge(table, arguments.results, arguments.heads)
         table = table[table["setting"] == arguments.setting].reset_index(drop=True)
@@ -219,8 +222,10 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
             figure.savefig(written[-1], dpi=130)
     for path in written:
         result.run.log_file(path)
-    means = table.groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
-    for head in dict.fromkeys(table["head"]):
+    # MLflow would show a point of fewer seeds beside that of all of them once --resume has run the others.
+    whole = ~table.set_index(["head", "num_classes"]).index.isin(lacking.set_index(["head", "num_classes"]).index)
+    means = table[whole].groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
+    for head in dict.fromkeys(table[whole]["head"]):
         curve = result.run.outbox.trial(head)
         curve.begin({}, {CURVE_TAG: head, "setting": arguments.setting, "head": head})
         for num_classes, values in means.loc[head].iterrows():
@@ -255,10 +260,8 @@ def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.D
     A run that failed or was broken off adds none: it is no reason to forget what was known.
     """
     table = table[(table["oom"] == 1) | table["miou"].notna()]
-    if path.exists():
-        before = pandas.read_csv(path)
-        if list(before.columns) != list(COLUMNS):
-            raise ValueError(f"--results {path} has columns {', '.join(before.columns)}: expected {', '.join(COLUMNS)}")
+    before = rows_of(path)
+    if len(before):
         before = before[~before.set_index(CELL).index.isin(table.set_index(CELL).index)]
         table = in_order(pandas.concat([before, table]) if len(before) else table, heads)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -266,6 +269,20 @@ def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.D
     table.to_csv(part, index=False, float_format="%.6g")
     part.replace(path)
     return table
+
+
+def rows_of(path: Path) -> pandas.DataFrame:
+    """The rows of --results, which need not exist yet.
+
+    Raises:
+        ValueError: it has other columns.
+    """
+    if not path.exists():
+        return pandas.DataFrame(columns=list(COLUMNS))
+    rows = pandas.read_csv(path)
+    if list(rows.columns) != list(COLUMNS):
+        raise ValueError(f"--results {path} has columns {', '.join(rows.columns)}: expected {', '.join(COLUMNS)}")
+    return rows
 
 
 def report(table: pandas.DataFrame, result: StudyResult) -> None:
@@ -288,5 +305,5 @@ def report(table: pandas.DataFrame, result: StudyResult) -> None:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Arguments, description=__doc__))
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    except REFUSALS as error:
+        raise SystemExit(told(error)) from error

@@ -74,10 +74,12 @@ def main(arguments: Arguments) -> None:
         {"data.path": open_folder(arguments.run.data.path).location, "trainer.output": str(output)},
     )
     info = read_info(config.data.path)
+    if not arguments.resume:
+        check_unused(output)
     tracker = Tracker.open(arguments.experiment, arguments.runs.resolve())
     run = tracked_run(arguments, config, tracker, output)
     run.log_dataset(info.name, info.digest, config.data.path)
-    outbox = Outbox(output, run)  # a server that is gone costs neither time nor numbers
+    outbox = Outbox(output, run, alone=True)  # a server that is gone costs neither time nor numbers
 
     def report(numbers: dict[str, Any]) -> None:
         metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float) and name != "step"}
@@ -103,6 +105,16 @@ def main(arguments: Arguments) -> None:
     )
     print_published(preset)
     print(f"checkpoints: {output}\ncompare in MLflow: {tracker.ui_command()}")
+
+
+def check_unused(output: Path) -> None:
+    """A new run must not go on from, or drop, checkpoints of an older one, nor deliver its numbers as its own."""
+    left = sorted(path.name for pattern in ("step-*.pt", "outbox.jsonl") for path in output.glob(pattern))
+    if left:
+        raise ValueError(
+            f"--trainer.output {output} holds a run already ({', '.join(left)}): --resume goes on with it; for a new one give "
+            "another --trainer.output, or remove that folder"
+        )
 
 
 def tracked_run(arguments: Arguments, config: Config, tracker: Tracker, output: Path) -> TrackedRun:

@@ -37,7 +37,7 @@ from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.presets import GLYPHS
 from kiloseg.search import Search, search
-from kiloseg.study import StudyResult
+from kiloseg.study import REFUSALS, StudyResult, told
 from kiloseg.summary import best_row, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,4 +131,7 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Arguments, description=__doc__))
+    try:
+        main(tyro.cli(Arguments, description=__doc__))
+    except REFUSALS as error:
+        raise SystemExit(told(error)) from error

@@ -51,9 +51,13 @@ Reader.read = _noted
 
 def copy_tree(to: Path) -> Path:
     """This tree as a user has it, with results and an environment in it that must not travel."""
-    kept = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "*.egg-info")
-    shutil.copytree(ROOT, to, ignore=kept)
-    for name in (".git/objects/pack", "runs/ray"):
+    of_any_folder = shutil.ignore_patterns(".git", ".venv", "runs", "__pycache__", ".*_cache", "*.egg-info")
+
+    def left_out(folder: str, names: list[str]) -> set[str]:
+        return of_any_folder(folder, names) | ({"data"} if Path(folder) == ROOT else set())
+
+    shutil.copytree(ROOT, to, ignore=left_out)
+    for name in (".git/objects/pack", "runs/ray", "data/lvis"):
         (to / name).mkdir(parents=True)
         (to / name / "large").write_bytes(os.urandom(2**20))
     environment = to.with_name("venv")

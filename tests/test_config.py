@@ -338,11 +338,11 @@ def test_warmup_must_leave_a_step():
 
 
 def test_command_line_sets_nested_fields():
-    arguments = "--model.embed-dim 7 --loss.negatives.kind all --data.num-classes 12 --trainer.no-progress"
+    arguments = "--model.embed-dim 7 --loss.negatives.kind mixed --data.num-classes 12 --trainer.no-progress"
     parsed = tyro.cli(Config, args=[*arguments.split(), "--optimizer.lr", "3e-4", "--data.path", "some where"])
     expected = {
         "model.embed_dim": 7,
-        "loss.negatives.kind": "all",
+        "loss.negatives.kind": "mixed",
         "data.num_classes": 12,
         "trainer.progress": False,
         "optimizer.lr": 3e-4,
@@ -384,7 +384,7 @@ def test_infinity_is_refused(name):
 def test_heads_as_command_lines_name_them():
     assert override(Config(), head_overrides("dense")).model.head == "dense"
     assert override(Config(), head_overrides("embedding")).loss == Config().loss
-    assert override(Config(), head_overrides("embedding:all")).loss.negatives == Negatives(kind="all")
+    assert override(Config(), head_overrides("embedding:mixed")).loss.negatives == Negatives(kind="mixed")
     for head in ("dense", "embedding:all", "embedding:nearest", "official", "official-mended"):
         assert head_name(override(Config(), head_overrides(head))) == head
     with pytest.raises(ValueError, match="expected one of embedding, dense"):

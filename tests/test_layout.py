@@ -19,6 +19,7 @@ RANKS = {
     "upsample": 0.5,
     "notice": 0,
     "services": 0,
+    "identity": 0,
     "presets": 1,
     "data": 1,
     "models": 1,

@@ -54,6 +54,10 @@ def test_a_run_by_name_is_in_mlflow_and_goes_on(squares, tmp_path):
     done = start(*words)
     assert done.returncode == 0, done.stderr
     assert "glyphs: val/miou 0." in done.stdout and "after 4 steps" in done.stdout
+    assert_refused(
+        SCRIPT, list(map(str, words)), "holds a run already (outbox.jsonl, step-00000002.pt, step-00000004.pt): --"
+    )
+    (tmp_path / "out" / "step-00000004.pt").unlink()  # as if it had died before
     again = start(*words, "--resume")
     assert again.returncode == 0, again.stderr
 
@@ -61,7 +65,8 @@ def test_a_run_by_name_is_in_mlflow_and_goes_on(squares, tmp_path):
     (run,) = client.search_runs([client.get_experiment_by_name("train").experiment_id])
     assert run.data.params["loss.negatives.kind"] == "all" and run.data.params["data.crop"] == "64"
     assert run.data.tags["preset"] == "glyphs" and run.data.tags["head"] == "embedding:all"
-    assert [point.step for point in client.get_metric_history(run.info.run_id, "val/miou")] == [2, 4]
+    for name in ("val/miou", "train/images_per_s"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, name)] == [2, 4], "each once"
     assert "iou_per_class.json" in {file.path for file in client.list_artifacts(run.info.run_id)}
     assert run.info.status == "FINISHED"
 

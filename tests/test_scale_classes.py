@@ -63,11 +63,12 @@ def test_grid_under_a_budget(squares, tmp_path):
     assert official > 1.02 * two
     budget = (official + two) / 2
     results = tmp_path / "results.csv"
-    done = run(
-        squares, tmp_path, "--classes", "3", "6", "--heads", "dense", "embedding:all", "official", "--seeds", "0",
+    asked = (
+        "--classes", "3", "6", "--heads", "dense", "embedding:all", "official", "--seeds", "0",
         "--budget", f"{budget:.6f}GiB", "--loss.negatives.count", "5", "--results", str(results), "--max-batch", "8",
         "--max-concurrent", "2",
     )  # fmt: skip
+    done = run(squares, tmp_path, *asked)
     assert done.returncode == 0, done.stdout + done.stderr
     assert most_at_once(done.stdout) == 2
 
@@ -110,6 +111,18 @@ def test_grid_under_a_budget(squares, tmp_path):
         expected = ran.loc["dense"][metric]
         assert {point.step: point.value for point in points} == pytest.approx(dict(expected), rel=1e-4)
 
+    # There is nothing left to do, and nothing is there twice.
+    again = run(squares, tmp_path, *asked, "--resume")
+    assert again.returncode == 0, again.stdout + again.stderr
+    pandas.testing.assert_frame_equal(pandas.read_csv(results), table)
+    assert len(client.search_runs([experiment])) == 1 + len(table) + 3
+    assert len(client.get_metric_history(dense.info.run_id, "miou_vs_classes")) == 2
+    # Ray would take the rows of this study for those of another.
+    other = command_line(squares, tmp_path, *asked, "--batch", "4", "--resume")
+    assert_refused(SCRIPT, other, "which is another study (setting was 'budget', is 'batch'; ")
+    other = command_line(squares, tmp_path, *asked, "--seeds", "0", "1", "--resume")
+    assert_refused(SCRIPT, other, "trials was 5, is 10; ")
+
 
 @pytest.mark.timeout(300)
 def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
@@ -136,6 +149,7 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("--results", str(ROOT / "constraints.txt")), "expected setting, head, num_classes, seed, batch, steps, miou"),
         (("--budget", "much"), "--budget 'much': expected an amount such as 24GiB"),
         (("--classes", "64", "64"), "--classes (64, 64): expected at least one, each once"),
         (("--classes", "64", "--batch", "0"), "--batch 0: expected at least 1"),

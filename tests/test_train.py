@@ -15,6 +15,7 @@ from kiloseg.data.shards import read_info
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import load_segmenter, predict_samples
 from kiloseg.memory import plan, plan_evaluation
+from kiloseg.meters import RunningMean
 from kiloseg.step import training_step
 from kiloseg.train import LeftError, NonFiniteLossError, train
 
@@ -244,8 +245,11 @@ def uneven_batch():
 
 
 def stepped(model, batch, config, world):
-    training_step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), *batch, world=world)
-    return [parameter.detach().tolist() for parameter in model.parameters()]
+    """The loss of a step, as a run reports it, and the parameters after it."""
+    mean_loss = RunningMean(torch.device("cpu"))
+    mean_loss.add(training_step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), *batch, world=world))
+    mean_loss.share(world)
+    return [mean_loss.take(1), *(parameter.detach().tolist() for parameter in model.parameters())]
 
 
 def step_in_group(rank, world, config):
@@ -256,7 +260,7 @@ def step_in_group(rank, world, config):
 
 def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick):
     whole = stepped(PerPixel(), uneven_batch(), quick, 1)
-    start = [parameter.detach().tolist() for parameter in PerPixel().parameters()]
+    start = [None, *(parameter.detach().tolist() for parameter in PerPixel().parameters())]
     first, second = on_two_workers(29518, step_in_group, quick)
     for mine, other, expected, before in zip(first, second, whole, start, strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 
@@ -26,6 +27,12 @@ class RunningMean:
         """One step's."""
         self._sum += loss
         self._count += 1
+
+    def share(self, world: int) -> None:
+        """Makes it the mean over `world` workers, all of which call this."""
+        if world > 1:
+            torch.distributed.all_reduce(self._sum)
+            self._sum /= world
 
     def state(self) -> tuple[float, int]:
         """Their sum and number, for `restore`."""

@@ -46,16 +46,20 @@ class Outbox:
         folder: the study's own on this machine, for the file.
         study: the study's run.
         elsewhere: the study's folder where that is not on this machine; gets a copy of what a server has not taken.
+        alone: the study is a single run, whose numbers are kept as a trial's are: the first at a step counts.
     """
 
-    def __init__(self, folder: Path, study: TrackedRun, *, elsewhere: Folder | None = None) -> None:
+    def __init__(
+        self, folder: Path, study: TrackedRun, *, elsewhere: Folder | None = None, alone: bool = False
+    ) -> None:
         self.path = folder / LINES
         self._mark = folder / DELIVERED
         self._study = study
+        self._alone = alone
         self._elsewhere = None if isinstance(elsewhere, LocalFolder) else elsewhere
         self._copied = False
         self._trials: dict[str, TrackedRun] = {}
-        self._known: dict[str, set[tuple[str, int]]] = {}
+        self._known: dict[str | None, set[tuple[str, int]]] = {}
         self._changed = threading.Condition()
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()
         """Messages, each with the size of the file up to its end."""
@@ -221,7 +225,7 @@ class Outbox:
             run.log_file(Path(message["path"]), message["folder"])
         else:
             run.end(message["status"])
-            self._known.pop(trial or "", None)
+            self._known.pop(trial, None)
 
     def _run(self, trial: str | None) -> TrackedRun:
         if trial is None:
@@ -231,7 +235,9 @@ class Outbox:
         return self._trials[trial]
 
     def _send_metrics(self, run: TrackedRun, trial: str | None, points: Sequence[Point], time_ms: int) -> None:
-        if trial is None:  # a later value counts, and MLflow itself drops one that has the same time as well
+        if (
+            trial is None and not self._alone
+        ):  # a later value counts, and MLflow itself drops one that has the same time as well
             run.log_points(points, time_ms)
             return
         if trial not in self._known:

@@ -57,9 +57,17 @@ _PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {
                 Published(miou=0.7520, system="DeepLabV3+ MobileNetV2, dense", source=_MMSEG),
             ),
             "resnet50": (Published(miou=0.8009, system="DeepLabV3+ ResNet-50, dense", source=_MMSEG),),
+            "resnet101": (Published(miou=0.8097, system="DeepLabV3+ ResNet-101, dense", source=_MMSEG),),
         },
     ),
-    "voc": ("datasets/voc.py", _as_in_the_paper(embed_dim=12, count=7, batch_size=10, steps=85_000), {}),
+    "voc": (
+        "datasets/voc.py",
+        _as_in_the_paper(embed_dim=12, count=7, batch_size=10, steps=85_000),
+        {
+            "resnet50": (Published(miou=0.7681, system="DeepLabV3+ ResNet-50, dense, 40k steps", source=_MMSEG),),
+            "resnet101": (Published(miou=0.7862, system="DeepLabV3+ ResNet-101, dense, 40k steps", source=_MMSEG),),
+        },
+    ),
     "ade20k": (
         "datasets/ade20k.py",
         _as_in_the_paper(embed_dim=12, count=8, batch_size=10, steps=85_000),
@@ -67,7 +75,9 @@ _PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {
             "mobilenetv2": (Published(miou=0.3402, system="DeepLabV3+ MobileNetV2, dense", source=_MMSEG),),
             "resnet50": (
                 Published(miou=0.344, system="ESSNet, D = 12, K = 8, batch 10, 85k steps", source=_REPRODUCED),
+                Published(miou=0.4395, system="DeepLabV3+ ResNet-50, dense, 160k steps", source=_MMSEG),
             ),
+            "resnet101": (Published(miou=0.4547, system="DeepLabV3+ ResNet-101, dense, 160k steps", source=_MMSEG),),
         },
     ),
     "coco-stuff10k": (

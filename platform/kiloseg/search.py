@@ -64,7 +64,8 @@ def search(
         script: what started it, for MLflow.
 
     Raises:
-        ValueError: a name in `space` that is no setting, nothing to resume, or runs at a URL without an MLflow server.
+        ValueError: a name in `space` that is no setting, nothing to resume, a study to resume that is another, or runs at a URL
+            without an MLflow server.
         ConnectionError: MLflow cannot be reached.
         StudyRunningError: the study to resume is being run.
     """
@@ -79,7 +80,10 @@ def search(
     def searcher(at_once: int) -> OptunaSearch:
         return _Searcher(sampler=_sampler(study), points_to_evaluate=first)
 
-    return _run(study, base, space, study.num_trials, searcher, _scheduler(study, base), script=script, tags={})
+    plan = {f"search of {name}": f"{type(domain).__name__} {domain.domain_str}" for name, domain in space.items()}
+    plan |= {name: getattr(study, name) for name in ("num_trials", "seed", "early_stopping", "reduction")}
+    begun = BegunStudy.of(study, base, plan, script=script, tags={})
+    return _run(begun, study, base, space, study.num_trials, searcher, _scheduler(study, base), tags={})
 
 
 def run_grid(
@@ -106,21 +110,26 @@ def run_grid(
     """
     for values in points:
         override(base, values)
-    if not points:
-        return BegunStudy.of(study, base, script=script, tags=tags).result([])
     # Tune wants a value for every name of its space at every point, and the names in its space.
     names = dict.fromkeys(name for values in points for name in values)
     defaults = flatten(base)
     complete = [{name: values.get(name, defaults[name]) for name in names} for values in points]
+    plan = {"trials": len(points), **tags} | {
+        f"trial {number}: {name}": value for number, values in enumerate(complete, 1) for name, value in values.items()
+    }
+    begun = BegunStudy.of(study, base, plan, script=script, tags=tags)
+    if not points:
+        return begun.result([])
 
     def searcher(at_once: int) -> BasicVariantGenerator:
         # Tune's own limit does not reach a generator that it is given.
         return BasicVariantGenerator(points_to_evaluate=complete, max_concurrent=at_once)
 
-    return _run(study, base, dict.fromkeys(names), len(points), searcher, FIFOScheduler(), script=script, tags=tags)
+    return _run(begun, study, base, dict.fromkeys(names), len(points), searcher, FIFOScheduler(), tags=tags)
 
 
 def _run(
+    begun: BegunStudy,
     study: Study,
     base: Config,
     space: Mapping[str, Any],
@@ -128,10 +137,8 @@ def _run(
     searcher: Callable[[int], Searcher | SearchAlgorithm],
     scheduler: TrialScheduler,
     *,
-    script: str,
     tags: Mapping[str, str],
 ) -> StudyResult:
-    begun = BegunStudy.of(study, base, script=script, tags=tags)
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     # How often Tune writes down what --resume goes on from. It takes a time in proportion to the trials; by default at

@@ -45,7 +45,8 @@ def training_step(
         world: workers that take the step together.
 
     Returns:
-        The cross-entropy of this worker's pixels: a scalar on the model's device, without graph.
+        This worker's part of the cross-entropy, such that the mean over workers is that of all their pixels: a scalar on the
+        model's device, without graph.
     """
     device = next(model.parameters()).device
     images, labels = images_B3HW.to(device, non_blocking=True), labels_BHW.to(device, non_blocking=True)
@@ -55,9 +56,9 @@ def training_step(
     cross_entropy, regulariser = objective(
         outputs, table, labels, config.loss, temperature_factor=segmenter.temperature_factor()
     )
-    loss = cross_entropy * _share_of_pixels(labels) if world > 1 else cross_entropy
-    if regulariser is not None:
-        loss = loss + regulariser
+    if world > 1:
+        cross_entropy = cross_entropy * _share_of_pixels(labels)
+    loss = cross_entropy if regulariser is None else cross_entropy + regulariser
     loss.backward()
     if config.optimizer.clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import secrets
 import tempfile
@@ -9,17 +10,31 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ray import tune
 
 from kiloseg.cluster import PACKAGE, check_kept
 from kiloseg.config import Config, flatten
-from kiloseg.data.folder import LocalFolder, inside, open_folder
+from kiloseg.data.folder import Folder, LocalFolder, inside, open_folder
 from kiloseg.data.shards import read_info
-from kiloseg.lease import Lease
+from kiloseg.identity import differences
+from kiloseg.lease import Lease, StudyRunningError
 from kiloseg.outbox import Outbox, OutboxRun
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import Tracker, source_tags
+
+REFUSALS = (ValueError, ConnectionError, StudyRunningError)
+"""Errors that end a study's script with their message alone, which says what is wrong and how to mend it."""
+
+
+def told(error: Exception) -> str:
+    """An error's message, and the notes that were added on its way."""
+    return "\n".join([str(error), *getattr(error, "__notes__", [])])
+
+
+PLAN = "study.json"
+"""File of what a study consists of, in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,17 +111,18 @@ class BegunStudy:
     at: float
 
     @staticmethod
-    def of(study: Study, base: Config, *, script: str, tags: Mapping[str, str]) -> BegunStudy:
+    def of(study: Study, base: Config, plan: Mapping[str, Any], *, script: str, tags: Mapping[str, str]) -> BegunStudy:
         """Begins one, or takes up the newest of its name.
 
         Args:
             study: how.
             base: the run that trials vary.
+            plan: what else makes it this study, by names, in values that JSON has.
             script: what started it, for MLflow.
             tags: of its run in MLflow.
 
         Raises:
-            ValueError: nothing to resume, or runs at a URL without an MLflow server.
+            ValueError: nothing to resume, the study to resume is another, or runs at a URL without an MLflow server.
             ConnectionError: MLflow cannot be reached.
             StudyRunningError: the study to resume is being run.
         """
@@ -119,7 +135,12 @@ class BegunStudy:
         study_id = _newest(storage, study.name) if study.resume else _new_id(study.name)
         info = read_info(base.data.path)
         place = open_folder(inside(runs, f"studies/{study_id}"))
+        plan = flatten(base) | dict(plan)
+        if study.resume:
+            _check_same_study(study_id, plan, place)
         lease = Lease(place, study_id)
+        if not study.resume:
+            place.write(PLAN, json.dumps(plan, indent=1).encode())
         tracker = Tracker.open(study.name, Path(runs) if isinstance(place, LocalFolder) else None)
         tracked = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
         tracked.log_dataset(info.name, info.digest, base.data.path)
@@ -149,6 +170,20 @@ class BegunStudy:
             location=self.location,
             seconds=time.perf_counter() - self.at,
             lease=self.lease,
+        )
+
+
+def _check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> None:
+    """Ray would go on with the trials that it knows, whatever is asked for now."""
+    try:
+        begun = json.loads(place.read(PLAN))
+    except FileNotFoundError:  # of a study that began before there was such a file
+        return
+    changes = differences(json.loads(json.dumps(plan)), begun)
+    if changes:
+        raise ValueError(
+            f"--resume would go on with {study_id}, which is another study ({changes}); give its flags, or start one without "
+            "--resume. Studies of different --name are resumed apart."
         )
 
 

@@ -24,6 +24,7 @@ from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import read_info
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import evaluate
+from kiloseg.identity import differences
 from kiloseg.memory import PeakMemory
 from kiloseg.meters import Clock, RunningMean
 from kiloseg.meters import NonFiniteLossError as NonFiniteLossError
@@ -35,19 +36,6 @@ Report = Callable[[dict[str, Any]], None]
 
 COUNTED_STEPS = 2
 """Steps whose live tensors are counted on a CPU: the second already holds the optimiser's state."""
-
-_MAY_DIFFER = (
-    "data.path",
-    "data.cache_gib",
-    "data.max_bad_samples",
-    "data.val_batch_size",
-    "trainer.output",
-    "trainer.progress",
-    "trainer.keep_checkpoints",
-    # A run that ran out of memory may go on with less of it.
-    "trainer.checkpoint_activations",
-    "trainer.compile",
-)
 
 
 class LeftError(RuntimeError):
@@ -171,6 +159,8 @@ def train(
         done = step + 1
         validates = done == trainer.steps or (trainer.validate_every > 0 and done % trainer.validate_every == 0)
         reporting = validates or done % trainer.report_every == 0
+        if reporting:
+            mean_loss.share(world)
         if leave is not None and (world == 1 or reporting) and _any(leave(), world, device):
             depart(done, mean_loss.state())
         if not reporting:
@@ -251,10 +241,8 @@ def _check_same_step(start: int, world: int, device: torch.device) -> None:
 
 
 def _check_same_run(config: Config, stored: dict[str, Any]) -> None:
-    now = flatten(config)
-    changed = [name for name in now if name not in _MAY_DIFFER and now[name] != stored.get(name)]
-    if changed:
-        changes = "; ".join(f"{name} was {stored.get(name)!r}, is {now[name]!r}" for name in changed)
+    changes = differences(flatten(config), stored)
+    if changes:
         raise ValueError(
             f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another trainer.output"
         )

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import pandas
+import torch
 import tyro
 from matplotlib.figure import Figure
 
@@ -47,6 +48,7 @@ from kiloseg.memory import largest_batch, parse_gib
 from kiloseg.outbox import OutboxRun
 from kiloseg.presets import PRESETS
 from kiloseg.search import run_grid
+from kiloseg.step import autocast_of
 from kiloseg.study import REFUSALS, Study, StudyResult, told
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import CURVE_TAG
@@ -83,7 +85,7 @@ class Arguments:
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run for each."""
     budget: str = "4GiB"
-    """Memory of a training step: every run gets the largest batch within it."""
+    """Memory of a training step on one worker, without DDP's copy of the gradients: every run gets the largest batch within it."""
     batch: int | None = None
     """Images per step of every run, in place of a budget."""
     max_batch: int | None = None
@@ -122,9 +124,29 @@ def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
             settings["loss.negatives.count"] = min(count, num_classes - 1)
             batch = arguments.batch
             if batch is None:
-                batch = largest_batch(override(base, settings), budget_gib)
-                batch = min(batch, arguments.max_batch or batch)
+                workers = arguments.study.workers
+                batch = largest_batch(override(base, settings), budget_gib) * workers
+                batch = min(batch, (arguments.max_batch or batch) // workers * workers)
             yield {**settings, "trainer.batch_size": batch, "optimizer.lr": scaled_lr(base, batch)}
+
+
+def with_precision(base: Config, study: Study) -> Config:
+    """The run with the precision that "auto" will come to where it trains, since memory depends on it.
+
+    Raises:
+        ValueError: it trains on GPUs that are not on this machine.
+    """
+    if base.trainer.precision != "auto":
+        return base
+    here = torch.cuda.is_available()
+    if study.gpus_per_worker and not here:
+        raise ValueError(
+            "--trainer.precision auto: a budget is planned for one precision, and the GPUs are on other machines; give bf16, or "
+            "fp32 where they do not have it"
+        )
+    on_gpu = here and study.gpus_per_worker != 0
+    autocast = autocast_of("auto", torch.device("cuda" if on_gpu else "cpu"))
+    return override(base, {"trainer.precision": "bf16" if autocast else "fp32"})
 
 
 def scaled_lr(base: Config, batch: int) -> float:
@@ -142,9 +164,11 @@ def main(arguments: Arguments) -> None:
         raise ValueError(
             f"--classes {max(arguments.classes)}: {arguments.run.data.path} has no more than {known} classes"
         )
+    base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
+    if arguments.batch is None:
+        base = with_precision(base, arguments.study)
     if arguments.results is not None:
         rows_of(arguments.results)  # now, and not when all has been computed
-    base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
     planned = []
     for cell in cells(arguments, base):
         planned.append(cell)

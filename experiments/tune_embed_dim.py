@@ -52,7 +52,7 @@ class Arguments:
     """What all trials share. Without --data.path the glyphs data set is built and used."""
     glyph_classes: int = 40
     """Classes of the glyphs data set that is built when --data.path is not given."""
-    embed_dims: tuple[int, ...] = (4, 8, 16, 32)
+    embed_dims: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Values of model.embed_dim to choose from."""
     kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
     """Values of loss.negatives.kind to choose from."""

@@ -15,6 +15,7 @@ from scripts import assert_refused, words_of
 from kiloseg.config import head_overrides, override
 from kiloseg.memory import largest_batch, plan
 from kiloseg.presets import PRESETS
+from kiloseg.study import Study
 
 ROOT = Path(__file__).parents[1]
 SCRIPT = ROOT / "experiments" / "scale_classes.py"
@@ -170,6 +171,28 @@ def test_a_run_that_was_broken_off_replaces_nothing(tmp_path):
     table = script["merge"](pandas.DataFrame(rows, columns=list(script["COLUMNS"])), results, ["dense"])
     assert table["miou"].iloc[0] == 0.5 and table["oom"].tolist() == [0, 1]
     assert pandas.read_csv(results)["num_classes"].tolist() == [3, 6]
+
+
+def test_a_budget_is_of_a_worker_and_of_one_precision(quick, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    script = runpy.run_path(str(SCRIPT))
+    base = script["with_precision"](override(quick, {"data.num_classes": None}), Study(name="x"))
+    assert base.trainer.precision == "fp32"
+    assert (
+        script["with_precision"](override(quick, {"trainer.precision": "bf16"}), Study(name="x")).trainer.precision
+        == "bf16"
+    )
+    with pytest.raises(ValueError, match=r"--trainer.precision auto: a budget is planned for one precision"):
+        script["with_precision"](quick, Study(name="x", gpus_per_worker=1.0))
+
+    def batches(**more):
+        arguments = script["Arguments"](classes=(6,), heads=("embedding:all",), budget="0.1GiB", **more)
+        return [cell["trainer.batch_size"] for cell in script["cells"](arguments, base)]
+
+    (alone,) = batches()
+    assert alone > 2
+    assert batches(study=Study(name="x", workers=2)) == [2 * alone]
+    assert batches(study=Study(name="x", workers=2), max_batch=5) == [4]
 
 
 def test_rate_goes_with_the_batch(quick):

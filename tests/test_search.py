@@ -138,6 +138,20 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
     assert statuses["finished"].data.metrics["oom"] == 0
 
 
+@pytest.mark.timeout(400)
+def test_trial_of_two_workers_that_cannot_work_is_not_tried_again(study_of, tmp_path):
+    """It fails in one of the workers while the other waits for it, or in both; its run says so as if it were one."""
+    study = Search(name="pair", num_trials=1, workers=2, cpus_per_worker=0.5, runs=str(tmp_path / "runs"))
+    odd = {"trainer.batch_size": 7}
+    result = study_of(study, space={"trainer.batch_size": tune.choice([7])}, first=[odd])
+    result.finish()
+    (row,) = result.rows
+    assert (row.outcome, row.overrides) == ("refused", odd)
+    assert "trainer.batch_size = 7 cannot be split over 2 workers" in row.error
+    (path,) = (tmp_path / "runs" / "ray").glob("*/train/*/verdict")
+    assert list(path.iterdir())
+
+
 def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_path):
     study = Search(name="wrong", num_trials=1, runs=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match=r"no setting is called model\.dim; the settings are: data\.path"):

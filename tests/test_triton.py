@@ -28,7 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SOFTMAX = {
     f"{logit} C{C} D{D} tau{tau}": (P, C, D, tau, logit)
     for logit in LOGITS
-    for P, C, D, tau in [(150, 19, 6, 20.0), (70, 150, 12, 60.0), (129, 33, 64, 20.0)]
+    for P, C, D, tau in [(150, 19, 6, 20.0), (70, 150, 12, 60.0), (129, 33, 64, 20.0), (40, 70, 128, 20.0)]
 }
 SOFTMAX["distance C1284 D12 tau20"] = (40, 1284, 12, 20.0, "distance")
 NEAREST = {f"C{C} D{D} K{K}": (P, C, D, K) for P, C, D, K in [(70, 19, 6, 18), (65, 150, 12, 8), (30, 70, 64, 33)]}
@@ -237,14 +237,28 @@ KERNELS = {
         "triton_softmax._sums",
         {"COSINE": False, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
     ),
+    "sums of cosines": (
+        "triton_softmax._sums",
+        {"COSINE": True, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
+    ),
     "online": ("triton_softmax._sums", {"COSINE": True, "ONLINE": True, "PULL": True}),
     "gradient": ("triton_softmax._table_gradient", {"COSINE": False, "ONLINE": False, "top_ptr": None}),
+    "gradient of cosines": ("triton_softmax._table_gradient", {"COSINE": True, "ONLINE": False, "top_ptr": None}),
     "nearest": ("triton_nearest._nearest", {"K": 8, "SLOTS": 8}),
 }
 """Kernels with products, and what their calls fix besides sizes."""
 
 
-@pytest.mark.parametrize(("name", "D", "W"), [*((name, 12, 16) for name in KERNELS), ("sums", 64, 64)])
+@pytest.mark.parametrize(
+    ("name", "D", "W"),
+    [
+        *((name, 12, 16) for name in KERNELS),
+        ("sums", 64, 64),
+        # The defaults of a run.
+        ("sums of cosines", 128, 128),
+        ("gradient of cosines", 128, 128),
+    ],
+)
 def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
     """Also without a GPU: what the interpreter accepts need not compile."""
     from triton.backends.compiler import GPUTarget
@@ -258,7 +272,7 @@ def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
     config = tuner.configs[0]
     fixed = {"D": D, "W": W, **KERNELS[name][1], **config.kwargs}
     types = {"target_ptr": "*i64", "ids_ptr": "*i64", "rows_ptr": "*bf16", "P": "i32", "C": "i32", "magnitude": "i32"}
-    if name == "gradient":
+    if name.startswith("gradient"):
         types["o_ptr"] = "*bf16"
     signature = {
         argument: "constexpr" if argument in fixed else types.get(argument, "*fp32" if "_ptr" in argument else "fp32")

@@ -157,8 +157,8 @@ class Model:
     head: Head = "embedding"
     """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class."""
     embed_dim: int = 128
-    """Outputs per pixel of the embedding head (D). At an equal batch 128 were ahead of a dense head, fewer were not
-    (experiments/LOG.md); the paper has 12. They cost time where classes are many, and hardly memory."""
+    """Outputs per pixel of the embedding head (D). At an equal batch 128 were ahead of a dense head at 64 and at 1,024 classes,
+    64 at 64 only (experiments/LOG.md); the paper has 12. They cost time where classes are many, and hardly memory."""
     normalise_early: bool = False
     """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
     the prediction normalise after upsampling in any case."""

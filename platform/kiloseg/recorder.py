@@ -62,7 +62,8 @@ class Recorder(tune.Callback):
                 for name, value in (report | {"oom": 0} if METRIC in report else report).items()
                 if name != STEP
             ]
-            run.log_points([*points, ("oom", result["oom"], result[STEP])])
+            # A step that there was no memory for came after the last report, of which it is known that there was.
+            run.log_points([*points, ("oom", result["oom"], result[STEP] + result["oom"])])
             run.set_tags(
                 {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
             )

@@ -103,10 +103,10 @@ class Reporter:
             shutil.copy(checkpoint, scratch)
             folder.put(scratch / checkpoint.name, checkpoint.name)
 
-    def fail(self, outcome: str, error: Exception) -> None:
-        """Records a trial that cannot work, with the worst score for the searcher."""
+    def failed(self, outcome: str, error: Exception) -> dict[str, Any]:
+        """The result of a trial that cannot work, with the worst score for the searcher."""
         logger.error("trial ends as %r: %s", outcome, error)
-        ray.train.report(self._result(outcome) | {METRIC: 0.0, "error": str(error)[:500]})
+        return self._result(outcome) | {METRIC: 0.0, "error": str(error)[:500]}
 
     def _result(self, outcome: str) -> dict[str, Any]:
         return {

@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 
 LEFT = "left"
 """Folder of a trial for the checkpoint of a run that was asked to leave."""
+VERDICT = "verdict"
+"""Folder of a trial in which each of several workers leaves the result of one that cannot work, if it finds that."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
 """Ray Train's own file."""
 
@@ -80,7 +82,15 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
-    trainer.fit()
+    open_folder(directory).remove(VERDICT)
+    try:
+        trainer.fit()
+    except Exception:
+        verdicts = open_folder(inside(directory, VERDICT))
+        names = [name for name in verdicts.entries() if name.endswith(".json")]
+        if not names:
+            raise  # a process was lost, say: Tune starts the trial again
+        tune.report(json.loads(verdicts.read(names[0])))
 
 
 class _ListeningBackend(Backend):
@@ -167,13 +177,18 @@ def _work(given: dict[str, Any]) -> None:
                 reporter.resume(state)
             train(config, reporter, resume=state, leave=notice.given)
     except Exception as error:
-        if settings.resources.workers > 1:
-            raise  # the other workers are waiting in a collective; only a restart of all of them ends that
         if is_out_of_memory(error):
-            reporter.fail("oom", error)
+            outcome = "oom"
         elif isinstance(error, NonFiniteLossError):
-            reporter.fail("diverged", error)
+            outcome = "diverged"
         elif isinstance(error, ValueError) and not isinstance(error, DataError):  # settings that cannot work
-            reporter.fail("refused", error)
+            outcome = "refused"
         else:
             raise
+        result = reporter.failed(outcome, error)
+        if settings.resources.workers == 1:
+            ray.train.report(result)
+            return
+        # The other workers may be waiting in a collective: only an error of this one ends them. What it was stays behind.
+        open_folder(inside(directory, VERDICT)).write(f"{rank}.json", json.dumps(result).encode())
+        raise

@@ -144,21 +144,23 @@ def _run(
     # How often Tune writes down what --resume goes on from. It takes a time in proportion to the trials; by default at
     # least 10 s pass, and trials that began since are forgotten by a study that is killed.
     os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(max(num_trials / 50, 1)))
-    start_ray()
-    resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
-    settings = TrialSettings(base=base, storage=begun.checkpoints, resources=resources)
-    # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of their
-    # own, and trials that held a CPU while waiting for their workers' would block each other for ever.
-    trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
-    callbacks = [
-        JsonLoggerCallback(),
-        Recorder(begun.outbox, base, tags),
-        Progress(num_trials, base.trainer.steps),
-    ]
+    state = inside(begun.storage, begun.study_id)
+    running = study.resume
     try:
         if study.resume:
-            state = inside(begun.storage, begun.study_id)
             check_state(state)
+        start_ray()
+        resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
+        settings = TrialSettings(base=base, storage=begun.checkpoints, resources=resources)
+        # A trial's own bundle must be free of CPUs and GPUs: its Ray Train workers reserve those in a placement group of
+        # their own, and trials that held a CPU while waiting for their workers' would block each other for ever.
+        trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
+        callbacks = [
+            JsonLoggerCallback(),
+            Recorder(begun.outbox, base, tags),
+            Progress(num_trials, base.trainer.steps),
+        ]
+        if study.resume:
             tuner = tune.Tuner.restore(
                 state,
                 trainable,
@@ -190,9 +192,11 @@ def _run(
                     verbose=0,  # its tables fill the screen; Progress prints a line a report
                 ),
             )
+        running = True
         grid = tuner.fit()
     except BaseException as error:
-        error.add_note(f"what study {begun.study_id} has computed is kept: --resume goes on with it")
+        if running:
+            error.add_note(f"what study {begun.study_id} has computed is kept: --resume goes on with it")
         begun.outbox.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
         begun.outbox.close(patience_s=5)
         begun.lease.release()

@@ -272,7 +272,6 @@ def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
             x_label="classes",
             y_label=label,
             title=f"{label} against classes, {equal}",
-            log_y=name != "miou",
         )
         for name, label in CURVES.items()
     }

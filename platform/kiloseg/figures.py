@@ -51,12 +51,12 @@ def curves(
 
 
 def spread(
-    rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str, log_y: bool
+    rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str
 ) -> Figure:
     """Mean of `y` at each `x`, a line per value of `by`, over a band from the least to the largest; single rows as dots.
 
-    Rows whose `y` is None or NaN, such as runs that had no room, are crosses at the lower edge. x is drawn on a base-2
-    logarithmic axis, y on a logarithmic one if `log_y`, else from 0.
+    Rows whose `y` is None or NaN, such as runs that had no room, are crosses at the lower edge. Both axes are logarithmic, since
+    heads are compared by ratios and mIoU falls over orders of magnitude as well; y begins at 0 where nothing is above 0.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -91,7 +91,7 @@ def spread(
     axes.set_xscale("log", base=2)
     axes.set_xticks(positions, [f"{position:,g}" for position in positions])
     axes.minorticks_off()
-    if log_y and any(row[y] is not None and row[y] > 0 for row in rows):
+    if any(row[y] is not None and row[y] > 0 for row in rows):
         axes.set_yscale("log")
         axes.yaxis.set_major_formatter("{x:,g}")
     else:

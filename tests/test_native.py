@@ -191,7 +191,7 @@ def test_without_gradients_the_loss_is_the_same():
         with torch.no_grad():
             torch.manual_seed(3)
             negatives = negatives_of(kind, len(table))
-            assert embedding_cross_entropy(pixels, table, labels, negatives=negatives) == loss
+            assert embedding_cross_entropy(pixels, table, labels, negatives=negatives, logit="distance") == loss
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -207,7 +207,8 @@ def test_gradients_alone_of_one_input(kind):
 def compute_alone(pixels, table, labels, kind, wanted):
     torch.manual_seed(3)
     negatives = negatives_of(kind, len(table))
-    return torch.autograd.grad(embedding_cross_entropy(pixels, table, labels, negatives=negatives), wanted)
+    loss = embedding_cross_entropy(pixels, table, labels, negatives=negatives, logit="distance")
+    return torch.autograd.grad(loss, wanted)
 
 
 @pytest.mark.parametrize("kind", KINDS)

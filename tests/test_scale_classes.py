@@ -120,7 +120,7 @@ def test_grid_under_a_budget(squares, tmp_path):
     assert len(client.get_metric_history(dense.info.run_id, "miou_vs_classes")) == 2
     # Ray would take the rows of this study for those of another.
     other = command_line(squares, tmp_path, *asked, "--batch", "4", "--resume")
-    assert_refused(SCRIPT, other, "which is another study (setting was 'budget', is 'batch'; ")
+    assert_refused(SCRIPT, other, "which is another study (trials was 5, is 6; setting was 'budget', is 'batch'; ")
     other = command_line(squares, tmp_path, *asked, "--seeds", "0", "1", "--resume")
     assert_refused(SCRIPT, other, "trials was 5, is 10; ")
 
@@ -150,7 +150,7 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--results", str(ROOT / "constraints.txt")), "expected setting, head, num_classes, seed, batch, steps, miou"),
+        (("--classes", "6", "--results", str(ROOT / "constraints.txt")), "expected setting, head, num_classes, seed, batch"),
         (("--budget", "much"), "--budget 'much': expected an amount such as 24GiB"),
         (("--classes", "64", "64"), "--classes (64, 64): expected at least one, each once"),
         (("--classes", "64", "--batch", "0"), "--batch 0: expected at least 1"),

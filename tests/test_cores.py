@@ -20,9 +20,9 @@ def test_stopped_trials_give_their_cores_back(squares, tmp_path):
     (folder / "ray").mkdir()
     (folder / "ray" / "ray_current_cluster").write_text("192.0.2.1:6379")
     flags = {
-        "trainer.steps": 2,
-        "trainer.validate-every": 1,
-        "num-trials": 3,
+        "trainer.steps": 12,
+        "trainer.validate-every": 4,
+        "num-trials": 4,
         "max-concurrent": 1,
         "cpus-per-worker": os.cpu_count(),
         "retries": 0,

@@ -120,7 +120,7 @@ def test_grid_under_a_budget(squares, tmp_path):
     assert len(client.get_metric_history(dense.info.run_id, "miou_vs_classes")) == 2
     # Ray would take the rows of this study for those of another.
     other = command_line(squares, tmp_path, *asked, "--batch", "4", "--resume")
-    assert_refused(SCRIPT, other, "which is another study (trials was 5, is 6; setting was 'budget', is 'batch'; ")
+    assert_refused(SCRIPT, other, "trials was 5, is 6; setting was 'budget', is 'batch'; ")
     other = command_line(squares, tmp_path, *asked, "--seeds", "0", "1", "--resume")
     assert_refused(SCRIPT, other, "trials was 5, is 10; ")
 

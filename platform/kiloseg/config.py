@@ -136,10 +136,10 @@ class Data:
         _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold", self.repeat_threshold, "a share from 0 to 1")
         _require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
-        password = urllib.parse.urlsplit(self.path).password if "://" in self.path else None
-        if password is not None:
-            shown = self.path.replace(f":{password}@", ":...@")
-            expected = "no password in it, since settings are logged; credentials come from the environment"
+        user = urllib.parse.urlsplit(self.path).netloc.rpartition("@")[0] if "://" in self.path else ""
+        if user:
+            shown = self.path.replace(f"{user}@", "...@")
+            expected = "no user or password in it, since settings are logged; credentials come from the environment"
             raise ValueError(f"data.path = {shown!r}: expected {expected}")
         _require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "more than 0 GiB")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")

@@ -235,9 +235,8 @@ class Outbox:
         return self._trials[trial]
 
     def _send_metrics(self, run: TrackedRun, trial: str | None, points: Sequence[Point], time_ms: int) -> None:
-        if (
-            trial is None and not self._alone
-        ):  # a later value counts, and MLflow itself drops one that has the same time as well
+        # Of a study a later value counts, and MLflow itself drops one that has the same time as well.
+        if trial is None and not self._alone:
             run.log_points(points, time_ms)
             return
         if trial not in self._known:

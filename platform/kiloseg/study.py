@@ -27,14 +27,13 @@ from kiloseg.tracking import Tracker, source_tags
 REFUSALS = (ValueError, ConnectionError, StudyRunningError)
 """Errors that end a study's script with their message alone, which says what is wrong and how to mend it."""
 
+PLAN = "study.json"
+"""File of what a study consists of, in its folder."""
+
 
 def told(error: Exception) -> str:
     """An error's message, and the notes that were added on its way."""
     return "\n".join([str(error), *getattr(error, "__notes__", [])])
-
-
-PLAN = "study.json"
-"""File of what a study consists of, in its folder."""
 
 
 @dataclass(frozen=True, kw_only=True)

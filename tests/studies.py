@@ -77,6 +77,11 @@ class Nodes:
                 found += [pid for pid in children(raylet) if command_line(pid).startswith(title)]
         return found
 
+    def worker(self, trial):
+        """The process that trains a trial, which is at work in a folder of the trial's name."""
+        (pid,) = [pid for pid in self.processes(TRAIN_WORKER) if working_folder(pid).endswith(trial)]
+        return pid
+
     def close(self):
         self.cluster.shutdown()
 
@@ -88,6 +93,13 @@ def raylets(node):
 def command_line(pid):
     try:
         return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ").strip()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+
+
+def working_folder(pid):
+    try:
+        return str(Path(f"/proc/{pid}/cwd").readlink())
     except (FileNotFoundError, ProcessLookupError):
         return ""
 
@@ -172,6 +184,11 @@ class RunningStudy:
         if number == signal.SIGKILL:
             self.process.wait()
 
+    def trial_at(self, text):
+        """The trial that first printed a text."""
+        line = next(line for line in self.output.splitlines() if text in line)
+        return line.partition("trial ")[2].split()[0]
+
     def steps_gone_on_from(self):
         """Steps of the checkpoints that trials were resumed from."""
         return [int(line.rsplit(" ", 1)[1]) for line in self.output.splitlines() if "goes on from step" in line]
@@ -214,13 +231,19 @@ def tracked(uri, name="tune_embed_dim"):
     """All that MLflow has of the trials of an experiment."""
     client = MlflowClient(uri)
     numbers = {}
-    for run in client.search_runs([client.get_experiment_by_name(name).experiment_id]):
-        if "kiloseg.trial" in run.data.tags:
-            found = numbers.setdefault(run.data.params["loss.negatives.kind"], {})
-            for metric in run.data.metrics:
-                for point in client.get_metric_history(run.info.run_id, metric):
-                    found.setdefault((metric, point.step), []).append(point.value)
+    for run in runs_of_trials(uri, name):
+        found = numbers.setdefault(run.data.params["loss.negatives.kind"], {})
+        for metric in run.data.metrics:
+            for point in client.get_metric_history(run.info.run_id, metric):
+                found.setdefault((metric, point.step), []).append(point.value)
     return numbers
+
+
+def runs_of_trials(uri, name="tune_embed_dim"):
+    """MLflow's runs of the trials of an experiment."""
+    client = MlflowClient(uri)
+    runs = client.search_runs([client.get_experiment_by_name(name).experiment_id])
+    return [run for run in runs if "kiloseg.trial" in run.data.tags]
 
 
 def assert_same(found, reference):

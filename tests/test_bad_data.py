@@ -628,6 +628,12 @@ def test_bad_samples_are_left_out_up_to_a_number(tmp_path, loader_workers):
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             batches.append([batch for epoch in (0, 1) for batch in training.epoch(epoch)])
+        texts = training.bad_samples.texts(1, torch.device("cpu"))
+        if directory == bad:
+            (text,) = texts
+            assert f"{SAMPLE_B} cannot be decoded" in text
+        else:
+            assert texts == []
         if directory == bad and not loader_workers:
             (warning,) = warned
             assert f"{SAMPLE_B} cannot be decoded" in str(warning.message)

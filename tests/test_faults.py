@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -15,6 +14,7 @@ from urllib.request import Request, urlopen
 
 import pandas
 import pytest
+from damage import spoil
 from moto.server import ThreadedMotoServer
 from studies import (
     CONTROLLER,
@@ -28,6 +28,7 @@ from studies import (
     Server,
     assert_same,
     outcome,
+    runs_of_trials,
     tracked,
 )
 
@@ -105,7 +106,8 @@ def test_death_of_a_process_of_each_trial(start, nodes, reference, tmp_path, tit
 def test_death_of_a_node(start, nodes, reference, tmp_path):
     study = start()
     study.until(REPORTED)
-    nodes.kill(nodes.of(nodes.processes(TRAIN_WORKER)[0]))
+    # Of the trial that has a checkpoint: the other may be far behind, and would begin anew.
+    nodes.kill(nodes.of(nodes.worker(study.trial_at(REPORTED))))
     nodes.need(2)
     assert study.end() == 0, study.output
     assert_interrupted(study)
@@ -182,17 +184,6 @@ def test_full_disk(start, reference, small_disk):
     assert_same(outcome(runs), reference)
 
 
-def spoil(shard):
-    """Overwrites the image of every second sample in a shard; returns their keys."""
-    with tarfile.open(shard) as tar:
-        images = [member for member in tar if member.name.endswith((".jpg", ".png")) and ".mask." not in member.name]
-    with shard.open("r+b") as file:
-        for member in images[::2]:
-            file.seek(member.offset_data)
-            file.write(bytes(member.size))
-    return [member.name.partition(".")[0] for member in images[::2]]
-
-
 def test_shard_that_breaks_in_an_epoch(start, reference, squares, tmp_path):
     data = tmp_path / "data"
     shutil.copytree(squares, data)
@@ -219,6 +210,12 @@ def test_bad_samples_are_left_out_where_that_is_allowed(start, squares, tmp_path
     study = start("--data.max-bad-samples", len(keys), data=data)
     assert study.end() == 0, study.output
     assert set(outcome(tmp_path / "runs").table["outcome"]) == {"finished"}
+    named = re.findall(r"trial (\w+)  leaves out: .*train-000002\.tar: sample (\w+) cannot be decoded", study.output)
+    assert len(set(named)) == len(named) == 2 * len(keys), study.output
+    assert {key for _, key in named} == set(keys)
+    for run in runs_of_trials(f"sqlite:///{tmp_path}/runs/mlflow.db"):
+        assert run.data.metrics["train/bad_samples"] == len(keys)
+        assert all(key in run.data.tags["bad_samples"] for key in keys)
 
 
 HUNGRY = """

@@ -2,10 +2,12 @@
 
 import multiprocessing
 import os
+import shutil
 
 import pytest
 import torch
 import torch.distributed
+from damage import spoil
 from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.checkpoint import load_checkpoint
@@ -219,6 +221,19 @@ def test_two_workers_end_with_the_same_metrics(quick):
     assert [report["step"] for report in reports] == [2, 4]
     assert "checkpoint" in first
     assert "checkpoint" not in second, "only rank 0 writes"
+
+
+def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    keys = spoil(data / "train-000002.tar")
+    changes = {"data.path": str(data), "data.max_bad_samples": len(keys), "data.loader_workers": 1, "trainer.steps": 16}
+    (reports, first), (_, second) = on_two_workers(29519, train_in_group, override(quick, changes))
+    assert first["bad_samples"] == second["bad_samples"]
+    assert first["train/bad_samples"] == len(first["bad_samples"]) == len(keys)
+    assert all(any(f"sample {key} cannot be decoded" in text for text in first["bad_samples"]) for key in keys)
+    assert reports[-1]["train/bad_samples"] == len(keys)
+    assert "bad_samples" not in reports[0], "only validations say"
 
 
 class PerPixel(torch.nn.Module):

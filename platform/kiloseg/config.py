@@ -112,7 +112,8 @@ class Data:
     goes first. With less than one epoch's shards they are fetched anew in each."""
     max_bad_samples: int = 0
     """Training samples that cannot be read or decoded and that a training worker may do without, each of which is named in
-    a warning and leaves an image without labels in its batch; one more ends the run. Validation always needs all samples."""
+    a warning, and in what a study prints, and leaves an image without labels in its batch; one more ends the run. Validation
+    always needs all samples."""
     val_batch_size: int = 16
     """Images per validation batch, padded to the largest of them with ignored pixels."""
     val_samples: int | None = None

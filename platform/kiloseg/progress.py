@@ -8,7 +8,10 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
-from kiloseg.reporter import FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
+from kiloseg.reporter import BAD_SAMPLES, FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
+
+NAMED = 10
+"""Samples that are named of those that a trial has left out since its last result; MLflow's tag `bad_samples` has more."""
 
 
 class Progress(tune.Callback):
@@ -18,6 +21,7 @@ class Progress(tune.Callback):
         self.num_trials = num_trials
         self.steps = steps
         self.began = time.time()
+        self.named: set[tuple[str, str]] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Its number and its settings."""
@@ -28,6 +32,12 @@ class Progress(tune.Callback):
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
         """Its validation, or why it ended."""
+        new = [text for text in result.get(BAD_SAMPLES, []) if (trial.trial_id, text) not in self.named]
+        self.named |= {(trial.trial_id, text) for text in new}
+        for text in new[:NAMED]:
+            self._print(trial, f"leaves out: {text}")
+        if len(new) > NAMED:
+            self._print(trial, f"leaves out {len(new) - NAMED} more samples")
         if RESUMED in result:
             self._print(trial, f"goes on from step {result[RESUMED]}")
         elif result.get("outcome") in FAILED_OUTCOMES:

@@ -11,10 +11,13 @@ from ray.tune.experiment import Trial
 
 from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.outbox import Outbox, OutboxRun
-from kiloseg.reporter import FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
+from kiloseg.reporter import BAD_SAMPLES, FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
 from kiloseg.summary import iou_table
 
 logger = logging.getLogger(__name__)
+
+TAG_LENGTH = 5000
+"""Characters that every store of MLflow takes in a tag."""
 
 _current: Recorder | None = None
 """Of the study that this process runs."""
@@ -67,6 +70,8 @@ class Recorder(tune.Callback):
             run.set_tags(
                 {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
             )
+            if BAD_SAMPLES in result:
+                run.set_tags({BAD_SAMPLES: "\n".join(result[BAD_SAMPLES])[:TAG_LENGTH]})
             if IOU_PER_CLASS in result:
                 data = override(self.base, trial.config).data
                 run.log_table(iou_table(data, result[IOU_PER_CLASS]), "iou_per_class.json")

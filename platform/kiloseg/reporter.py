@@ -22,6 +22,8 @@ STEP = "step"
 HISTORY = "history"
 """Key of a result under which all reports since the result before it travel, validations and others."""
 IOU_PER_CLASS = "val/iou_per_class"
+BAD_SAMPLES = "bad_samples"
+"""Key of a result that names the training samples that its run did without."""
 
 CHECKPOINT = "checkpoint_path"
 """Key of a result that holds the folder of its checkpoint; Ray's name for it."""
@@ -91,6 +93,8 @@ class Reporter:
 
     def _send(self, report: dict[str, Any], checkpoint: Checkpoint | None, **more: Any) -> None:
         result = self._result("finished") | _numbers(report) | {"peak_memory_kind": report["peak_memory_kind"]} | more
+        if report.get(BAD_SAMPLES):
+            result[BAD_SAMPLES] = report[BAD_SAMPLES]
         if self.step == self.steps:
             result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
         self._history = []

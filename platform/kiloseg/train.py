@@ -56,8 +56,9 @@ def train(
         report: gets a dict with "step" and, every `report_every` steps, "train/loss", "train/images_per_s", "train/lr";
             at every validation also "val/miou", "val/pixel_accuracy", "val/iou_per_class" (a list of C floats, NaN for
             absent classes), "peak_memory_gib" of training steps, "val/peak_memory_gib" of predicting a validation batch,
-            "peak_memory_kind" of both, on CUDA "peak_memory_reserved_gib" (training), and, in rank 0, "checkpoint", the
-            path of the file just written. Every rank reports.
+            "peak_memory_kind" of both, on CUDA "peak_memory_reserved_gib" (training), where `data.max_bad_samples` is not
+            0 "train/bad_samples" and "bad_samples" (how many were left out since this call, and what was wrong with each),
+            and, in rank 0, "checkpoint", the path of the file just written. Every rank reports.
         resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start),
             by path or URL; or the state of a checkpoint, whose tensors are then taken out of it.
         leave: asked after every step and before every validation batch, with several workers at reports only; once it says
@@ -188,6 +189,9 @@ def train(
                 "peak_memory_kind": peak.kind,
                 **peaks(),
             }
+            if config.data.max_bad_samples:
+                bad_samples = batches.bad_samples.texts(world, device)
+                new_report |= {"train/bad_samples": len(bad_samples), "bad_samples": bad_samples}
             last_report = new_report
         reports.append({name: value for name, value in new_report.items() if isinstance(value, int | float)})
         written = {"checkpoint": save(done)} if validates and rank == 0 else {}

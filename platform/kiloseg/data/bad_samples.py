@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 
 import torch
+import torch.distributed
 from torch import Tensor
 
 from kiloseg.data.shards import DataError
@@ -12,6 +13,9 @@ from kiloseg.data.streams import Position
 
 NO_IMAGE = 128
 """Value of the pixels that stand for an image: middle grey, which says nothing to batch statistics."""
+
+TEXT_BYTES = 400
+"""Kept of what was wrong with a sample."""
 
 
 class BadSamples:
@@ -24,8 +28,24 @@ class BadSamples:
     def __init__(self, allowed: int) -> None:
         self._allowed = allowed
         self._met = torch.full((allowed, 2), -1, dtype=torch.int64).share_memory_()
+        self._texts = torch.zeros((allowed, TEXT_BYTES), dtype=torch.uint8).share_memory_()
         # One of a spawned context serves forked processes too, but not the other way round.
         self._lock = torch.multiprocessing.get_context("spawn").Lock()
+
+    def texts(self, world: int, device: torch.device) -> list[str]:
+        """What was wrong with each sample that was left out by any of `world` workers, all of which call this.
+
+        The first 400 bytes of it, each once. `device` is the one that the workers' group speaks through.
+        """
+        with self._lock:
+            tables = [self._texts.clone()]
+        if world > 1:
+            mine = tables[0].to(device)
+            tables = [torch.empty_like(mine) for _ in range(world)]
+            torch.distributed.all_gather(tables, mine)
+        rows = torch.cat(tables).cpu().numpy()
+        texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+        return [text for text in dict.fromkeys(texts) if text]
 
     def leave_out(self, image: Tensor, labels: Tensor, position: Position, error: DataError) -> None:
         """Gives the place of a sample in its batch no image, and no label to learn from.
@@ -43,6 +63,8 @@ class BadSamples:
                 ) from error
             if not known:
                 self._met[free[0, 0]] = sample
+                text = str(error).encode()[:TEXT_BYTES]
+                self._texts[free[0, 0], : len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
                 number = self._allowed - len(free) + 1
                 warnings.warn(f"{error}; it is left out ({number} of {self._allowed} allowed)", stacklevel=2)
         image.fill_(NO_IMAGE)

@@ -156,6 +156,7 @@ class TrainBatches:
         check_shards(data.path, info, "train")
         self._stream = _TrainStream(data, info, batch_size=batch_size // world, seed=seed, rank=rank, world=world)
         self.steps_per_epoch = self._stream.steps
+        self.bad_samples = self._stream.bad_samples
         self.left_out = self._stream.samples - self.steps_per_epoch * batch_size
         if self.steps_per_epoch == 0:
             raise DataError(

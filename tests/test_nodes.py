@@ -12,7 +12,7 @@ import pytest
 from conftest import write_dataset
 from copies import copy_tree, note_calls, note_reads, notes, reads
 from heads import running_head, running_nodes
-from mlflow import MlflowClient
+from studies import runs_of_trials
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
@@ -126,9 +126,7 @@ def test_workers_of_a_trial_read_each_sample_once_and_agree_with_one_worker(tree
 
 
 def final_metrics(runs):
-    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
-    experiment = client.get_experiment_by_name("tune_embed_dim")
-    (trial,) = (run for run in client.search_runs([experiment.experiment_id]) if "kiloseg.trial" in run.data.tags)
+    (trial,) = runs_of_trials(f"sqlite:///{runs}/mlflow.db")
     assert trial.data.tags["outcome"] == "finished"
     (result,) = runs.glob("ray/*/*/result.json")
     last = json.loads(result.read_text().splitlines()[-1])

@@ -67,11 +67,11 @@ class Recorder(tune.Callback):
             ]
             # A step that there was no memory for came after the last report, of which it is known that there was.
             run.log_points([*points, ("oom", result["oom"], result[STEP] + result["oom"])])
-            run.set_tags(
-                {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
-            )
+            tags: dict[str, str] = {}
+            tags |= {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
             if BAD_SAMPLES in result:
-                run.set_tags({BAD_SAMPLES: "\n".join(result[BAD_SAMPLES])[:TAG_LENGTH]})
+                tags[BAD_SAMPLES] = "\n".join(result[BAD_SAMPLES])[:TAG_LENGTH]
+            run.set_tags(tags)
             if IOU_PER_CLASS in result:
                 data = override(self.base, trial.config).data
                 run.log_table(iou_table(data, result[IOU_PER_CLASS]), "iou_per_class.json")

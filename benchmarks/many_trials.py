@@ -5,13 +5,15 @@
 
 A study on real Ray Tune, Optuna, ASHA and MLflow (SQLite), with the callbacks of every study, whose trials do not train: they
 report numbers as a training would and end. What is left is what the driver does for each trial. Given for each part of the
-study: length and CPU time of the driver a trial, its memory, the size of Tune's snapshot of the study and of the database.
+study: length and CPU time a trial, of the driver and of all the machine, the driver's memory, the size of Tune's snapshot of the
+study and of the database.
 """
 
 from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 import resource
 import subprocess
 import sys
@@ -54,6 +56,8 @@ class Moment(NamedTuple):
 
     seconds: float
     cpu_seconds: float
+    machine_cpu_seconds: float
+    """Of all processes of the machine."""
     trials: int
     """That have reported."""
     memory_mib: float
@@ -68,6 +72,7 @@ class Watch(threading.Thread):
         super().__init__(daemon=True)
         self.runs = runs
         self.moments: list[Moment] = []
+        self.reported: set[Path] = set()
         self.over = threading.Event()
 
     def run(self) -> None:
@@ -77,12 +82,17 @@ class Watch(threading.Thread):
 
     def note(self) -> None:
         """The present moment."""
+        # Whoever looks at all trials each time grows with them, and this takes the driver's time.
+        for folder in self.runs.glob("ray/*/"):
+            trials = set(folder.iterdir()) - self.reported
+            self.reported |= {trial for trial in trials if (trial / "result.json").exists()}
         snapshots = [*self.runs.glob("ray/*/experiment_state-*.json"), *self.runs.glob("ray/*/searcher-state-*.pkl")]
         self.moments.append(
             Moment(
                 time.perf_counter(),
                 time.process_time(),
-                sum(1 for _ in self.runs.glob("ray/*/*/result.json")),
+                _machine_cpu_seconds(),
+                len(self.reported),
                 _resident_mib(),
                 sum(path.stat().st_size for path in snapshots if path.exists()) / 2**20,
                 (self.runs / "mlflow.db").stat().st_size / 2**20 if (self.runs / "mlflow.db").exists() else 0.0,
@@ -93,6 +103,11 @@ class Watch(threading.Thread):
 def _resident_mib() -> float:
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * resource.getpagesize() / 2**20
+
+
+def _machine_cpu_seconds() -> float:
+    user, nice, system = map(int, Path("/proc/stat").read_text().split()[1:4])
+    return (user + nice + system) / os.sysconf("SC_CLK_TCK")
 
 
 def fake_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
@@ -158,8 +173,11 @@ def main(arguments: Arguments) -> None:
 
 
 def _print_table(moments: list[Moment], arguments: Arguments) -> None:
-    print("\n| trials | s a trial | driver CPU s a trial | driver MiB | Tune's snapshot MiB | MLflow database MiB |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print(
+        "\n| trials | s a trial | driver CPU s a trial | CPU s of the machine a trial | driver MiB "
+        "| Tune's snapshot MiB | MLflow database MiB |"
+    )
+    print("|---|---:|---:|---:|---:|---:|---:|")
     # What comes before the first trial has reported is starting, not part of any trial.
     edges = [arguments.num_trials * part // arguments.parts for part in range(arguments.parts + 1)]
     edges[0] = 1
@@ -169,8 +187,9 @@ def _print_table(moments: list[Moment], arguments: Arguments) -> None:
         count = max(end.trials - begin.trials, 1)
         print(
             f"| {begin.trials} to {end.trials} | {(end.seconds - begin.seconds) / count:.2f} "
-            f"| {(end.cpu_seconds - begin.cpu_seconds) / count:.2f} | {end.memory_mib:.0f} | {end.snapshot_mib:.2f} "
-            f"| {end.database_mib:.1f} |"
+            f"| {(end.cpu_seconds - begin.cpu_seconds) / count:.2f} "
+            f"| {(end.machine_cpu_seconds - begin.machine_cpu_seconds) / count:.2f} "
+            f"| {end.memory_mib:.0f} | {end.snapshot_mib:.2f} | {end.database_mib:.1f} |"
         )
 
 

@@ -42,6 +42,7 @@ RANKS = {
     "reporter": 4,
     "recorder": 4.5,
     "progress": 4.5,
+    "staging": 4.5,
     "process_group": 4,
     "trial": 4.5,
     "study": 4.5,
@@ -53,7 +54,18 @@ A module of a folder may have a rank of its own. Its folder's `__init__` then na
 it is asked for and not before."""
 
 ONLY_IN = {
-    "ray": {"cluster", "process_group", "reporter", "recorder", "progress", "trial", "study", "search", "data.cluster"},
+    "ray": {
+        "cluster",
+        "process_group",
+        "reporter",
+        "recorder",
+        "progress",
+        "staging",
+        "trial",
+        "study",
+        "search",
+        "data.cluster",
+    },
     "mlflow": {"tracking"},
     "optuna": {"search"},
 }

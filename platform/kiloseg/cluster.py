@@ -24,6 +24,14 @@ WORKER_ENVIRONMENT = {
 }
 """Set in the driver before Ray starts; Ray hands them on to the controllers."""
 
+LOCAL_ENVIRONMENT = {
+    # Every process that there ever was keeps a file of events, empty, that the dashboard looks at every 2 s.
+    "RAY_event_log_reporter_enabled": "0",
+    # Below so many files of workers Ray looks ten times a second for new ones, among those of all processes so far.
+    "RAY_LOG_MONITOR_MANY_FILES_THRESHOLD": "0",
+}
+"""Set before a cluster of this machine starts, whose processes share the cores with the trials."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -69,6 +77,8 @@ def start_ray() -> None:
     # keep to loopback, which it does by itself on other systems than Linux.
     os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     ray_constants.ENABLE_RAY_CLUSTER = False
+    for name, value in LOCAL_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     # The dashboard serves the state API by which Train frees what a stopped trial held; without it a study hangs. Workers inherit
     # where it is. Else they look for the newest cluster of this machine, which may be another, or one that was killed.

@@ -24,6 +24,7 @@ from kiloseg.data.folder import inside
 from kiloseg.progress import Progress
 from kiloseg.recorder import Recorder
 from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, METRIC, STEP, outcome_of
+from kiloseg.staging import Staging
 from kiloseg.storage import check_state, storage_filesystem
 from kiloseg.study import BegunStudy, Study, StudyResult
 from kiloseg.summary import TrialRow
@@ -157,6 +158,7 @@ def _run(
         trainable = tune.with_resources(functools.partial(run_trial, settings=settings), {"memory": 64 * 2**20})
         callbacks = [
             JsonLoggerCallback(),
+            Staging(),
             Recorder(begun.outbox, base, tags),
             Progress(num_trials, base.trainer.steps),
         ]

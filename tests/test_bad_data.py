@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from kiloseg.config import Data
+from kiloseg.data.bad_samples import texts_of
 from kiloseg.data.classes import count_classes
 from kiloseg.data.index import read_index
 from kiloseg.data.pipeline import TrainBatches, validation_batches
@@ -628,7 +629,7 @@ def test_bad_samples_are_left_out_up_to_a_number(tmp_path, loader_workers):
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
             batches.append([batch for epoch in (0, 1) for batch in training.epoch(epoch)])
-        texts = training.bad_samples.texts(1, torch.device("cpu"))
+        texts = texts_of(training.bad_samples.state(1, torch.device("cpu")))
         if directory == bad:
             (text,) = texts
             assert f"{SAMPLE_B} cannot be decoded" in text

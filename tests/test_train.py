@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.distributed
 from damage import spoil
+from heads import free_ports
 from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.checkpoint import load_checkpoint
 from kiloseg.config import override
 from kiloseg.data.pipeline import validation_batches
-from kiloseg.data.shards import read_info
+from kiloseg.data.shards import DataError, read_info
 from kiloseg.data.slots import Batch
 from kiloseg.evaluate import load_segmenter, predict_samples
 from kiloseg.memory import plan, plan_evaluation
@@ -197,7 +198,8 @@ def in_group(rank, world, port, work, arguments, results):
     torch.distributed.destroy_process_group()
 
 
-def on_two_workers(port, work, *arguments):
+def on_two_workers(work, *arguments):
+    (port,) = free_ports(1)
     context = multiprocessing.get_context("spawn")
     results = context.Queue()
     processes = [context.Process(target=in_group, args=(rank, 2, port, work, arguments, results)) for rank in range(2)]
@@ -216,11 +218,29 @@ def train_in_group(rank, world, config):
 
 def test_two_workers_end_with_the_same_metrics(quick):
     config = override(quick, {"trainer.steps": 4, "trainer.validate_every": 2})
-    (reports, first), (_, second) = on_two_workers(29517, train_in_group, config)
+    (reports, first), (_, second) = on_two_workers(train_in_group, config)
     assert first["val/iou_per_class"] == second["val/iou_per_class"]
     assert [report["step"] for report in reports] == [2, 4]
     assert "checkpoint" in first
     assert "checkpoint" not in second, "only rank 0 writes"
+
+
+@pytest.mark.filterwarnings("ignore:.*it is left out")
+def test_resumed_run_knows_the_bad_samples_it_has_met(quick, squares, tmp_path):
+    """Else a run that is killed often enough could do without any number of them."""
+    data = tmp_path / "data"
+    shutil.copytree(squares, data)
+    allowed = len(spoil(data / "train-000002.tar"))
+    config = override(quick, {"data.path": str(data), "data.max_bad_samples": allowed, "trainer.keep_checkpoints": 9})
+    (*_, halfway, _, _), last = run(config)
+    assert 0 < halfway["train/bad_samples"] < last["train/bad_samples"]
+    checkpoint = tmp_path / "train" / f"step-{halfway['step']:08d}.pt"
+    elsewhere = override(config, {"trainer.output": str(tmp_path / "other")})
+    _, resumed = run(elsewhere, resume=checkpoint)
+    assert resumed["bad_samples"] == last["bad_samples"]
+    one_less = override(elsewhere, {"data.max_bad_samples": last["train/bad_samples"] - 1})
+    with pytest.raises(DataError, match=f"max_bad_samples = {last['train/bad_samples'] - 1} allows no more"):
+        run(one_less, resume=checkpoint)
 
 
 def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path):
@@ -228,12 +248,16 @@ def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path):
     shutil.copytree(squares, data)
     keys = spoil(data / "train-000002.tar")
     changes = {"data.path": str(data), "data.max_bad_samples": len(keys), "data.loader_workers": 1, "trainer.steps": 16}
-    (reports, first), (_, second) = on_two_workers(29519, train_in_group, override(quick, changes))
+    (reports, first), (_, second) = on_two_workers(train_in_group, override(quick, changes))
     assert first["bad_samples"] == second["bad_samples"]
     assert first["train/bad_samples"] == len(first["bad_samples"]) == len(keys)
     assert all(any(f"sample {key} cannot be decoded" in text for text in first["bad_samples"]) for key in keys)
     assert reports[-1]["train/bad_samples"] == len(keys)
     assert "bad_samples" not in reports[0], "only validations say"
+    met = load_checkpoint(first["checkpoint"])["bad_samples"]["met"]
+    assert sorted({tuple(sample) for sample in met.flatten(end_dim=1).tolist()} - {(-1, -1)}) == [
+        (2, number) for number in range(0, 20, 2)
+    ]
 
 
 class PerPixel(torch.nn.Module):
@@ -276,7 +300,7 @@ def step_in_group(rank, world, config):
 def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick):
     whole = stepped(PerPixel(), uneven_batch(), quick, 1)
     start = [None, *(parameter.detach().tolist() for parameter in PerPixel().parameters())]
-    first, second = on_two_workers(29518, step_in_group, quick)
+    first, second = on_two_workers(step_in_group, quick)
     for mine, other, expected, before in zip(first, second, whole, start, strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)
         assert mine == other

@@ -19,6 +19,7 @@ from tqdm import tqdm
 
 from kiloseg.checkpoint import load_checkpoint, load_newest, save_checkpoint
 from kiloseg.config import Config, flatten
+from kiloseg.data.bad_samples import texts_of
 from kiloseg.data.classes import count_classes
 from kiloseg.data.pipeline import TrainBatches, validation_batches
 from kiloseg.data.shards import read_info
@@ -57,8 +58,8 @@ def train(
             at every validation also "val/miou", "val/pixel_accuracy", "val/iou_per_class" (a list of C floats, NaN for
             absent classes), "peak_memory_gib" of training steps, "val/peak_memory_gib" of predicting a validation batch,
             "peak_memory_kind" of both, on CUDA "peak_memory_reserved_gib" (training), where `data.max_bad_samples` is not
-            0 "train/bad_samples" and "bad_samples" (how many were left out since this call, and what was wrong with each),
-            and, in rank 0, "checkpoint", the path of the file just written. Every rank reports.
+            0 "train/bad_samples" and "bad_samples" (how many were left out so far, and what was wrong with each), and, in
+            rank 0, "checkpoint", the path of the file just written. Every rank reports.
         resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start),
             by path or URL; or the state of a checkpoint, whose tensors are then taken out of it.
         leave: asked after every step and before every validation batch, with several workers at reports only; once it says
@@ -101,6 +102,8 @@ def train(
         optimizer.load_state_dict(state.pop("optimizer"))
         start, last_report, reports = state["step"], state["report"], list(state.get("reports", []))
         mean_loss.restore(state.get("mean_loss", (0.0, 0)))
+        if "bad_samples" in state:
+            batches.bad_samples.restore(state["bad_samples"], rank)
     unreported = state is not None and state.get("unreported", False)
     _check_same_step(start, world, device)
     autocast = autocast_of(trainer.precision, device)
@@ -126,7 +129,11 @@ def train(
         before = {} if state is None else state["report"] | state.get("peaks", {})
         return {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
 
-    def save(done: int, **more: Any) -> str:
+    def save(done: int, **more: Any) -> dict[str, str]:
+        """Where it was written, in rank 0; all workers take part."""
+        bad_samples = batches.bad_samples.state(world, device)
+        if rank:
+            return {}
         content = {
             "config": flatten(config),
             "num_classes": num_classes,
@@ -135,14 +142,17 @@ def train(
             "report": last_report,
             "reports": reports,
             "peaks": peaks(),
+            "bad_samples": bad_samples,
             **more,
         }
-        return str(save_checkpoint(trainer.output, done, content, keep=trainer.keep_checkpoints))
+        return {"checkpoint": str(save_checkpoint(trainer.output, done, content, keep=trainer.keep_checkpoints))}
 
     def depart(done: int, mean_loss: tuple[float, int]) -> NoReturn:
-        where = save(done, unreported=True, mean_loss=mean_loss) if rank == 0 else None
-        report({"step": done} | ({"checkpoint": where} if where else {}))
-        raise LeftError(f"asked to leave after step {done}; resume from {where or 'the checkpoint of rank 0'}")
+        where = save(done, unreported=True, mean_loss=mean_loss)
+        report({"step": done} | where)
+        raise LeftError(
+            f"asked to leave after step {done}; resume from {where.get('checkpoint', 'the checkpoint of rank 0')}"
+        )
 
     # What a run that left had trained and not yet reported is reported first.
     for step in range(start - unreported, trainer.steps):
@@ -190,11 +200,11 @@ def train(
                 **peaks(),
             }
             if config.data.max_bad_samples:
-                bad_samples = batches.bad_samples.texts(world, device)
+                bad_samples = texts_of(batches.bad_samples.state(world, device))
                 new_report |= {"train/bad_samples": len(bad_samples), "bad_samples": bad_samples}
             last_report = new_report
         reports.append({name: value for name, value in new_report.items() if isinstance(value, int | float)})
-        written = {"checkpoint": save(done)} if validates and rank == 0 else {}
+        written = save(done) if validates else {}
         report(new_report | written)
     bar.close()
     return last_report | written

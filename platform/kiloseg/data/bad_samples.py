@@ -32,20 +32,24 @@ class BadSamples:
         # One of a spawned context serves forked processes too, but not the other way round.
         self._lock = torch.multiprocessing.get_context("spawn").Lock()
 
-    def texts(self, world: int, device: torch.device) -> list[str]:
-        """What was wrong with each sample that was left out by any of `world` workers, all of which call this.
+    def state(self, world: int, device: torch.device) -> dict[str, Tensor]:
+        """What `restore` takes, of any of `world` workers, all of which call this.
 
-        The first 400 bytes of it, each once. `device` is the one that the workers' group speaks through.
+        Returns:
+            "met", of shape (world, allowed, 2), shard and sample or -1, and "texts", (world, allowed, bytes). `device` is the
+            one that the workers' group speaks through.
         """
         with self._lock:
-            tables = [self._texts.clone()]
-        if world > 1:
-            mine = tables[0].to(device)
-            tables = [torch.empty_like(mine) for _ in range(world)]
-            torch.distributed.all_gather(tables, mine)
-        rows = torch.cat(tables).cpu().numpy()
-        texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
-        return [text for text in dict.fromkeys(texts) if text]
+            tables = {"met": self._met.clone(), "texts": self._texts.clone()}
+        return {name: _of_all(table, world, device) for name, table in tables.items()}
+
+    def restore(self, state: dict[str, Tensor], rank: int) -> None:
+        """Goes on from a `state`, in which a worker that has none met no sample; before loader processes start."""
+        if rank < len(state["met"]):
+            known = state["met"][rank, :, 0] >= 0
+            for table, name in ((self._met, "met"), (self._texts, "texts")):
+                rows = state[name][rank][known][: self._allowed]
+                table[: len(rows)] = rows
 
     def leave_out(self, image: Tensor, labels: Tensor, position: Position, error: DataError) -> None:
         """Gives the place of a sample in its batch no image, and no label to learn from.
@@ -69,3 +73,19 @@ class BadSamples:
                 warnings.warn(f"{error}; it is left out ({number} of {self._allowed} allowed)", stacklevel=2)
         image.fill_(NO_IMAGE)
         labels.fill_(-1)
+
+
+def texts_of(state: dict[str, Tensor]) -> list[str]:
+    """What was wrong with each sample that any worker left out, its first 400 bytes, each once."""
+    rows = state["texts"].flatten(end_dim=1).numpy()
+    texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
+    return [text for text in dict.fromkeys(texts) if text]
+
+
+def _of_all(table: Tensor, world: int, device: torch.device) -> Tensor:
+    if world == 1 or not len(table):
+        return table.unsqueeze(0)
+    mine = table.to(device)
+    tables = [torch.empty_like(mine) for _ in range(world)]
+    torch.distributed.all_gather(tables, mine)
+    return torch.stack(tables).cpu()

@@ -320,7 +320,7 @@ def test_no_room_for_copies(away):
 def test_a_user_and_a_password_are_kept_out_of_settings():
     for user in ("KEY:SECRET", "KEY"):
         with pytest.raises(
-            ValueError, match=r"data\.path = 's3://\.\.\.@bucket/set': expected no user or pass"
+            ValueError, match=r"data\.path = 's3://\.\.\.@bucket/set': expected a URL without user"
         ) as caught:
             Data(path=f"s3://{user}@bucket/set")
         assert "SECRET" not in str(caught.value) and "KEY" not in str(caught.value)

@@ -37,6 +37,21 @@ def _require_word(name: str, value: object, words: Any) -> None:
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
 
+def require_no_credentials(name: str, location: str) -> None:
+    """Of a path or URL that is a setting, and so is logged.
+
+    Raises:
+        ValueError: a URL with a user or password, which the message does not repeat.
+    """
+    user = urllib.parse.urlsplit(location).netloc.rpartition("@")[0] if "://" in location else ""
+    if user:
+        shown = location.replace(f"{user}@", "...@")
+        raise ValueError(
+            f"{name} = {shown!r}: expected a URL without user and password, since settings are logged; they come from the "
+            "environment"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
     """Which classes a pixel is compared with besides its own."""
@@ -137,11 +152,7 @@ class Data:
         _require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold", self.repeat_threshold, "a share from 0 to 1")
         _require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
         _require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
-        user = urllib.parse.urlsplit(self.path).netloc.rpartition("@")[0] if "://" in self.path else ""
-        if user:
-            shown = self.path.replace(f"{user}@", "...@")
-            expected = "no user or password in it, since settings are logged; credentials come from the environment"
-            raise ValueError(f"data.path = {shown!r}: expected {expected}")
+        require_no_credentials("data.path", self.path)
         _require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "more than 0 GiB")
         _require(self.shuffle_buffer >= 1, "data.shuffle_buffer", self.shuffle_buffer, "at least 1 sample")
         _require(self.max_bad_samples >= 0, "data.max_bad_samples", self.max_bad_samples, "0 or more samples")

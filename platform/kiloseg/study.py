@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from kiloseg.cluster import PACKAGE, check_kept
-from kiloseg.config import Config, flatten
+from kiloseg.config import Config, flatten, require_no_credentials
 from kiloseg.data.folder import Folder, LocalFolder, inside, open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.identity import differences
@@ -59,10 +59,7 @@ class Study:
     """Go on with the newest study of this name instead of starting one."""
 
     def __post_init__(self) -> None:
-        if "@" in self.runs.partition("://")[2].partition("/")[0]:
-            raise ValueError(
-                "runs: expected a URL without user and password, since settings are logged; give them in the environment"
-            )
+        require_no_credentials("runs", self.runs)
         if self.max_concurrent < 0:
             raise ValueError(f"max_concurrent = {self.max_concurrent}: expected 1 or more, or 0 for as many as fit")
         if self.retries < 0:

@@ -163,13 +163,15 @@ def main(arguments: Arguments) -> None:
         watch.over.set()
         watch.join()
         watch.note()
+        ended = [row for row in result.rows if row.outcome in ("finished", "stopped")]
+        if len(ended) != arguments.num_trials:
+            raise SystemExit(f"only {len(ended)} of {arguments.num_trials} trials ended as they should")
+        _print_table(watch.moments, arguments)
+        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+        print(f"\n{len(ended)} trials in {result.seconds:.0f} s; peak memory of the driver {peak_gib:.2f} GiB")
+        # Whoever delivers to MLflow or holds the lease writes to the folder, which goes.
+        result.finish()
         ray.shutdown()
-    ended = [row for row in result.rows if row.outcome in ("finished", "stopped")]
-    if len(ended) != arguments.num_trials:
-        raise SystemExit(f"only {len(ended)} of {arguments.num_trials} trials ended as they should")
-    _print_table(watch.moments, arguments)
-    peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-    print(f"\n{len(ended)} trials in {result.seconds:.0f} s; peak memory of the driver {peak_gib:.2f} GiB")
 
 
 def _print_table(moments: list[Moment], arguments: Arguments) -> None:

@@ -222,6 +222,19 @@ def test_building_a_data_set_needs_no_torch():
     assert run_blocked(["torch", "torchvision"], source) == "False\n"
 
 
+def test_processes_around_a_worker_import_no_torch():
+    """Tune's actor and Train's controller, two processes a trial, would each take 2 s longer to start."""
+    source = """
+import sys
+from ray.tune.integration.ray_train import TuneReportCallback
+from kiloseg.cluster import Resources
+from kiloseg.trial import _trainer_class, run_trial
+_trainer_class(Resources())
+print("torch" in sys.modules)
+"""
+    assert run_blocked([], source) == "False\n"
+
+
 def test_shards_are_written_with_numpy_and_pillow_alone():
     blocked = ["torch", "torchvision", "pyarrow", "webdataset", "tqdm", "tyro", "matplotlib"]
     assert run_blocked(blocked, "import kiloseg.data.shards\nprint('imported')") == "imported\n"

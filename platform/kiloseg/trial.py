@@ -5,7 +5,8 @@ runs `_work`, which is `kiloseg.train.train` with a report that feeds Ray. After
 of them Tune starts the trial again, from its newest checkpoint. A worker that gets SIGTERM writes one more and leaves.
 
 Numbers reach MLflow through the study's driver (see `kiloseg.recorder`): one writer, whatever the number of trials, and no
-worker pays the 2.5 s of CPU that importing mlflow and opening its database take.
+worker pays the 2.5 s of CPU that importing mlflow and opening its database take. Only the worker imports torch (2 s of CPU a
+process), so what needs it is imported where it is used.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ from ray.train.backend import Backend, BackendConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from kiloseg import notice
-from kiloseg.checkpoint import load_newest
 from kiloseg.cluster import Resources
 from kiloseg.config import Config, override
 from kiloseg.data.folder import DataError, inside, open_folder
@@ -149,6 +149,8 @@ def _drop_damaged_snapshot(directory: str) -> None:
 
 def _newest_state(directory: str) -> dict[str, Any] | None:
     """The newest whole checkpoint of a trial. Found in its folder, since Ray Train only knows those that it heard of."""
+    from kiloseg.checkpoint import load_newest
+
     folders = [name for name in open_folder(directory).entries() if name.startswith("checkpoint_") or name == LEFT]
     return load_newest(*(inside(directory, name) for name in folders))
 

@@ -55,9 +55,9 @@ def _cleared(trial: Trial) -> bool:
     kept = [f"{trial.storage.trial_fs_path}/{path.relative_to(folder).as_posix()}" for path in files]
     try:
         infos = trial.storage.storage_filesystem.get_file_info(kept)
-    except OSError:  # of the storage; Ray tells of it when it cannot copy
+        copied = all(info.size == path.stat().st_size for info, path in zip(infos, files, strict=True))
+    except OSError:  # of the storage, say; Ray tells of it when it cannot copy
         return False
-    if any(info.size != path.stat().st_size for info, path in zip(infos, files, strict=True)):
-        return False
-    shutil.rmtree(folder, ignore_errors=True)
-    return True
+    if copied:
+        shutil.rmtree(folder, ignore_errors=True)
+    return copied

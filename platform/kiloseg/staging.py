@@ -35,7 +35,8 @@ class Staging(tune.Callback):
         self._end(trial)
 
     def _end(self, trial: Trial) -> None:
-        self.ended = [*(self.ended or []), trial]
+        if self.ended is not None:
+            self.ended.append(trial)
 
     def get_state(self) -> None:
         """Removes them, and has no state.

@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed
+from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
@@ -129,9 +130,8 @@ def train(
         before = {} if state is None else state["report"] | state.get("peaks", {})
         return {name: max(value, before.get(name, 0.0)) for name, value in now.items()}
 
-    def save(done: int, **more: Any) -> dict[str, str]:
-        """Where it was written, in rank 0; all workers take part."""
-        bad_samples = batches.bad_samples.state(world, device)
+    def save(done: int, bad_samples: dict[str, Tensor], **more: Any) -> dict[str, str]:
+        """Where it was written, in rank 0, which alone writes."""
         if rank:
             return {}
         content = {
@@ -148,7 +148,7 @@ def train(
         return {"checkpoint": str(save_checkpoint(trainer.output, done, content, keep=trainer.keep_checkpoints))}
 
     def depart(done: int, mean_loss: tuple[float, int]) -> NoReturn:
-        where = save(done, unreported=True, mean_loss=mean_loss)
+        where = save(done, batches.bad_samples.state(world, device), unreported=True, mean_loss=mean_loss)
         report({"step": done} | where)
         raise LeftError(
             f"asked to leave after step {done}; resume from {where.get('checkpoint', 'the checkpoint of rank 0')}"
@@ -199,12 +199,13 @@ def train(
                 "peak_memory_kind": peak.kind,
                 **peaks(),
             }
+            bad_samples = batches.bad_samples.state(world, device)
             if config.data.max_bad_samples:
-                bad_samples = texts_of(batches.bad_samples.state(world, device))
-                new_report |= {"train/bad_samples": len(bad_samples), "bad_samples": bad_samples}
+                texts = texts_of(bad_samples)
+                new_report |= {"train/bad_samples": len(texts), "bad_samples": texts}
             last_report = new_report
         reports.append({name: value for name, value in new_report.items() if isinstance(value, int | float)})
-        written = save(done) if validates else {}
+        written = save(done, bad_samples) if validates else {}
         report(new_report | written)
     bar.close()
     return last_report | written

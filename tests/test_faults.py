@@ -124,6 +124,20 @@ def test_death_of_the_study(start, reference, tmp_path):
     assert_same(outcome(tmp_path / "runs"), reference)
 
 
+def test_interruption_by_the_user(start, reference, tmp_path):
+    """As by Ctrl-C, which reaches all that the terminal has started."""
+    study = start()
+    study.until(REPORTED, times=2)
+    study.kill(signal.SIGINT)
+    assert study.end(60) != 0
+    assert "KeyboardInterrupt" in study.output
+    assert "has computed is kept: --resume goes on with it" in study.output
+    resumed = start("--resume")
+    assert resumed.end() == 0, resumed.output
+    assert_interrupted(resumed)
+    assert_same(outcome(tmp_path / "runs"), reference)
+
+
 def test_notice_of_a_spot_machine(start, nodes, reference, tmp_path):
     """Training leaves with a checkpoint of the step at which it was told to, not of the last validation."""
     study = start()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pandas
 import pytest
+from conftest import write_dataset
 from mlflow import MlflowClient
 from scripts import assert_refused, words_of
 
@@ -123,6 +124,10 @@ def test_grid_under_a_budget(squares, tmp_path):
     assert_refused(SCRIPT, other, "trials was 5, is 6; setting was 'budget', is 'batch'; ")
     other = command_line(squares, tmp_path, *asked, "--seeds", "0", "1", "--resume")
     assert_refused(SCRIPT, other, "trials was 5, is 10; ")
+    # Data may lie elsewhere now, but must be what they were.
+    write_dataset(tmp_path / "others", {"train": [13, 9, 10], "val": [5, 6]})
+    other = command_line(tmp_path / "others", tmp_path, *asked, "--resume")
+    assert_refused(SCRIPT, other, "(data digest was ")
 
 
 @pytest.mark.timeout(300)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -178,6 +179,60 @@ def test_message_that_mlflow_refuses_does_not_hold_up_the_others(server, tmp_pat
     outbox.close()
     assert "MLflow refuses metrics" in caplog.text
     assert "MLflow refuses file" in caplog.text
+
+
+def test_artifact_that_cannot_be_stored_does_not_hold_up_the_numbers(server, tmp_path, caplog):
+    """Its place may be another than MLflow's own, and refuse it in words of its own."""
+    client = MlflowClient(server.uri)
+    tracker = Tracker(uri=server.uri, experiment_id=client.create_experiment("no place", "file:///sys/kiloseg"))
+    outbox = Outbox(tmp_path, tracker.study_run("study", {}, {}))
+    outbox.study.log_table({"name": ["a"]}, "iou.json")
+    outbox.study.log_metrics({"best/miou": 0.5}, step=0)
+    assert outbox.flush(100)
+    outbox.close()
+    assert "MLflow refuses table" in caplog.text
+    (run,) = client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
+
+
+def test_line_that_a_full_disk_cut_short_is_not_left_in_the_file(tmp_path, caplog, monkeypatch):
+    """A limit on the size of files is a disk that is full: some bytes are written, then none."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker.open("cut", tmp_path)
+    outbox = Outbox(tmp_path / "study", tracker.study_run("study", {}, {}))
+    outbox.study.log_metrics({"best/miou": 0.25}, step=0)
+    assert outbox.flush(100)
+    before = outbox.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        outbox.study.set_tags({"error": "no room " * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room" in caplog.text
+    assert outbox.path.read_bytes() == before
+    outbox.study.log_metrics({"best/miou": 0.5}, step=1)
+    assert outbox.flush(100)
+    outbox.close()
+    assert [json.loads(line)["kind"] for line in outbox.path.read_bytes().splitlines()] == ["metrics", "metrics"]
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
+    assert run.data.tags["error"].startswith("no room"), "it is delivered all the same"
+
+
+def test_line_that_is_damaged_is_left_out(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker.open("damaged", tmp_path)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    whole = b'{"kind": "metrics", "trial": null, "points": [["best/miou", 0.5, 0]], "time_ms": 1}\n'
+    (folder / LINES).write_bytes(b'{"kind": "tags", "tri' + whole + whole)
+    outbox = Outbox(folder, tracker.study_run("study", {}, {}))
+    assert outbox.flush(100)
+    outbox.close()
+    assert "is damaged, and left out" in caplog.text
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
 
 
 def test_without_a_folder_of_this_machine_a_server_is_needed(monkeypatch):

@@ -2,6 +2,7 @@
 
 import errno
 import pickle
+import time
 from pathlib import Path
 
 import pyarrow.fs
@@ -68,10 +69,32 @@ def test_urls_are_left_to_ray():
     assert storage_filesystem("file:///runs") is None
 
 
-def test_damaged_state_is_refused_by_name(tmp_path):
+@pytest.fixture
+def state(tmp_path):
+    """A whole one, of two sessions."""
+    for hour in (10, 11):
+        (tmp_path / f"experiment_state-2026-11-24_{hour}-00-00.json").write_text("{}")
+        for name in ("search_gen_state-{}.json", "searcher-state-{}.pkl", "callback-states-{}.pkl"):
+            (tmp_path / name.format(f"2026-11-24_{hour}-00-00")).write_bytes(pickle.dumps({"hour": [hour] * 1000}))
     check_state(str(tmp_path))
-    (tmp_path / "experiment_state-2026-11-24_10-00-00.json").write_text("{}")
-    check_state(str(tmp_path))
-    (tmp_path / "experiment_state-2026-11-24_11-00-00.json").write_text('{"trial_da')
-    with pytest.raises(DataError, match=r"11-00-00\.json is damaged .*; its trials are still there, but move it away"):
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", ["experiment_state", "search_gen_state", "searcher-state", "callback-states"])
+def test_damaged_state_is_refused_by_name(state, name):
+    (file,) = state.glob(f"{name}-2026-11-24_11*")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials are still there, but move it away"):
+        check_state(str(state))
+
+
+def test_study_without_a_state_is_not_begun_anew_by_a_resumption(tmp_path):
+    with pytest.raises(DataError, match=r"has no state to go on from: .*; start it anew, without --resume"):
         check_state(str(tmp_path))
+
+
+def test_state_that_the_next_would_not_follow_is_refused(state):
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(time.time() + 600))
+    (state / f"experiment_state-{stamp}.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"is of {stamp} \(UTC\), which on this machine is still to come"):
+        check_state(str(state))

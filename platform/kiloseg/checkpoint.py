@@ -21,6 +21,11 @@ FORMAT = "kiloseg-checkpoint-1"
 PATTERN = "step-*.pt"
 
 
+def checkpoint_name(step: int) -> str:
+    """Name of the file of a step's checkpoint."""
+    return f"step-{step:08d}.pt"
+
+
 def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, keep: int) -> Path | str:
     """Writes `state` (tensors, numbers, strings and containers of them) as step-NNNNNNNN.pt and drops all but the `keep` newest.
 
@@ -31,7 +36,7 @@ def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, 
         OSError: the file could not be written (a full disk, say); what was there before is untouched.
     """
     folder = open_folder(directory)
-    name = f"step-{step:08d}.pt"
+    name = checkpoint_name(step)
     content = {"format": FORMAT, "step": step, **state}
     try:
         if isinstance(folder, LocalFolder):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
@@ -18,6 +19,10 @@ logger = logging.getLogger(__name__)
 FILE = "running.json"
 RENEWED_EVERY_S = 10.0
 LAPSES_AFTER_S = 60.0
+WATCHED_S = 2.5 * RENEWED_EVERY_S
+"""For as long a lease of another machine that seems to have lapsed is watched, since the clocks of two machines differ."""
+SETTLES_S = 1.0
+"""For as long two that take the same lease at once may not see each other's."""
 
 
 class StudyRunningError(RuntimeError):
@@ -27,20 +32,27 @@ class StudyRunningError(RuntimeError):
 class Lease:
     """Holds a study for this process until `release`, or until it dies.
 
+    A process that was away for so long that another took the study over (suspended, or cut off from the storage) ends by
+    SIGTERM as soon as it sees that.
+
     Args:
         folder: the study's.
         name: the study's, for messages.
+        contested: others may want it as well, as what is resumed and not begun.
 
     Raises:
-        StudyRunningError: another process holds it: one that lives on this machine, or one of another machine whose last
-            sign of life is younger than a minute.
+        StudyRunningError: another process holds it: one that lives on this machine, or one of another machine that gives signs
+            of life, the last of them within a minute.
     """
 
-    def __init__(self, folder: Folder, name: str) -> None:
+    def __init__(self, folder: Folder, name: str, *, contested: bool) -> None:
         self._folder = folder
+        self._name = name
         _check_free(folder, name)
         self._token = f"{_machine()} {os.getpid()} {time.time_ns()}"
         self._renew()
+        if contested:
+            time.sleep(SETTLES_S)
         holder = _read(folder)
         if holder is None or holder["token"] != self._token:
             raise StudyRunningError(f"study {name} was taken over by another process at the same moment; {_MEND}")
@@ -59,6 +71,13 @@ class Lease:
     def _keep(self) -> None:
         while not self._ended.wait(RENEWED_EVERY_S):
             try:
+                holder = _read(self._folder)
+                if holder is not None and holder["token"] != self._token:
+                    logger.error(
+                        "study %s was taken over by process %s on %s", self._name, holder["pid"], holder["host"]
+                    )
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
                 self._renew()
             except OSError as error:  # a full disk, or a server that is away
                 logger.warning("%s cannot be renewed (%s)", self._folder.at(FILE), error)
@@ -94,6 +113,14 @@ def _check_free(folder: Folder, name: str) -> None:
             f"study {name} is being run by process {pid} on {host}, which was alive {age:.0f} s ago; {_MEND}; if that "
             f"machine is gone, try again in {LAPSES_AFTER_S - age:.0f} s"
         )
+    logger.warning("study %s was run by process %s on %s; is it still? (%.0f s)", name, pid, host, WATCHED_S)
+    ends = time.monotonic() + WATCHED_S
+    while time.monotonic() < ends:
+        time.sleep(1)
+        if _read(folder) not in (holder, None):
+            raise StudyRunningError(
+                f"study {name} is being run by process {pid} on {host}, whose clock is {age:.0f} s behind; {_MEND}"
+            )
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:

@@ -34,6 +34,10 @@ LONGEST_PAUSE_S = 20.0
 """Between two attempts to reach a server that is away."""
 PATIENCE_S = 60.0
 """That the end of a study waits for a server."""
+ATTEMPTS = 6
+"""That a message has which the server may never take, while it answers otherwise, before it is left out."""
+ARTIFACTS = ("table", "file")
+"""Kinds of messages that may go to another place than the server's own numbers, which may refuse them in any way."""
 
 Point = tuple[str, float, int]
 """A metric's name, value and step."""
@@ -67,7 +71,10 @@ class Outbox:
         self._away_since: float | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self._read_left()
-        self._file = self.path.open("ab")
+        # Without a buffer what could not be written does not come back at the next line, or at the end.
+        self._file = self.path.open("ab", buffering=0)
+        self._end = self.path.stat().st_size
+        """Of what is written whole, in bytes."""
         self._thread = threading.Thread(target=self._deliver, name="outbox", daemon=True)
         self._thread.start()
         atexit.register(self.close)
@@ -90,14 +97,18 @@ class Outbox:
         """Keeps a message and returns at once; it is delivered as soon as can be."""
         line = json.dumps(message).encode() + b"\n"
         with self._changed:
+            before = self._end
             try:
-                self._file.write(line)
-                self._file.flush()
+                left = memoryview(line)
+                while left:
+                    left = left[self._file.write(left) :]
                 os.fsync(self._file.fileno())
-                end = self._file.tell()
+                self._end += len(line)
             except OSError as error:  # a full disk: delivered all the same, but lost with this process
                 logger.warning("%s cannot be written (%s); make room", self.path, error)
-                end = self._waiting[-1][1] if self._waiting else self._read_mark()
+                with contextlib.suppress(OSError):  # of half a line, which the next would be appended to
+                    os.truncate(self.path, before)
+            end = self._end
             self._waiting.append((dict(message), end))
             self._changed.notify_all()
 
@@ -139,7 +150,10 @@ class Outbox:
         end = min(self._read_mark(), whole)
         for line in content[end:whole].splitlines(keepends=True):
             end += len(line)
-            self._waiting.append((json.loads(line), end))
+            try:
+                self._waiting.append((json.loads(line), end))
+            except ValueError:
+                logger.warning("%s: the line that ends at byte %d is damaged, and left out", self.path, end)
 
     def _read_mark(self) -> int:
         try:
@@ -149,6 +163,7 @@ class Outbox:
 
     def _deliver(self) -> None:
         pause = 0.5
+        attempts = 0
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._waiting or self._stopped)
@@ -158,14 +173,20 @@ class Outbox:
             try:
                 self._send(message)
             except Exception as error:
-                if not is_refusal(error):
+                attempts += 1
+                if not self._is_refused(message, error, attempts):
                     self._away(error)
                     with self._changed:
                         self._changed.wait_for(lambda: self._stopped, timeout=pause)
                     pause = min(2 * pause, LONGEST_PAUSE_S)
                     continue
-                logger.warning("MLflow refuses %s of trial %s: %s", message["kind"], message["trial"], error)
-            pause = 0.5
+                logger.warning(
+                    "MLflow refuses %s of trial %s: %s",
+                    message["kind"],
+                    message["trial"],
+                    str(error).replace(self.tracker.uri, self.tracker.shown),
+                )
+            pause, attempts = 0.5, 0
             self._back()
             with self._changed:
                 self._waiting.popleft()
@@ -179,6 +200,13 @@ class Outbox:
                 with contextlib.suppress(OSError):
                     self._elsewhere.remove(LINES)
                     self._copied = False
+
+    def _is_refused(self, message: Mapping[str, Any], error: Exception, attempts: int) -> bool:
+        """Whether to go on without the message, which would hold up all that come after it."""
+        if is_refusal(error):
+            return True
+        doubtful = message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True)
+        return doubtful and attempts >= ATTEMPTS and self._study.answers()
 
     def _away(self, error: Exception) -> None:
         if self._away_since is None:

@@ -10,20 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+import pandas
 from ray import tune
-from ray.tune import FailureConfig, ResultGrid, RunConfig, TuneConfig
+from ray.tune import FailureConfig, Result, ResultGrid, RunConfig, TuneConfig
 from ray.tune.experiment import Trial
 from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 from ray.tune.search import BasicVariantGenerator, SearchAlgorithm, Searcher
 from ray.tune.search.optuna import OptunaSearch
 
+from kiloseg.checkpoint import checkpoint_name
 from kiloseg.cluster import concurrency, start_ray, trial_resources
 from kiloseg.config import Config, flatten, override
-from kiloseg.data.folder import inside
+from kiloseg.data.folder import inside, open_folder
 from kiloseg.progress import Progress
 from kiloseg.recorder import Recorder
-from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, METRIC, STEP, outcome_of
+from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, HISTORY, METRIC, STEP, outcome_of
+from kiloseg.resumption import Retries, Rungs, utc
 from kiloseg.staging import Staging
 from kiloseg.storage import check_state, storage_filesystem
 from kiloseg.study import BegunStudy, Study, StudyResult
@@ -142,10 +145,12 @@ def _run(
 ) -> StudyResult:
     # Of Tune's own loggers only the one that results are read back from; TensorBoard's cannot take a history.
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    # How often Tune writes down what --resume goes on from. It takes a time in proportion to the trials; by default at
-    # least 10 s pass, and trials that began since are forgotten by a study that is killed.
-    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(max(num_trials / 50, 1)))
+    # Tune would take Ctrl-C for the end of the study, and its trials for ended ones.
+    os.environ["TUNE_DISABLE_SIGINT_HANDLER"] = "1"
     state = inside(begun.storage, begun.study_id)
+    # How often Tune writes down what --resume goes on from; trials that began since are forgotten by a study that is killed. It
+    # takes a time in proportion to the trials, and on an object store some requests, during which the next must not begin.
+    os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(max(num_trials / 50, 10 if "://" in state else 1)))
     running = study.resume
     try:
         if study.resume:
@@ -161,6 +166,8 @@ def _run(
             Staging(),
             Recorder(begun.outbox, base, tags),
             Progress(num_trials, base.trainer.steps),
+            Retries(),
+            *([Rungs(scheduler)] if isinstance(scheduler, ASHAScheduler) else []),
         ]
         if study.resume:
             tuner = tune.Tuner.restore(
@@ -195,7 +202,8 @@ def _run(
                 ),
             )
         running = True
-        grid = tuner.fit()
+        with utc():
+            grid = tuner.fit()
     except BaseException as error:
         if running:
             error.add_note(f"what study {begun.study_id} has computed is kept: --resume goes on with it")
@@ -208,8 +216,9 @@ def _run(
 
 class _Searcher(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Not of a trial that had failed when the study was resumed: Optuna has been told of its end."""
-        if trial_id not in self._completed_trials:
+        """Not of a trial that had failed when the study was resumed, of whose end Optuna has been told; nor of one that began
+        between Tune's writing down of its own state and of Optuna's, right before a death."""
+        if trial_id in self._ot_trials and trial_id not in self._completed_trials:
             super().on_trial_result(trial_id, result)
 
 
@@ -240,17 +249,15 @@ def _rows(grid: ResultGrid, base: Config, checkpoints: str) -> list[TrialRow]:
     for index in range(len(grid)):
         result = grid[index]
         last = result.metrics or {}
-        history = result.metrics_dataframe
+        trial = Path(result.path).name
         outcome = "failed" if result.error else outcome_of(last, base.trainer.steps)
-        scored = None
-        if outcome not in FAILED_OUTCOMES and history is not None and METRIC in history:
-            scored = history.loc[history[METRIC].idxmax()]
+        scored = None if outcome in FAILED_OUTCOMES else _best_validation(result)
         rows.append(
             TrialRow(
-                trial=Path(result.path).name,
+                trial=trial,
                 outcome=outcome,
                 overrides=dict(result.config or {}),
-                miou=None if scored is None else float(scored[METRIC]),
+                miou=None if scored is None else scored.miou,
                 last_miou=None if scored is None else float(last[METRIC]),
                 step=int(last.get(STEP, 0)),
                 peak_memory_gib=last.get("peak_memory_gib"),
@@ -259,14 +266,41 @@ def _rows(grid: ResultGrid, base: Config, checkpoints: str) -> list[TrialRow]:
                 seconds=float(last.get("time_total_s", 0.0)),
                 train_seconds=float(last.get("train_s", 0.0)),
                 error=str(result.error or last.get("error", "")),
-                checkpoint=None if scored is None else _relocated(scored.get(CHECKPOINT), checkpoints),
+                checkpoint=None if scored is None else scored.folder(inside(checkpoints, f"train-{trial}")),
             )
         )
     return rows
 
 
-def _relocated(checkpoint: Any, checkpoints: str) -> str | None:
-    """Where a checkpoint's folder is now: Ray names a path without its filesystem, on the machine that wrote it."""
-    if not isinstance(checkpoint, str):
+@dataclass(frozen=True, kw_only=True)
+class _Validation:
+    miou: float
+    step: int
+    checkpoint: str | None
+    """Name of its checkpoint's folder, where a result tells it."""
+
+    def folder(self, trial: str) -> str | None:
+        """Of its checkpoint, in the folder of its trial's; None if it is gone."""
+        if self.checkpoint is not None:
+            return inside(trial, self.checkpoint)
+        file = checkpoint_name(self.step)
+        for name in open_folder(trial).entries():
+            if name.startswith("checkpoint_") and file in open_folder(inside(trial, name)).entries():
+                return inside(trial, name)
         return None
-    return inside(checkpoints, "/".join(checkpoint.partition("?")[0].split("/")[-2:]))
+
+
+def _best_validation(result: Result) -> _Validation | None:
+    frame = result.metrics_dataframe
+    if frame is None or HISTORY not in frame:
+        return None
+    # In the histories of results: Ray forgets the results that a trial had before the study was resumed on another machine, while
+    # the first result after that tells the history of the whole run again.
+    scores = {report[STEP]: report[METRIC] for told in frame[HISTORY] for report in told if METRIC in report}
+    if not scores:
+        return None
+    best = max(scores, key=lambda step: scores[step])
+    named = frame[frame[STEP] == best].get(CHECKPOINT, pandas.Series(dtype=object)).dropna()
+    # Ray names a path without its filesystem, on the machine that wrote it.
+    name = named.iloc[-1].partition("?")[0].rsplit("/", 1)[-1] if len(named) else None
+    return _Validation(miou=float(scores[best]), step=best, checkpoint=name)

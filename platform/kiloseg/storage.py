@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import pickletools
+import time
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,10 @@ from pyarrow import PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 
 from kiloseg.data.folder import WORK, DataError, open_folder
+
+STATE = "experiment_state-"
+PICKLED = ("search_gen_state-", "searcher-state-", "callback-states-")
+"""Beginnings of the names of Ray's files of a study's state; after them comes when the process began that wrote them, in UTC."""
 
 
 def storage_filesystem(storage: str) -> FileSystem | None:
@@ -24,25 +30,49 @@ def storage_filesystem(storage: str) -> FileSystem | None:
 
 
 def check_state(study: str) -> None:
-    """Refuses a state that Ray would take for none at all, and begin the study anew.
+    """Refuses a state that Ray would take for none at all, and begin the study anew with a single trial.
 
     Args:
         study: the folder that Ray keeps the study in, by path or URL.
 
     Raises:
-        DataError: the newest state cannot be read; names the file.
+        DataError: there is no state yet; the newest cannot be read, and names the file; or it is of a time that is still to come
+            for this machine, so that the state that is about to be written would not be the newest.
     """
     folder = open_folder(study)
-    states = [name for name in folder.entries() if name.startswith("experiment_state-") and name.endswith(".json")]
+    entries = folder.entries()
+    states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
     if not states:
-        return
-    try:
-        json.loads(folder.read(states[-1]))
-    except ValueError as error:
-        mend = "move it away to go on from the state before it" if len(states) > 1 else "a new study has to be begun"
         raise DataError(
-            f"{folder.at(states[-1])} is damaged ({error}); its trials are still there, but {mend}"
-        ) from error
+            f"{folder.name} has no state to go on from: its study ended before Ray wrote one down, right after its start; "
+            "start it anew, without --resume"
+        )
+    for prefix in (STATE, *PICKLED):
+        names = [name for name in entries if name.startswith(prefix)]
+        try:
+            for name in names[-1:]:
+                _check_whole(folder.read(name), pickled=prefix != STATE)
+        except ValueError as error:
+            mend = "move it away to go on from the state before it" if len(names) > 1 else "a new study has to be begun"
+            raise DataError(
+                f"{folder.at(names[-1])} is damaged ({error}); its trials are still there, but {mend}"
+            ) from error
+    newest = states[-1].removeprefix(STATE).removesuffix(".json")
+    now = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
+    if newest >= now:
+        raise DataError(
+            f"{folder.at(states[-1])} is of {newest} (UTC), which on this machine is still to come ({now}): what is about to be "
+            "written would be taken for older; set its clock, or wait"
+        )
+
+
+def _check_whole(content: bytes, *, pickled: bool) -> None:
+    """Raises ValueError for what is cut short; nothing of it is run."""
+    if not pickled:
+        json.loads(content)
+        return
+    for _ in pickletools.genops(content):
+        pass
 
 
 class _WholeFiles(FSSpecHandler):

@@ -54,7 +54,8 @@ class Study:
     runs: str = "runs"
     """Folder for results; on a cluster one that all nodes see, such as a URL that pyarrow knows (s3://BUCKET/FOLDER)."""
     retries: int = 4
-    """Times that a trial is started again after the loss of a process of its, of its node, or of data it reads."""
+    """Times that a trial is started again after the loss of a process of its, of its node, or of data it reads, without having
+    come further since the last time."""
     resume: bool = False
     """Go on with the newest study of this name instead of starting one."""
 
@@ -124,17 +125,18 @@ class BegunStudy:
         """
         at = time.perf_counter()
         runs = study.runs
-        if "://" not in runs:
-            check_kept(Path(runs).resolve())
-            runs = str(Path(runs).resolve())
+        root = open_folder(runs)
+        if isinstance(root, LocalFolder):
+            check_kept(root.path.resolve())
+            runs = str(root.path.resolve())
         storage = inside(runs, "ray")
         study_id = _newest(storage, study.name) if study.resume else _new_id(study.name)
         info = read_info(base.data.path)
         place = open_folder(inside(runs, f"studies/{study_id}"))
-        plan = flatten(base) | dict(plan)
+        plan = flatten(base) | dict(plan) | {"data digest": info.digest, "workers": study.workers}
         if study.resume:
             _check_same_study(study_id, plan, place)
-        lease = Lease(place, study_id)
+        lease = Lease(place, study_id, contested=study.resume)
         if not study.resume:
             place.write(PLAN, json.dumps(plan, indent=1).encode())
         tracker = Tracker.open(study.name, Path(runs) if isinstance(place, LocalFolder) else None)
@@ -175,6 +177,8 @@ def _check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> 
         begun = json.loads(place.read(PLAN))
     except FileNotFoundError:  # of a study that began before there was such a file
         return
+    # Nor did it always tell of these.
+    begun = {name: plan[name] for name in ("data digest", "workers")} | begun
     changes = differences(json.loads(json.dumps(plan)), begun)
     if changes:
         raise ValueError(
@@ -185,7 +189,8 @@ def _check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> 
 
 def _new_id(name: str) -> str:
     # Two studies of one name may be started in the same second.
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    # The newest is found by its name, on whatever machine.
+    return f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def _newest(storage: str, name: str) -> str:

@@ -46,8 +46,10 @@ PARAM_LENGTH = 6000
 """MLflow refuses parameters longer than this."""
 BATCH = 1000
 """MLflow refuses more metrics in one request."""
-REFUSALS = ("BAD_REQUEST", "INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
+REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
 """Errors that would come again, however often a request is sent."""
+PERHAPS_REFUSALS = ("BAD_REQUEST",)
+"""Errors that MLflow also gives for what passes, such as a database whose connections are all taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,16 +188,25 @@ class TrackedRun:
         """A file as an artifact."""
         self.tracker.client.log_artifact(self.run_id, str(path), folder)
 
+    def answers(self) -> bool:
+        """Whether the server is there and knows this run."""
+        try:
+            self.tracker.client.get_run(self.run_id)
+        except Exception:
+            return False
+        return True
+
     def end(self, status: str) -> None:
         """Ends the run as "FINISHED", "FAILED" or "KILLED"."""
         self.tracker.client.set_terminated(self.run_id, status)
 
 
-def is_refusal(error: Exception) -> bool:
-    """Whether MLflow has understood a request and will never take it, as opposed to being away."""
+def is_refusal(error: Exception, *, perhaps: bool = False) -> bool:
+    """Whether MLflow has understood a request and will never take it, or perhaps not, as opposed to being away."""
     if isinstance(error, FileNotFoundError):  # a file that was to be an artifact
         return True
-    return isinstance(error, mlflow.exceptions.MlflowException) and error.error_code in REFUSALS
+    codes = PERHAPS_REFUSALS if perhaps else REFUSALS
+    return isinstance(error, mlflow.exceptions.MlflowException) and error.error_code in codes
 
 
 @contextlib.contextmanager

@@ -38,6 +38,7 @@ import tyro
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
+from kiloseg import command
 from kiloseg.config import Config, head_overrides, override
 from kiloseg.data.classes import count_classes
 from kiloseg.data.folder import open_folder
@@ -45,7 +46,7 @@ from kiloseg.data.shards import read_info
 from kiloseg.figures import ranking
 from kiloseg.presets import PRESETS
 from kiloseg.search import run_grid
-from kiloseg.study import REFUSALS, Study, StudyResult, told
+from kiloseg.study import Study, StudyResult
 
 Question = Literal[
     "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"
@@ -86,7 +87,7 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(command.Preset):
     """Vary one setting."""
 
     question: Question
@@ -183,7 +184,4 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, nu
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except REFUSALS as error:
-        raise SystemExit(told(error)) from error
+    command.run(main, Arguments, __doc__)

@@ -11,6 +11,7 @@ the paper's own code in the same loop, with as many negatives as embedding:neare
 
     python experiments/scale_classes.py --data.path DIR --classes 16 64 256 1024 1536 --budget 4GiB
     python experiments/scale_classes.py --data.path DIR --classes 64 1024 --heads dense embedding:all --batch 16
+    python experiments/scale_classes.py --preset emoji-gpu --data.path DIR --budget 24GiB
     python experiments/scale_classes.py --data.path DIR ... --resume      the same flags: go on with the newest study
 
 What comes out: a run per cell in MLflow and one per head, whose metrics have the class count as their step
@@ -40,6 +41,7 @@ from matplotlib.figure import Figure
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
+from kiloseg import command
 from kiloseg.config import Config, flatten, head_name, head_overrides, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
@@ -49,7 +51,7 @@ from kiloseg.outbox import OutboxRun
 from kiloseg.presets import PRESETS
 from kiloseg.search import run_grid
 from kiloseg.step import autocast_of
-from kiloseg.study import REFUSALS, Study, StudyResult, told
+from kiloseg.study import Study, StudyResult
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import CURVE_TAG
 
@@ -72,7 +74,7 @@ CURVES = {"miou": "validation mIoU", "peak_memory_gib": "peak memory (GiB)", "im
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(command.Preset):
     """Train heads at several class counts and compare."""
 
     study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="scale_classes"))
@@ -326,7 +328,4 @@ def report(table: pandas.DataFrame, result: StudyResult) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except REFUSALS as error:
-        raise SystemExit(told(error)) from error
+    command.run(main, Arguments, __doc__)

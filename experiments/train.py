@@ -26,6 +26,7 @@ from tqdm import tqdm
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
+from kiloseg import command
 from kiloseg.config import Config, flatten, head_name, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
@@ -39,19 +40,11 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
-    """What has to be known before the settings can be read."""
-
-    preset: str = "emoji"
-    """Where settings come from that are not given."""
-    list: bool = False
-    """Print all presets and end."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Arguments(Choice):
+class Arguments(command.Preset):
     """Train one model."""
 
+    list: bool = False
+    """Print all presets and end."""
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     experiment: str = "train"
     """Name of the experiment in MLflow."""
@@ -63,6 +56,9 @@ class Arguments(Choice):
 
 def main(arguments: Arguments) -> None:
     """Trains, records the run, and prints its figure beside the published ones."""
+    if arguments.list:
+        print_presets()
+        return
     preset = PRESETS[arguments.preset]
     if not arguments.run.data.path:
         raise ValueError(
@@ -150,21 +146,5 @@ def print_presets() -> None:
         print_published(preset)
 
 
-def cli(words: list[str]) -> None:
-    """Reads the preset first, since it says what the other settings are where they are not given."""
-    asks_for_help = {"-h", "--help"} & set(words)
-    choice, _ = tyro.cli(Choice, args=[word for word in words if word not in asks_for_help], return_unknown_args=True)
-    if choice.list:
-        print_presets()
-        return
-    if choice.preset not in PRESETS:
-        raise ValueError(f"--preset {choice.preset!r} is not known; there are: {', '.join(PRESETS)}")
-    default = Arguments(preset=choice.preset, run=PRESETS[choice.preset].config)
-    main(tyro.cli(Arguments, args=words, default=default, description=__doc__))
-
-
 if __name__ == "__main__":
-    try:
-        cli(sys.argv[1:])
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
+    command.run(main, Arguments, __doc__)

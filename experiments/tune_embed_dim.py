@@ -12,7 +12,7 @@ choices are dimension 12, 7 nearest negatives, temperature 20 and distance logit
 
     python experiments/tune_embed_dim.py                          40 classes of glyphs, built first; about 10 minutes on 2 cores
     python experiments/tune_embed_dim.py --data.path DIR --data.crop 512 --model.arch deeplabv3plus --num-trials 50
-    python experiments/tune_embed_dim.py --resume                 go on with the newest study
+    python experiments/tune_embed_dim.py ... --resume             the same flags: go on with the newest study
 
 Expected: see experiments/LOG.md.
 """
@@ -32,22 +32,25 @@ from ray import tune
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
+from kiloseg import command
 from kiloseg.config import Config, NegativesKind, override
 from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
-from kiloseg.presets import GLYPHS
+from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.search import Search, search
-from kiloseg.study import REFUSALS, StudyResult, told
+from kiloseg.study import StudyResult
 from kiloseg.summary import best_row, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments:
+class Arguments(command.Preset):
     """Search embedding dimension and negative sampling."""
 
     study: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=lambda: Search(name="tune_embed_dim"))
+    preset: str = "glyphs"
+    """Where settings come from that are not given, but for those that are searched; `experiments/train.py --list` prints all."""
     run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS
     """What all trials share. Without --data.path the glyphs data set is built and used."""
     glyph_classes: int = 40
@@ -72,6 +75,10 @@ def build_glyphs(num_classes: int, runs: Path) -> str:
 def main(arguments: Arguments) -> None:
     """Runs the study and prints what came out."""
     study = arguments.study
+    if not arguments.run.data.path and arguments.preset != "glyphs":
+        raise ValueError(
+            f"--data.path is missing; the data set of preset {arguments.preset} is built by\n    {PRESETS[arguments.preset].build}"
+        )
     runs = Path("runs" if "://" in study.runs else study.runs).resolve()
     path = (
         open_folder(arguments.run.data.path).location
@@ -131,7 +138,4 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Arguments, description=__doc__))
-    except REFUSALS as error:
-        raise SystemExit(told(error)) from error
+    command.run(main, Arguments, __doc__)

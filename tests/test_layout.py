@@ -32,6 +32,7 @@ RANKS = {
     "outbox": 1.5,
     "lease": 1.5,
     "storage": 1.5,
+    "command": 2,
     "optimizer": 2,
     "evaluate": 2,
     "step": 2,

@@ -1,5 +1,6 @@
 """Presets as settings, and a run by name as a user starts it."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import timm
 from mlflow import MlflowClient
 from scripts import assert_refused, said
 
+from kiloseg.command import parse
 from kiloseg.config import override
 from kiloseg.models import build_segmenter
 from kiloseg.presets import PRESETS
@@ -89,3 +91,31 @@ def test_list_and_help_say_what_there_is():
     code, shown, _ = said(SCRIPT, "--preset", "voc-resnet101", "--help")
     assert code == 0
     assert "resnet101" in shown and "--loss.negatives.kind" in shown
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "embed_dim"),
+    [
+        ("scale_classes", (), 128),
+        ("tune_embed_dim", (), 16),
+        ("ablate", ("--question", "logit"), 128),
+        ("scale_classes", ("--preset", "voc-resnet101"), 12),
+        ("tune_embed_dim", ("--preset", "voc-resnet101"), 12),
+        ("ablate", ("--question", "logit", "--preset", "voc-resnet101", "--data.crop", "64"), 12),
+    ],
+)
+def test_every_study_takes_what_is_not_given_from_a_preset(name, words, embed_dim):
+    script = runpy.run_path(str(ROOT / "experiments" / f"{name}.py"))
+    arguments = parse(script["Arguments"], words, None)
+    assert arguments.run.model.embed_dim == embed_dim
+    known = PRESETS[arguments.preset].config
+    assert arguments.run == (override(known, {"data.crop": 64}) if "--data.crop" in words else known)
+    assert isinstance(arguments, script["Arguments"])
+
+
+@pytest.mark.parametrize(
+    ("name", "words"), [("scale_classes", ()), ("tune_embed_dim", ()), ("ablate", ("--question", "logit"))]
+)
+def test_preset_that_is_not_known_is_refused(name, words):
+    script = ROOT / "experiments" / f"{name}.py"
+    assert_refused(script, [*words, "--preset", "imagenet"], "--preset 'imagenet' is not known; there are: glyphs,")

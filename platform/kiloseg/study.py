@@ -19,21 +19,13 @@ from kiloseg.config import Config, flatten, require_no_credentials
 from kiloseg.data.folder import Folder, LocalFolder, inside, open_folder
 from kiloseg.data.shards import read_info
 from kiloseg.identity import differences
-from kiloseg.lease import Lease, StudyRunningError
+from kiloseg.lease import Lease
 from kiloseg.outbox import Outbox, OutboxRun
 from kiloseg.summary import TrialRow
 from kiloseg.tracking import Tracker, source_tags
 
-REFUSALS = (ValueError, ConnectionError, StudyRunningError)
-"""Errors that end a study's script with their message alone, which says what is wrong and how to mend it."""
-
 PLAN = "study.json"
 """File of what a study consists of, in its folder."""
-
-
-def told(error: Exception) -> str:
-    """An error's message, and the notes that were added on its way."""
-    return "\n".join([str(error), *getattr(error, "__notes__", [])])
 
 
 @dataclass(frozen=True, kw_only=True)

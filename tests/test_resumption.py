@@ -1,6 +1,7 @@
 """Studies on real Tune that are interrupted and resumed: what Tune itself forgets."""
 
 import datetime
+import gc
 import os
 import shutil
 import time
@@ -83,7 +84,8 @@ def resumed(tmp_path, monkeypatch):
         assert after > before, "the newest by name is the newest"
         return grid
 
-    return run
+    yield run
+    gc.collect()  # files that are still open would be another test's
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import io
 import os
 import signal
@@ -153,6 +154,8 @@ class RunningStudy:
                 start_new_session=True,
                 env=variables,
                 cwd=cwd,
+                # Tests that run in the background of a shell may ignore Ctrl-C, and what they start with them.
+                preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
 
     @property

@@ -1,7 +1,6 @@
 """Studies on real Tune that are interrupted and resumed: what Tune itself forgets."""
 
 import datetime
-import gc
 import os
 import shutil
 import time
@@ -19,9 +18,6 @@ from kiloseg.resumption import Retries, Rungs, utc
 from kiloseg.search import _rows, _trial_name
 from kiloseg.storage import storage_filesystem
 
-# A study that is interrupted closes no files.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 STEPS = 9
 
 
@@ -29,14 +25,17 @@ class Interruption(tune.Callback):
     """Of the study, as by Ctrl-C, when a file is there and the state has been copied since. Takes the driver's folder with it,
     as a machine does."""
 
-    def __init__(self, file):
+    def __init__(self, file, logger):
         self.file = file
+        self.logger = logger
 
     def on_step_begin(self, iteration, trials, **info):
         once = self.file.with_name("interrupted")
         if self.file.exists() and not once.exists():
             once.touch()
             time.sleep(2)
+            for trial in trials:  # closes a file, which nobody does of a study that is interrupted
+                self.logger.log_trial_end(trial)
             shutil.rmtree(Path(trials[-1].local_path).parent)
             raise KeyboardInterrupt
 
@@ -50,6 +49,7 @@ def resumed(tmp_path, monkeypatch):
 
     def run(trainable, numbers, *callbacks, scheduler=None, retries=0):
         trainable = tune.with_resources(trainable, {"cpu": 0.1})
+        logger = JsonLoggerCallback()
         tuner = tune.Tuner(
             trainable,
             param_space={"number": tune.grid_search(numbers)},
@@ -66,7 +66,7 @@ def resumed(tmp_path, monkeypatch):
                 storage_path=str(tmp_path),
                 storage_filesystem=storage_filesystem(str(tmp_path)),
                 failure_config=FailureConfig(max_failures=retries),
-                callbacks=[JsonLoggerCallback(), *callbacks, Interruption(tmp_path / "now")],
+                callbacks=[logger, *callbacks, Interruption(tmp_path / "now", logger)],
                 verbose=0,
             ),
         )
@@ -84,8 +84,7 @@ def resumed(tmp_path, monkeypatch):
         assert after > before, "the newest by name is the newest"
         return grid
 
-    yield run
-    gc.collect()  # files that are still open would be another test's
+    return run
 
 
 @pytest.fixture
@@ -145,6 +144,14 @@ def test_failures_count_only_where_a_trial_does_not_get_on(resumed, result, tmp_
         attempts = tmp_path / f"attempts-{settings['number']}"
         attempt = len(attempts.read_text()) if attempts.exists() else 0
         attempts.write_text("x" * (attempt + 1))
+        if settings["number"] == 2:  # is told to leave, again and again, long before its first validation
+            if attempt < 5:
+                left = tmp_path / "checkpoints" / f"train-{tune.get_context().get_trial_id()}" / "left"
+                left.mkdir(parents=True, exist_ok=True)
+                (left / f"step-{attempt + 1:08d}.pt").touch()
+                raise RuntimeError("leaves")
+            tune.report(result(STEPS, 0.1))
+            return
         gets_on = settings["number"] == 0
         if attempt:
             at = attempt if gets_on else 1
@@ -156,12 +163,16 @@ def test_failures_count_only_where_a_trial_does_not_get_on(resumed, result, tmp_
             tune.report(result(attempt + 1 if gets_on else 1, 0.1))
             raise RuntimeError("a process was lost")
 
-    grid = resumed(trainable, [0, 1], Retries(), retries=1)
+    grid = resumed(trainable, [0, 1, 2], Retries(str(tmp_path / "checkpoints")), retries=1)
     attempts = {
         each.config["number"]: len((tmp_path / f"attempts-{each.config['number']}").read_text()) for each in grid
     }
-    assert [each.error is not None for each in sorted(grid, key=lambda each: each.config["number"])] == [False, True]
-    assert attempts == {0: 9, 1: 2}
+    assert [each.error is not None for each in sorted(grid, key=lambda each: each.config["number"])] == [
+        False,
+        True,
+        False,
+    ]
+    assert attempts == {0: 9, 1: 2, 2: 6}
 
 
 def test_time_is_told_in_utc_for_a_while(monkeypatch):

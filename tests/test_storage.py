@@ -74,15 +74,25 @@ def state(tmp_path):
     """A whole one, of two sessions."""
     for hour in (10, 11):
         (tmp_path / f"experiment_state-2026-11-24_{hour}-00-00.json").write_text("{}")
-        for name in ("search_gen_state-{}.json", "searcher-state-{}.pkl", "callback-states-{}.pkl"):
+        for name in (
+            "search_gen_state-{}.json",
+            "searcher-state-{}.pkl",
+            "basic-variant-state-{}.json",
+            "callback-states-{}.pkl",
+        ):
             (tmp_path / name.format(f"2026-11-24_{hour}-00-00")).write_bytes(pickle.dumps({"hour": [hour] * 1000}))
+    # As a death while they are written leaves them.
+    for path in list(tmp_path.iterdir()):
+        path.with_name(path.name + ".partial").touch()
     check_state(str(tmp_path))
     return tmp_path
 
 
-@pytest.mark.parametrize("name", ["experiment_state", "search_gen_state", "searcher-state", "callback-states"])
+@pytest.mark.parametrize(
+    "name", ["experiment_state", "search_gen_state", "searcher-state", "basic-variant-state", "callback-states"]
+)
 def test_damaged_state_is_refused_by_name(state, name):
-    (file,) = state.glob(f"{name}-2026-11-24_11*")
+    file = next(path for path in state.glob(f"{name}-2026-11-24_11*") if path.suffix != ".partial")
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials are still there, but move it away"):
         check_state(str(state))

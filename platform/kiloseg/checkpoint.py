@@ -89,6 +89,11 @@ def load_newest(*directories: Path | str) -> dict[str, Any] | None:
     return None
 
 
+def newest_step(directory: Path | str) -> int:
+    """Of the checkpoints in a folder; 0 where there are none."""
+    return max((int(name[5:13]) for name in _names(open_folder(directory).entries())), default=0)
+
+
 def _names(entries: Iterable[str]) -> list[str]:
     """Those entries of a folder that are checkpoints, oldest first."""
     return sorted(fnmatch.filter(entries, PATTERN))

@@ -48,6 +48,8 @@ class Lease:
     def __init__(self, folder: Folder, name: str, *, contested: bool) -> None:
         self._folder = folder
         self._name = name
+        self.lost = False
+        """Whether another process has taken the study over."""
         _check_free(folder, name)
         self._token = f"{_machine()} {os.getpid()} {time.time_ns()}"
         self._renew()
@@ -76,6 +78,7 @@ class Lease:
                     logger.error(
                         "study %s was taken over by process %s on %s", self._name, holder["pid"], holder["host"]
                     )
+                    self.lost = True
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._renew()

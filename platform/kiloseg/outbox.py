@@ -173,8 +173,10 @@ class Outbox:
             try:
                 self._send(message)
             except Exception as error:
-                attempts += 1
-                if not self._is_refused(message, error, attempts):
+                doubtful = message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True)
+                # Only while the server answers otherwise, as it may not for long.
+                attempts = attempts + 1 if doubtful and self._study.answers() else 0
+                if not is_refusal(error) and attempts < ATTEMPTS:
                     self._away(error)
                     with self._changed:
                         self._changed.wait_for(lambda: self._stopped, timeout=pause)
@@ -200,13 +202,6 @@ class Outbox:
                 with contextlib.suppress(OSError):
                     self._elsewhere.remove(LINES)
                     self._copied = False
-
-    def _is_refused(self, message: Mapping[str, Any], error: Exception, attempts: int) -> bool:
-        """Whether to go on without the message, which would hold up all that come after it."""
-        if is_refusal(error):
-            return True
-        doubtful = message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True)
-        return doubtful and attempts >= ATTEMPTS and self._study.answers()
 
     def _away(self, error: Exception) -> None:
         if self._away_since is None:

@@ -30,7 +30,15 @@ CHECKPOINT = "checkpoint_path"
 RESUMED = "resumed_from"
 """Key of a result that repeats what a checkpoint knew: the step from which the run goes on."""
 
+LEFT = "left"
+"""Folder of a trial for the checkpoint of a run that was asked to leave."""
+
 FAILED_OUTCOMES = ("oom", "diverged", "refused", "failed")
+
+
+def run_of(trial: str) -> str:
+    """Name of a trial's run on Ray Train, and of its folder in that of all checkpoints."""
+    return f"train-{trial}"
 
 
 def outcome_of(last: Mapping[str, Any], steps: int) -> str:

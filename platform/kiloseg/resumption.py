@@ -14,7 +14,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 from ray.tune.schedulers import ASHAScheduler
 
-from kiloseg.reporter import RESUMED, STEP
+from kiloseg.checkpoint import newest_step
+from kiloseg.data.folder import inside
+from kiloseg.reporter import LEFT, RESUMED, STEP, run_of
 
 
 class Rungs(tune.Callback):
@@ -49,17 +51,28 @@ class Retries(tune.Callback):
     """Counts a trial's failures anew once it has come further, so that they limit what never gets on, and not what takes long.
 
     A trial of days on spot machines may be interrupted any number of times.
+
+    Args:
+        checkpoints: folder of all trials' checkpoints, by path or URL.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, checkpoints: str) -> None:
+        self.checkpoints = checkpoints
         self.reached: dict[str, int] = {}
         """Step that each trial is known to have come to."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """A validation, or what the checkpoint of a run knows that was told to leave before it came to one."""
-        step = result.get(RESUMED, result[STEP])
+        """A validation, or one that a checkpoint tells of."""
+        self._count(trial, result.get(RESUMED, result[STEP]))
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """After a failure, which is no failure of a run that was told to leave: it may be long before the first validation."""
+        with contextlib.suppress(OSError):
+            self._count(trial, newest_step(inside(self.checkpoints, f"{run_of(trial.trial_id)}/{LEFT}")))
+
+    def _count(self, trial: Trial, step: int) -> None:
         if step > self.reached.get(trial.trial_id, 0):
             self.reached[trial.trial_id] = step
             trial.run_metadata.num_failures = 0

@@ -25,7 +25,7 @@ from kiloseg.config import Config, flatten, override
 from kiloseg.data.folder import inside, open_folder
 from kiloseg.progress import Progress
 from kiloseg.recorder import Recorder
-from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, HISTORY, METRIC, STEP, outcome_of
+from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, HISTORY, METRIC, STEP, outcome_of, run_of
 from kiloseg.resumption import Retries, Rungs, utc
 from kiloseg.staging import Staging
 from kiloseg.storage import check_state, storage_filesystem
@@ -166,7 +166,7 @@ def _run(
             Staging(),
             Recorder(begun.outbox, base, tags),
             Progress(num_trials, base.trainer.steps),
-            Retries(),
+            Retries(begun.checkpoints),
             *([Rungs(scheduler)] if isinstance(scheduler, ASHAScheduler) else []),
         ]
         if study.resume:
@@ -207,8 +207,9 @@ def _run(
     except BaseException as error:
         if running:
             error.add_note(f"what study {begun.study_id} has computed is kept: --resume goes on with it")
-        begun.outbox.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
-        begun.outbox.close(patience_s=5)
+        if not begun.lease.lost:  # to one that goes on with the study
+            begun.outbox.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
+        begun.outbox.close(patience_s=0 if begun.lease.lost else 5)
         begun.lease.release()
         raise
     return begun.result(_rows(grid, base, begun.checkpoints))
@@ -220,6 +221,11 @@ class _Searcher(OptunaSearch):
         between Tune's writing down of its own state and of Optuna's, right before a death."""
         if trial_id in self._ot_trials and trial_id not in self._completed_trials:
             super().on_trial_result(trial_id, result)
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """As well."""
+        if trial_id in self._ot_trials and trial_id not in self._completed_trials:
+            super().on_trial_complete(trial_id, result, error)
 
 
 def _sampler(study: Search) -> optuna.samplers.BaseSampler:
@@ -266,7 +272,7 @@ def _rows(grid: ResultGrid, base: Config, checkpoints: str) -> list[TrialRow]:
                 seconds=float(last.get("time_total_s", 0.0)),
                 train_seconds=float(last.get("train_s", 0.0)),
                 error=str(result.error or last.get("error", "")),
-                checkpoint=None if scored is None else scored.folder(inside(checkpoints, f"train-{trial}")),
+                checkpoint=None if scored is None else scored.folder(inside(checkpoints, run_of(trial))),
             )
         )
     return rows
@@ -283,11 +289,9 @@ class _Validation:
         """Of its checkpoint, in the folder of its trial's; None if it is gone."""
         if self.checkpoint is not None:
             return inside(trial, self.checkpoint)
-        file = checkpoint_name(self.step)
-        for name in open_folder(trial).entries():
-            if name.startswith("checkpoint_") and file in open_folder(inside(trial, name)).entries():
-                return inside(trial, name)
-        return None
+        place, file = open_folder(trial), checkpoint_name(self.step)
+        held = (name for name in place.entries() if name.startswith("checkpoint_") and file in place.entries(name))
+        return next((inside(trial, name) for name in held), None)
 
 
 def _best_validation(result: Result) -> _Validation | None:
@@ -299,7 +303,7 @@ def _best_validation(result: Result) -> _Validation | None:
     scores = {report[STEP]: report[METRIC] for told in frame[HISTORY] for report in told if METRIC in report}
     if not scores:
         return None
-    best = max(scores, key=lambda step: scores[step])
+    best = max(scores, key=lambda step: (scores[step], step))  # of equal ones Train keeps the later checkpoints
     named = frame[frame[STEP] == best].get(CHECKPOINT, pandas.Series(dtype=object)).dropna()
     # Ray names a path without its filesystem, on the machine that wrote it.
     name = named.iloc[-1].partition("?")[0].rsplit("/", 1)[-1] if len(named) else None

@@ -15,7 +15,7 @@ from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from kiloseg.data.folder import WORK, DataError, open_folder
 
 STATE = "experiment_state-"
-PICKLED = ("search_gen_state-", "searcher-state-", "callback-states-")
+PICKLED = ("search_gen_state-", "searcher-state-", "basic-variant-state-", "callback-states-")
 """Beginnings of the names of Ray's files of a study's state; after them comes when the process began that wrote them, in UTC."""
 
 
@@ -40,7 +40,7 @@ def check_state(study: str) -> None:
             for this machine, so that the state that is about to be written would not be the newest.
     """
     folder = open_folder(study)
-    entries = folder.entries()
+    entries = [name for name in folder.entries() if not name.endswith(WORK)]  # of a death while one was written
     states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
     if not states:
         raise DataError(

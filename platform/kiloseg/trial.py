@@ -30,12 +30,10 @@ from kiloseg import notice
 from kiloseg.cluster import Resources
 from kiloseg.config import Config, override
 from kiloseg.data.folder import DataError, inside, open_folder
-from kiloseg.reporter import METRIC, Reporter
+from kiloseg.reporter import LEFT, METRIC, Reporter, run_of
 
 logger = logging.getLogger(__name__)
 
-LEFT = "left"
-"""Folder of a trial for the checkpoint of a run that was asked to leave."""
 VERDICT = "verdict"
 """Folder of a trial in which each of several workers leaves the result of one that cannot work, if it finds that."""
 SNAPSHOT = "checkpoint_manager_snapshot.json"
@@ -56,7 +54,7 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
     """A Tune function: trains `settings.base` with `overrides` (dotted names) in a Ray Train run of its own."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
-    name = f"train-{tune.get_context().get_trial_id()}"
+    name = run_of(tune.get_context().get_trial_id())
     directory = inside(settings.storage, name)
     _drop_damaged_snapshot(directory)
     resources = settings.resources

@@ -16,7 +16,7 @@ from kiloseg.cluster import start_ray
 from kiloseg.config import from_flat
 from kiloseg.resumption import Retries, Rungs, utc
 from kiloseg.search import _rows, _trial_name
-from kiloseg.storage import storage_filesystem
+from kiloseg.storage import still_while_copied, storage_filesystem
 
 STEPS = 9
 
@@ -71,14 +71,14 @@ def resumed(tmp_path, monkeypatch):
             ),
         )
         monkeypatch.setenv("TZ", "UTC-9")
-        with pytest.raises(KeyboardInterrupt), utc():
+        with pytest.raises(KeyboardInterrupt), utc(), still_while_copied():
             tuner.fit()
         (before,) = (path.name for path in (tmp_path / "study").glob("experiment_state-*"))
         monkeypatch.setenv("TZ", "UTC+9")
         restored = tune.Tuner.restore(
             str(tmp_path / "study"), trainable, storage_filesystem=storage_filesystem(str(tmp_path))
         )
-        with utc():
+        with utc(), still_while_copied():
             grid = restored.fit()
         (after,) = {path.name for path in (tmp_path / "study").glob("experiment_state-*")} - {before}
         assert after > before, "the newest by name is the newest"

@@ -8,16 +8,24 @@ from ray.tune.logger import JsonLoggerCallback
 
 from kiloseg.cluster import start_ray
 from kiloseg.staging import Staging
-from kiloseg.storage import storage_filesystem
+from kiloseg.storage import still_while_copied, storage_filesystem
 
 TRIALS = 4
 
 
 class Left(tune.Callback):
-    """Notes what of the trials before is there when one starts."""
+    """Notes what of the trials before is there when one starts, and how often the storage had not all of the last state."""
 
     def __init__(self):
         self.folders = []
+        self.states = []
+
+    def on_step_begin(self, iteration, trials, **info):
+        if iteration:  # a state has been written
+            here = Path(trials[0].local_path).parent
+            there = Path(trials[0].storage.experiment_fs_path)
+            (name,) = (path.name for path in here.glob("experiment_state-*"))
+            self.states.append((here / name).read_bytes() == (there / name).read_bytes())
 
     def on_trial_start(self, iteration, trials, trial, **info):
         self.folders.append([other.config["number"] for other in trials if Path(other.local_path).exists()])
@@ -46,7 +54,12 @@ def run(tmp_path, monkeypatch, period_s):
             verbose=0,
         ),
     )
-    return tuner.fit(), left.folders
+    with still_while_copied():
+        grid = tuner.fit()
+    if period_s == 0:
+        assert len(left.states) > 10
+        assert all(left.states), "a state is copied whole before the next is written"
+    return grid, left.folders
 
 
 def test_what_the_storage_has_goes_and_results_stay(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -52,7 +53,8 @@ class Lease:
         """Whether another process has taken the study over."""
         _check_free(folder, name)
         self._token = f"{_machine()} {os.getpid()} {time.time_ns()}"
-        self._renew()
+        with contextlib.suppress(FileNotFoundError):  # another took it from below this one's hands
+            self._renew()
         if contested:
             time.sleep(SETTLES_S)
         holder = _read(folder)

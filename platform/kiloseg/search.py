@@ -28,7 +28,7 @@ from kiloseg.recorder import Recorder
 from kiloseg.reporter import CHECKPOINT, FAILED_OUTCOMES, HISTORY, METRIC, STEP, outcome_of, run_of
 from kiloseg.resumption import Retries, Rungs, utc
 from kiloseg.staging import Staging
-from kiloseg.storage import check_state, storage_filesystem
+from kiloseg.storage import check_state, still_while_copied, storage_filesystem
 from kiloseg.study import BegunStudy, Study, StudyResult
 from kiloseg.summary import TrialRow
 from kiloseg.trial import TrialSettings, run_trial
@@ -202,7 +202,7 @@ def _run(
                 ),
             )
         running = True
-        with utc():
+        with utc(), still_while_copied():
             grid = tuner.fit()
     except BaseException as error:
         if running:

@@ -41,9 +41,8 @@ class Staging(tune.Callback):
     def get_state(self) -> None:
         """Removes them, and has no state.
 
-        Ray asks for it right before a copy. Should the one before still run, a file that goes while it is about to read it fails
-        that copy, and the next makes it good. What ended first is copied first: if that is not there yet, or the storage does
-        not answer, the others need not be asked for.
+        Ray asks for it right before a copy. What ended first is copied first: if that is not there yet, or the storage does not
+        answer, the others need not be asked for.
         """
         while self.ended and _cleared(self.ended[0]):
             self.ended.pop(0)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pickletools
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from fsspec.implementations.local import LocalFileSystem
 from pyarrow import PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
+from ray.train._internal import storage as ray_storage
 
 from kiloseg.data.folder import WORK, DataError, open_folder
 
+PATIENCE_S = 60.0
+"""That a study waits for a copy of its state: a storage that is away ends no study."""
 STATE = "experiment_state-"
 PICKLED = ("search_gen_state-", "searcher-state-", "basic-variant-state-", "callback-states-")
 """Beginnings of the names of Ray's files of a study's state; after them comes when the process began that wrote them, in UTC."""
@@ -27,6 +32,30 @@ def storage_filesystem(storage: str) -> FileSystem | None:
     there.
     """
     return None if "://" in storage else PyFileSystem(_WholeFiles(LocalFileSystem()))
+
+
+@contextlib.contextmanager
+def still_while_copied() -> Iterator[None]:
+    """While entered a study that begins waits for the copy that Ray makes of its state.
+
+    Ray copies beside the study, which may write the next state over the one that is being read. On a storage that is slower than
+    that a file would be half of one and half of the other, from which nothing can be resumed.
+    """
+    before = ray_storage._FilesystemSyncer
+    ray_storage._FilesystemSyncer = _WaitedFor
+    try:
+        yield
+    finally:
+        ray_storage._FilesystemSyncer = before
+
+
+class _WaitedFor(ray_storage._FilesystemSyncer):
+    def sync_up(self, *arguments: Any, **keywords: Any) -> bool:
+        """Starts a copy, and waits for it; what went wrong Ray tells when it starts the next."""
+        started: bool = super().sync_up(*arguments, **keywords)
+        if started:
+            self._sync_process._process.join(PATIENCE_S)
+        return started
 
 
 def check_state(study: str) -> None:

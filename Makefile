@@ -25,12 +25,13 @@ faults: $(READY)  ## studies struck by faults, each COUNT times
 	$(BIN)/python -m pytest -m faults --count $(COUNT) -ra
 
 services: $(READY)  ## an MLflow server on PostgreSQL, for MLFLOW_TRACKING_URI=http://127.0.0.1:5000
-	$(BIN)/python -m kiloseg.services --folder runs/services
+	$(BIN)/python -m kiloseg.tracking.services --folder runs/services
 
 lint: $(READY)  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 setup: $(READY)  ## the environment alone
 

@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 
 from kiloseg.config import Data
-from kiloseg.data import pipeline
+from kiloseg.data.reading import loader
+from kiloseg.data.reading.order import Position
 from kiloseg.data.shards import DatasetInfo, Shard
-from kiloseg.data.streams import Position
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class Epoch(NamedTuple):
     """Samples that do not fill a last step of all workers."""
 
 
-class _Stream(pipeline._TrainStream):
+class _Stream(loader._TrainStream):
     """Notes positions instead of reading them."""
 
     def _fill(self, *arguments: Any) -> None:
@@ -112,7 +112,7 @@ def share_of(info: DatasetInfo, arguments: Arguments, rank: int) -> Share:
         stream.noted = []
         stream.epoch_and_skip[0] = arguments.epoch
         turn = (worker, arguments.loader_workers)
-        with mock.patch.object(pipeline, "_loader_worker", lambda turn=turn: turn):
+        with mock.patch.object(loader, "_loader_worker", lambda turn=turn: turn):
             begin = time.perf_counter()
             batches = iter(stream)
             next(batches)

@@ -136,7 +136,7 @@ def measure_reader(source: str, root: Path) -> tuple[float, float]:
 import re, resource, tempfile, time
 from pathlib import Path
 import numpy, pyarrow.parquet, pycocotools.mask
-import kiloseg.data.build
+import kiloseg.data.writing.build
 def peak():  # not ru_maxrss, which a process begins with its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) / 2**20
 root, before, begin = Path({str(root)!r}), peak(), time.process_time()

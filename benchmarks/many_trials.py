@@ -29,10 +29,10 @@ import ray
 import tyro
 from ray import tune
 
-import kiloseg.search
+import kiloseg.tuning.search
 from kiloseg.config import Config, Data, Trainer
-from kiloseg.reporter import HISTORY, IOU_PER_CLASS, METRIC, STEP
-from kiloseg.trial import TrialSettings
+from kiloseg.tuning.reports import HISTORY, IOU_PER_CLASS, METRIC, STEP
+from kiloseg.tuning.trial import TrialSettings
 
 ROOT = Path(__file__).resolve().parents[1]
 NUM_CLASSES = 40
@@ -144,7 +144,7 @@ def main(arguments: Arguments) -> None:
             data=Data(path=str(data), num_classes=NUM_CLASSES),
             trainer=Trainer(steps=STEPS[-1], validate_every=STEPS[0]),
         )
-        study = kiloseg.search.Search(
+        study = kiloseg.tuning.search.Search(
             name="many_trials",
             num_trials=arguments.num_trials,
             max_concurrent=arguments.max_concurrent,
@@ -156,10 +156,10 @@ def main(arguments: Arguments) -> None:
             "loss.temperature": tune.choice([10.0, 20.0, 40.0]),
             "optimizer.lr": tune.loguniform(1e-3, 1e-2),
         }
-        setattr(kiloseg.search, "run_trial", fake_trial)  # noqa: B010 (the name is not exported)
+        setattr(kiloseg.tuning.search, "run_trial", fake_trial)  # noqa: B010 (the name is not exported)
         watch = Watch(runs)
         watch.start()
-        result = kiloseg.search.search(study, base, space, first=[], script="benchmarks/many_trials.py")
+        result = kiloseg.tuning.search.search(study, base, space, first=[], script="benchmarks/many_trials.py")
         watch.over.set()
         watch.join()
         watch.note()

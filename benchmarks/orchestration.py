@@ -3,7 +3,7 @@
     python benchmarks/orchestration.py
 
 Runs a study of trials that train for a few steps, as many at once as fit, and compares its wall time with the time spent
-inside `kiloseg.train.train`. The cost of a trial is (wall time - training time / trials at once) / trials: what each
+inside `kiloseg.training.loop.train`. The cost of a trial is (wall time - training time / trials at once) / trials: what each
 trial adds to the length of a study. Starting Ray itself is given apart.
 """
 
@@ -21,9 +21,9 @@ import ray
 import tyro
 from ray import tune
 
-from kiloseg.cluster import concurrency, start_ray, trial_resources
 from kiloseg.config import Config, Data, Model, Optimizer, Trainer
-from kiloseg.search import Search, search
+from kiloseg.tuning.cluster import concurrency, start_ray, trial_resources
+from kiloseg.tuning.search import Search, search
 
 ROOT = Path(__file__).resolve().parents[1]
 

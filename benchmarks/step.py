@@ -22,11 +22,12 @@ from typing import Any
 import torch
 import tyro
 
-from kiloseg.config import Config, Data, Logit, Loss, Model, Optimizer, Precision, Trainer, head_overrides, override
+from kiloseg.config import Config, Data, Logit, Loss, Model, Optimizer, Precision, Trainer
 from kiloseg.memory import PeakMemory
 from kiloseg.models import build_segmenter
-from kiloseg.optimizer import build_optimizer
-from kiloseg.step import autocast_of, training_step
+from kiloseg.overrides import head_overrides, override
+from kiloseg.training.optimizer import build_optimizer
+from kiloseg.training.step import autocast_of, training_step
 
 
 @dataclass(frozen=True, kw_only=True)

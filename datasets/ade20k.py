@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from command_line import run
-from kiloseg.data.build import Output
 from kiloseg.data.shards import IGNORE_ID, DatasetInfo
+from kiloseg.data.writing.build import Output
 from label_table import class_names, lookup, read_table, to_class_ids
 from pairs import Pair, Place, build_pairs, find_splits, read_ids
 

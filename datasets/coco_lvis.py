@@ -21,8 +21,8 @@ from tqdm import tqdm
 from annotation_store import AnnotatedImage, is_current, read_column, source, write_store
 from coco_json import CocoJson, Image
 from command_line import run
-from kiloseg.data.build import Output, build, plan_shards
 from kiloseg.data.shards import DataError, DatasetInfo
+from kiloseg.data.writing.build import Output, build, plan_shards
 from label_table import class_names, read_table
 from pairs import check_count, check_files, order
 from regions import make_samples

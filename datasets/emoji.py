@@ -26,11 +26,11 @@ from emoji_bank import Bank, make_bank, read_bank, write_bank
 from emoji_photographs import PACKAGED, in_folder, packaged
 from emoji_scenes import Scenes, describe, make_scenes
 from emoji_shards import ROWS, coverage, write_attribution
-from kiloseg.data.build import Output, ShardTask, build, plan_shards
-from kiloseg.data.folder import open_folder
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index, write_index
 from kiloseg.data.shards import DataError, DatasetInfo, Sample
+from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.storage.filesystems import open_folder
 
 WORK = Path(__file__).parents[1] / "runs" / "emoji"
 

@@ -24,7 +24,6 @@ from typing import Any
 from emoji_bank import Bank, read_bank
 from emoji_photographs import by_credit, photographs_of
 from emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
-from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import (
     DESCRIPTION,
     DataError,
@@ -35,6 +34,7 @@ from kiloseg.data.shards import (
     write_info,
     write_shard,
 )
+from kiloseg.storage.filesystems import open_folder
 
 ROWS = "index.jsonl"
 ATTRIBUTION = "ATTRIBUTION.md"

@@ -12,8 +12,8 @@ from tqdm import tqdm
 from annotation_store import AnnotatedImage, is_current, num_images, read_classes, read_column, source, write_store
 from coco_json import CocoJson, Image
 from folder_arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
-from kiloseg.data.build import build, plan_shards
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from kiloseg.data.writing.build import build, plan_shards
 from pairs import check_files, fingerprint, order
 from regions import make_samples
 

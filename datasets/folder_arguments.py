@@ -10,8 +10,8 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
-from kiloseg.data.build import Output
 from kiloseg.data.shards import DataError
+from kiloseg.data.writing.build import Output
 from label_table import MAX_RAW_ID
 from pairs import order, read_image, safe_key
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from backgrounds import packaged_photograph, random_square
 from glyph_characters import CUTS, draw, font
-from kiloseg.data.build import Output, ShardTask
 from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
+from kiloseg.data.writing.build import Output, ShardTask
 
 NAME = "glyphs"
 VERSION = 2

@@ -16,8 +16,8 @@ import unicodedata
 from command_line import run
 from glyph_characters import distinct_characters
 from glyph_scenes import NAME, Recipe, make_samples, object_counts
-from kiloseg.data.build import build, finished, plan_shards
 from kiloseg.data.shards import DatasetInfo
+from kiloseg.data.writing.build import build, finished, plan_shards
 
 LICENCE = (
     "Glyphs: DejaVu fonts (Bitstream Vera licence with public domain changes, free to use and redistribute; "

@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kiloseg.data.build import Output, ShardTask, build, plan_shards
 from kiloseg.data.shards import DataError, DatasetInfo, Sample
+from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
 
 
 class Pair(NamedTuple):

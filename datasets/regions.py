@@ -11,8 +11,8 @@ import numpy as np
 import pycocotools.mask
 
 from annotation_store import AnnotatedImage, read_store
-from kiloseg.data.build import ShardTask
 from kiloseg.data.shards import IGNORE_ID, DataError, Sample
+from kiloseg.data.writing.build import ShardTask
 from pairs import read_image
 
 

@@ -27,7 +27,7 @@ import tyro
 from mlflow import MlflowClient
 from playwright.sync_api import Page, sync_playwright
 
-from kiloseg.tracking import CURVE_TAG
+from kiloseg.tracking.runs import CURVE_TAG
 
 METRICS = ("miou_vs_classes", "peak_memory_gib_vs_classes", "images_per_s_vs_classes")
 SIZE = {"width": 1500, "height": 900}

@@ -38,15 +38,16 @@ import tyro
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg import command
-from kiloseg.config import Config, head_overrides, override
+from kiloseg import cli
+from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
-from kiloseg.data.folder import open_folder
 from kiloseg.data.shards import read_info
-from kiloseg.figures import ranking
+from kiloseg.overrides import head_overrides, override
+from kiloseg.plotting import ranking
 from kiloseg.presets import PRESETS
-from kiloseg.search import run_grid
-from kiloseg.study import Study, StudyResult
+from kiloseg.storage.filesystems import open_folder
+from kiloseg.tuning.search import run_grid
+from kiloseg.tuning.study import Study, StudyResult
 
 Question = Literal[
     "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"
@@ -87,7 +88,7 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(command.Preset):
+class Arguments(cli.Preset):
     """Vary one setting."""
 
     question: Question
@@ -184,4 +185,4 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, nu
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    cli.run(main, Arguments, __doc__)

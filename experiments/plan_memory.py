@@ -33,14 +33,15 @@ import tyro
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, head_overrides, override
-from kiloseg.data.slots import Batch
-from kiloseg.evaluate import evaluate
-from kiloseg.figures import peaks
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
+from kiloseg.data.reading.batches import Batch
 from kiloseg.memory import PeakMemory, is_out_of_memory, largest_batch, parse_gib, plan, plan_evaluation
 from kiloseg.models import build_segmenter
-from kiloseg.optimizer import build_optimizer
-from kiloseg.step import autocast_of, training_step
+from kiloseg.overrides import head_overrides, override
+from kiloseg.plotting import peaks
+from kiloseg.training.evaluation import evaluate
+from kiloseg.training.optimizer import build_optimizer
+from kiloseg.training.step import autocast_of, training_step
 
 PAPER_RUN = Config(
     data=Data(crop=512, val_batch_size=10),

@@ -41,19 +41,20 @@ from matplotlib.figure import Figure
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg import command
-from kiloseg.config import Config, flatten, head_name, head_overrides, override
-from kiloseg.data.folder import open_folder
+from kiloseg import cli
+from kiloseg.config import Config
 from kiloseg.data.shards import read_info
-from kiloseg.figures import spread
 from kiloseg.memory import largest_batch, parse_gib
-from kiloseg.outbox import OutboxRun
+from kiloseg.overrides import flatten, head_name, head_overrides, override
+from kiloseg.plotting import spread
 from kiloseg.presets import PRESETS
-from kiloseg.search import run_grid
-from kiloseg.step import autocast_of
-from kiloseg.study import Study, StudyResult
-from kiloseg.summary import TrialRow
-from kiloseg.tracking import CURVE_TAG
+from kiloseg.storage.filesystems import open_folder
+from kiloseg.tracking.delivery import OutboxRun
+from kiloseg.tracking.runs import CURVE_TAG
+from kiloseg.training.step import autocast_of
+from kiloseg.tuning.search import run_grid
+from kiloseg.tuning.study import Study, StudyResult
+from kiloseg.tuning.summary import TrialRow
 
 COLUMNS = (
     "setting",
@@ -74,7 +75,7 @@ CURVES = {"miou": "validation mIoU", "peak_memory_gib": "peak memory (GiB)", "im
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(command.Preset):
+class Arguments(cli.Preset):
     """Train heads at several class counts and compare."""
 
     study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="scale_classes"))
@@ -328,4 +329,4 @@ def report(table: pandas.DataFrame, result: StudyResult) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    cli.run(main, Arguments, __doc__)

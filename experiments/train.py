@@ -26,21 +26,22 @@ from tqdm import tqdm
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg import command
-from kiloseg.config import Config, flatten, head_name, override
-from kiloseg.data.folder import open_folder
+from kiloseg import cli
+from kiloseg.config import Config
 from kiloseg.data.shards import read_info
-from kiloseg.outbox import Outbox
+from kiloseg.overrides import flatten, head_name, override
 from kiloseg.presets import PRESETS, Preset
-from kiloseg.summary import iou_table
-from kiloseg.tracking import TrackedRun, Tracker, source_tags
-from kiloseg.train import train
+from kiloseg.storage.filesystems import open_folder
+from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
+from kiloseg.training.loop import train
+from kiloseg.tuning.summary import iou_table
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(command.Preset):
+class Arguments(cli.Preset):
     """Train one model."""
 
     list: bool = False
@@ -147,4 +148,4 @@ def print_presets() -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    cli.run(main, Arguments, __doc__)

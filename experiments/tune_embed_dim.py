@@ -32,20 +32,21 @@ from ray import tune
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg import command
-from kiloseg.config import Config, NegativesKind, override
-from kiloseg.data.folder import open_folder
+from kiloseg import cli
+from kiloseg.config import Config, NegativesKind
 from kiloseg.data.shards import read_info
+from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
-from kiloseg.search import Search, search
-from kiloseg.study import StudyResult
-from kiloseg.summary import best_row, table, write_summary
+from kiloseg.storage.filesystems import open_folder
+from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.study import StudyResult
+from kiloseg.tuning.summary import best_row, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(command.Preset):
+class Arguments(cli.Preset):
     """Search embedding dimension and negative sampling."""
 
     study: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=lambda: Search(name="tune_embed_dim"))
@@ -138,4 +139,4 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
 
 
 if __name__ == "__main__":
-    command.run(main, Arguments, __doc__)
+    cli.run(main, Arguments, __doc__)

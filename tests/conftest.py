@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from kiloseg.config import Config, override
+from kiloseg.config import Config
 from kiloseg.data.index import write_index
 from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, write_info, write_shard
+from kiloseg.overrides import override
 
 NUM_CLASSES = 6
 

@@ -17,8 +17,8 @@ from mlflow import MlflowClient
 from ray.cluster_utils import Cluster
 from scripts import words_of
 
-from kiloseg.data.folder import inside, open_folder
-from kiloseg.services import TrackingServer
+from kiloseg.storage.filesystems import inside, open_folder
+from kiloseg.tracking.services import TrackingServer
 
 ROOT = Path(__file__).parents[1]
 

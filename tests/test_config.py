@@ -7,20 +7,8 @@ import re
 import pytest
 import tyro
 
-from kiloseg.config import (
-    Config,
-    Data,
-    Loss,
-    Model,
-    Negatives,
-    Optimizer,
-    Trainer,
-    flatten,
-    from_flat,
-    head_name,
-    head_overrides,
-    override,
-)
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
+from kiloseg.overrides import flatten, from_flat, head_name, head_overrides, override
 
 GROUPS = {"data": Data, "model": Model, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer}
 

@@ -10,8 +10,8 @@ import timm
 from mlflow import MlflowClient
 from scripts import assert_refused, said
 
-from kiloseg.config import override
 from kiloseg.models import build_segmenter
+from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
 
 ROOT = Path(__file__).parents[1]

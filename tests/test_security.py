@@ -18,20 +18,21 @@ import pytest
 import torch
 from heads import free_ports
 
-from kiloseg.checkpoint import load_checkpoint, load_newest
-from kiloseg.config import Config, flatten, override
-from kiloseg.data.pipeline import TrainBatches
+from kiloseg.config import Config
+from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.shards import read_info
 from kiloseg.models import build_segmenter
-from kiloseg.outbox import Outbox
-from kiloseg.study import Study
-from kiloseg.tracking import Tracker
+from kiloseg.overrides import flatten, override
+from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.runs import Tracker
+from kiloseg.training.checkpoint import load_checkpoint, load_newest
+from kiloseg.tuning.study import Study
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted(path for folder in ("platform", "datasets", "experiments") for path in (ROOT / folder).rglob("*.py"))
 
 UNPICKLERS = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}
-BETWEEN_OWN_PROCESSES = {"platform/kiloseg/data/processes.py"}
+BETWEEN_OWN_PROCESSES = {"platform/kiloseg/data/writing/processes.py"}
 """Pickles what it sends to processes that it starts itself, and reads nothing else."""
 
 
@@ -154,7 +155,7 @@ LISTENING = """
 import os, re, sys
 from pathlib import Path
 import ray
-from kiloseg.cluster import start_ray
+from kiloseg.tuning.cluster import start_ray
 start_ray()
 @ray.remote(num_cpus=0)
 class Actor:

@@ -6,15 +6,12 @@ Every setting has exactly one definition, here. Command lines (tyro), searches (
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import typing
-import urllib.parse
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
-T = TypeVar("T")
+from kiloseg.storage.credentials import require_no_credentials
 
 NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
@@ -35,21 +32,6 @@ def _require_word(name: str, value: object, words: Any) -> None:
     """`words` is a Literal."""
     choices = typing.get_args(words)
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
-
-
-def require_no_credentials(name: str, location: str) -> None:
-    """Of a path or URL that is a setting, and so is logged.
-
-    Raises:
-        ValueError: a URL with a user or password, which the message does not repeat.
-    """
-    user = urllib.parse.urlsplit(location).netloc.rpartition("@")[0] if "://" in location else ""
-    if user:
-        shown = location.replace(f"{user}@", "...@")
-        raise ValueError(
-            f"{name} = {shown!r}: expected a URL without user and password, since settings are logged; they come from the "
-            "environment"
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -342,107 +324,3 @@ class Config:
             self.optimizer.warmup_steps,
             f"less than trainer.steps = {self.trainer.steps}",
         )
-
-
-def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field of a config by its dotted name, in order: {"data.path": ..., "loss.negatives.count": ...}."""
-    flat: dict[str, Any] = {}
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
-        if dataclasses.is_dataclass(value):
-            flat |= flatten(value, f"{prefix}{item.name}.")
-        else:
-            flat[prefix + item.name] = value
-    return flat
-
-
-def override(config: T, values: Mapping[str, Any]) -> T:
-    """A copy of `config` with the fields of `values`, given by dotted name, replaced; all checks run again.
-
-    All values are applied together, so that fields which limit each other can change at once.
-
-    Raises:
-        ValueError: a name that is no field (the message lists those there are), a value of the wrong type, or a value
-            that the config itself refuses.
-    """
-    known = flatten(config)
-    for name, value in values.items():
-        if name not in known:
-            raise ValueError(f"no setting is called {name!r}; the settings are: {', '.join(known)}")
-        _check_type(config, name, value)
-    return _replace(config, values)
-
-
-def _replace(config: Any, values: Mapping[str, Any]) -> Any:
-    changes: dict[str, Any] = {}
-    groups: dict[str, dict[str, Any]] = {}
-    for name, value in values.items():
-        head, _, rest = name.partition(".")
-        if rest:
-            groups.setdefault(head, {})[rest] = value
-        else:
-            changes[head] = value
-    for head, group in groups.items():
-        changes[head] = _replace(getattr(config, head), group)
-    return dataclasses.replace(config, **changes)
-
-
-def _check_type(config: Any, name: str, value: Any) -> None:
-    owner = config
-    *path, last = name.split(".")
-    for part in path:
-        owner = getattr(owner, part)
-    expected = typing.get_type_hints(type(owner))[last]
-    if not _fits(value, expected):
-        if typing.get_origin(expected) is Literal:
-            raise ValueError(f"{name} = {value!r}: expected one of {', '.join(typing.get_args(expected))}")
-        shown = expected.__name__ if isinstance(expected, type) else str(expected)
-        raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: expected {shown}")
-
-
-def _fits(value: Any, expected: Any) -> bool:
-    arguments = typing.get_args(expected)
-    if typing.get_origin(expected) is Literal:
-        return value in arguments
-    if arguments:  # a union such as int | None
-        return any(_fits(value, argument) for argument in arguments)
-    if expected is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if expected is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    return isinstance(value, expected)
-
-
-def head_overrides(head: str) -> dict[str, Any]:
-    """Values for `override` of a head as command lines name it.
-
-    That is dense; embedding, or embedding:KIND with negatives of that kind; or official, the paper's loss as its code has it,
-    and official-mended, the same with a pixel's own class left out of its negatives.
-    """
-    if head in ("official", "official-mended"):
-        return {
-            "model.head": "embedding",
-            "model.normalise_early": True,
-            "loss.formula": head,
-            "loss.negatives.kind": "nearest",
-            "loss.logit": "distance",
-        }
-    name, _, kind = head.partition(":")
-    return {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {})
-
-
-def head_name(config: Config) -> str:
-    """The head of a run as command lines name it: what `head_overrides` takes."""
-    if config.model.head == "dense":
-        return "dense"
-    kind = config.loss.negatives.kind
-    return f"embedding:{kind}" if config.loss.formula == "kiloseg" else config.loss.formula
-
-
-def from_flat(values: Mapping[str, Any]) -> Config:
-    """The config whose `flatten` is `values`; names that are missing keep their defaults.
-
-    Raises:
-        ValueError: as `override`.
-    """
-    return override(Config(), values)

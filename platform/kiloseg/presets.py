@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer, override
+from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
+from kiloseg.overrides import override
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,11 +21,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
-from kiloseg.data.folder import open_folder
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.raw import raw_samples
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, decode_image, decode_mask, read_info
-from kiloseg.figures import COLOURS, class_colours
+from kiloseg.plotting import COLOURS, class_colours
+from kiloseg.storage.filesystems import open_folder
 
 SHOWN = 8
 """Lines of a list of classes."""

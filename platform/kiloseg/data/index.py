@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from kiloseg.data.folder import DataError, Folder, open_folder
+from kiloseg.storage.filesystems import DataError, Folder, open_folder
 
 NAME = "index.parquet"
 

@@ -25,8 +25,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 from PIL.PngImagePlugin import putchunk
 
-from kiloseg.data.folder import DataError as DataError
-from kiloseg.data.folder import open_folder
+from kiloseg.storage.filesystems import DataError as DataError
+from kiloseg.storage.filesystems import open_folder
 
 FORMAT = "kiloseg-shards-1"
 IGNORE_ID = 65535

@@ -21,11 +21,11 @@ from typing import IO, Any
 import tyro
 from tqdm import tqdm
 
-from kiloseg.data.folder import open_folder
 from kiloseg.data.index import read_index
-from kiloseg.data.processes import in_processes
 from kiloseg.data.raw import raw_samples
 from kiloseg.data.shards import IGNORE_ID, DataError, Shard, count_ids, decode_image, decode_mask, read_info
+from kiloseg.data.writing.processes import in_processes
+from kiloseg.storage.filesystems import open_folder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,16 +18,16 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from kiloseg import native
 from kiloseg.config import Logit, Negatives
-from kiloseg.losses import fused, on_chip
-from kiloseg.losses.band import Band, Comparison
-from kiloseg.losses.candidates import Candidates, Table, draw_candidates
-from kiloseg.tiles import tiles
-from kiloseg.upsample import Bands
+from kiloseg.losses import cpu_backend, triton_backend
+from kiloseg.losses.negatives import Candidates, Table, draw_candidates
+from kiloseg.losses.reference import Band, Comparison
+from kiloseg.ops import cpu
+from kiloseg.ops.tiles import tiles
+from kiloseg.ops.upsampling import Bands
 
 BAND_BYTES = 2**20
-"""Size aimed at for one P x D matrix of a band on a CPU; about ten of them live at once. On a GPU on_chip.BAND_BYTES."""
+"""Size aimed at for one P x D matrix of a band on a CPU; about ten of them live at once. On a GPU triton_backend.BAND_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,8 +69,8 @@ def embedding_cross_entropy(
     runs, whatever C, K and H*W (16 pixels' C scores, or one row's W*D values, at the least). Gradients are computed in the
     forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: a double backward raises
     RuntimeError, and torch.compile leaves the loss out of its graph. On a CPU a compiled kernel does all of it in float32
-    (`kiloseg.losses.fused`, which needs less memory still); on a GPU with Triton the scores of most kinds stay on chip
-    (`kiloseg.losses.on_chip`). What is done here and in `kiloseg.losses.band` is the reference of both.
+    (`kiloseg.losses.cpu_backend`, which needs less memory still); on a GPU with Triton the scores of most kinds stay on chip
+    (`kiloseg.losses.triton_backend`). What is done here and in `kiloseg.losses.reference` is the reference of both.
 
     Args:
         pixels_BDhw: output of the embedding head, floating point.
@@ -82,7 +82,8 @@ def embedding_cross_entropy(
         logit: "cosine" for tau o.e, "distance" for -tau ||o - e||.
         ignore_index: label of pixels that count for nothing.
         sample_every: of so many pixels side by side in a row one counts, drawn at random; 1 for all pixels.
-        tile_bytes: size aimed at for one matrix of scores, None for kiloseg.tiles.TILE_BYTES; changes the result by rounding only.
+        tile_bytes: size aimed at for one matrix of scores, None for kiloseg.ops.tiles.TILE_BYTES; changes the result by
+            rounding only.
 
     Returns:
         A scalar. 0, with zero gradients, where no pixel is labelled.
@@ -93,8 +94,8 @@ def embedding_cross_entropy(
     """
     device = pixels_BDhw.device
     # Kernels read float32, and nothing of the fake tensors that memory is planned on.
-    readable = pixels_BDhw.dtype != torch.float64 and native.holds_data(pixels_BDhw) is True
-    takes_on_chip = readable and on_chip.covers(negatives) and on_chip.available(device)
+    readable = pixels_BDhw.dtype != torch.float64 and cpu.holds_data(pixels_BDhw) is True
+    takes_on_chip = readable and triton_backend.covers(negatives) and triton_backend.available(device)
     setting = _Setting(
         negatives=negatives,
         temperature=_value(temperature),
@@ -103,7 +104,7 @@ def embedding_cross_entropy(
         sample_every=sample_every,
         tile_bytes=tile_bytes,
         on_chip=takes_on_chip,
-        fused=not takes_on_chip and fused.takes(pixels_BDhw, negatives),
+        fused=not takes_on_chip and cpu_backend.takes(pixels_BDhw, negatives),
     )
     _check(pixels_BDhw, table_CD, labels_BHW, setting)
     learned = temperature if isinstance(temperature, Tensor) and temperature.requires_grad else None
@@ -120,7 +121,7 @@ def _value(temperature: Tensor | float) -> float:
     if not isinstance(temperature, Tensor):
         return temperature
     # A fake tensor, on which memory is planned, has no value; any will do, for none changes a shape.
-    return 1.0 if native.holds_data(temperature) is False else float(temperature.detach())
+    return 1.0 if cpu.holds_data(temperature) is False else float(temperature.detach())
 
 
 def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, setting: _Setting) -> None:
@@ -160,7 +161,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         ctx.temperature = setting.temperature
         kept = () if learned is None else (rows_CD,)
         if setting.fused:
-            loss, *gradients = fused.embedding_loss(
+            loss, *gradients = cpu_backend.embedding_loss(
                 pixels_BDhw,
                 rows_CD,
                 labels_BHW,
@@ -187,7 +188,7 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
         comparison = _compare_with(table, labels_BHn.where(counts_BHn, -1), setting)
         loss = pixels_BDhw.new_zeros(())
         grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
-        band_bytes = BAND_BYTES if pixels_BDhw.is_cpu and not setting.on_chip else on_chip.BAND_BYTES
+        band_bytes = BAND_BYTES if pixels_BDhw.is_cpu and not setting.on_chip else triton_backend.BAND_BYTES
         max_rows = max(band_bytes // (pixels_BDhw.element_size() * D * W), 1)
         for one in tiles(B, 1):
             image = one.start

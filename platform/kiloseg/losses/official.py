@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiloseg.neighbours import nearest_classes
+from kiloseg.ops.top_k import nearest_classes
 
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
 """Pixels (P, D), rows of the table as columns (D, C) and a number K to scores, the larger the nearer, and ids, both (P, K)."""

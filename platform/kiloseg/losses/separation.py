@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from kiloseg.neighbours import nearest_classes
+from kiloseg.ops.top_k import nearest_classes
 
 
 def class_separation(table_CD: Tensor, *, margin: float = 0.2, sample: int | None = None) -> Tensor:

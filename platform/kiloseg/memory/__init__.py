@@ -1,5 +1,6 @@
 """Memory as a measurement, and as a plan."""
 
+import importlib
 from typing import TYPE_CHECKING, Any
 
 from kiloseg.memory.out_of_memory import is_out_of_memory
@@ -14,7 +15,5 @@ __all__ = ["GIB", "PeakMemory", "is_out_of_memory", "largest_batch", "parse_gib"
 def __getattr__(name: str) -> Any:
     # The planner builds networks and takes steps, which measure memory themselves: it is imported when it is asked for.
     if name in ("largest_batch", "plan", "plan_evaluation"):
-        from kiloseg.memory import planner
-
-        return getattr(planner, name)
+        return getattr(importlib.import_module("kiloseg.memory.planner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

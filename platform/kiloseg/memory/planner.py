@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kiloseg.config import Config, override
+from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
 from kiloseg.data.shards import read_info
-from kiloseg.evaluate import predict
 from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.memory.peak import GIB
 from kiloseg.models import build_segmenter
-from kiloseg.optimizer import build_optimizer
-from kiloseg.step import autocast_of, training_step
-from kiloseg.tiles import shapes_only
+from kiloseg.ops.tiles import shapes_only
+from kiloseg.overrides import override
+from kiloseg.training.evaluation import predict
+from kiloseg.training.optimizer import build_optimizer
+from kiloseg.training.step import autocast_of, training_step
 
 
 def plan(config: Config, *, num_classes: int | None = None) -> float:

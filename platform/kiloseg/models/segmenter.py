@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from kiloseg.config import Model
 from kiloseg.models.class_table import ClassTable
-from kiloseg.models.nearest import nearest_class
+from kiloseg.models.prediction import nearest_class
 from kiloseg.models.pretrained import check_file_weights, load_package_weights, timm_options
 
 

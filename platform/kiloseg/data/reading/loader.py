@@ -1,0 +1,254 @@
+"""Shards to batches: decoded, mapped to class ids, augmented and stacked."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from kiloseg.config import Data
+from kiloseg.data.classes import select_classes
+from kiloseg.data.index import read_index
+from kiloseg.data.reading.bad_samples import BadSamples
+from kiloseg.data.reading.batches import Batch, Memory, Slots
+from kiloseg.data.reading.decoding import Decoder
+from kiloseg.data.reading.order import Position, as_positions, epoch_order, in_order, share, shuffle
+from kiloseg.data.reading.reader import Reader
+from kiloseg.data.reading.sampling import Repeats, SampleClasses
+from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
+from kiloseg.data.shards import DataError, DatasetInfo, check_shards
+from kiloseg.storage.filesystems import RemoteFolder, open_folder
+
+STRIDE = 32
+"""Sides of a batch are multiples of this: the coarsest feature map of the backbones."""
+
+PREFETCH = 2
+"""Batches that a loader process works ahead."""
+
+
+class _TrainStream(IterableDataset[Any]):
+    """One loader process's batches of one epoch; the epoch is shared memory, so that living processes see it change.
+
+    In a loader process it yields (process, number of the batch) and leaves the batch itself in a slot.
+    """
+
+    def __init__(self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int, world: int) -> None:
+        self.data, self.batch_size = data, batch_size
+        self.seed, self.rank, self.world = seed, rank, world
+        self.shards = info.shards("train")
+        self.classes = select_classes(data, info)
+        self.sample_classes: SampleClasses | None = None
+        self.repeats: Repeats | None = None
+        if data.repeat_threshold or data.class_crops:
+            self.sample_classes = SampleClasses(read_index(data.path, "train"), self.shards, self.classes)
+        if self.sample_classes is not None and data.repeat_threshold:
+            self.repeats = Repeats(self.sample_classes.repeat_factors(data.repeat_threshold))
+        self.samples = info.num_samples("train") if self.repeats is None else self.repeats.least
+        self.steps = self.samples // (batch_size * world)
+        self.first_of_shard = np.cumsum([0, *(shard.samples for shard in self.shards)])
+        self.decode = Decoder(info, self.classes)
+        self.augment = Augment(data)
+        self.memory = Memory(batch_size, data.crop)
+        workers = data.loader_workers
+        self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
+        self.reader = Reader(data.path, self.shards, cache_gib=data.cache_gib)
+        self.bad_samples = BadSamples(data.max_bad_samples)
+        self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
+        epoch, skip = self.epoch_and_skip.tolist()
+        process, workers = _loader_worker()
+        # Batches are dealt out by the loader processes in turn. A resumed epoch goes on with the one whose turn it was; of
+        # what came before only the order is drawn again.
+        worker = (process + skip) % workers
+        skipped = skip // workers + (worker < skip % workers)
+        first, last = share(self.steps, worker, workers)
+        counts = None if self.repeats is None else self.repeats.counts(self.seed, epoch)
+        order = epoch_order(self.shards, counts, self.seed, epoch)
+        left_out = len(order) - self.steps * self.batch_size * self.world
+        offset = random.Random(f"left out {self.seed} {epoch}").randint(0, left_out)
+        start = offset + (self.rank * self.steps + first) * self.batch_size
+        stop = offset + (self.rank * self.steps + last) * self.batch_size
+        mine = order[start:stop]
+        skipped_samples = skipped * self.batch_size
+        positions = shuffle(mine, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
+        positions = itertools.islice(positions, skipped_samples, None)
+        with self.reader as reader:
+            reader.expect(_shards_in_turn(mine[skipped_samples:]))
+            for number in itertools.count():
+                chunk = list(itertools.islice(positions, self.batch_size))
+                if not chunk:
+                    return
+                if self.slots is None:
+                    batch = self.memory.batch()
+                    self._fill(*batch, reader, chunk, epoch)
+                    yield batch
+                else:
+                    self._fill(*self.slots.take(process, number), reader, chunk, epoch)
+                    yield process, number
+
+    def _fill(self, images: Tensor, labels: Tensor, reader: Reader, positions: list[Position], epoch: int) -> None:
+        for out, position in zip(zip(images, labels, strict=True), positions, strict=True):
+            try:
+                self._fill_one(out, reader, position, epoch)
+            except DataError as error:
+                self.bad_samples.leave_out(*out, position, error)
+
+    def _fill_one(self, out: tuple[Tensor, Tensor], reader: Reader, position: Position, epoch: int) -> None:
+        sample = reader.read(position.shard, position.sample)
+        image, all_labels = self.decode(sample)
+        name = f"{self.seed} {epoch} {sample['__url__']} {sample['__key__']} {position.copy}"
+        over = self._label_to_crop(position, f"class {name}")
+        try:
+            self.augment(image, all_labels, zlib.crc32(name.encode()), over=over, out=out)
+        except NoSuchPixelError as error:
+            raise DataError(
+                f"{sample['__url__']}: sample {sample['__key__']}: its mask has no pixel of class "
+                f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
+            ) from error
+
+    def _label_to_crop(self, position: Position, seed: str) -> int | None:
+        if self.sample_classes is None:
+            return None
+        rng = random.Random(seed)
+        if rng.random() >= self.data.class_crops:
+            return None
+        return self.sample_classes.rare_class(int(self.first_of_shard[position.shard]) + position.sample, rng)
+
+
+class TrainBatches:
+    """Training batches of one worker, epoch by epoch.
+
+    An epoch gives every sample at most once, over all workers together, or as often as `data.repeat_threshold` has it come
+    (see `sampling.Repeats`); a remainder of less than one global batch is left out, another one in each epoch (`left_out`
+    counts it; with repeats it may be one more). The order is a function of (seed, epoch) for a given number of workers and
+    loader processes.
+
+    Args:
+        data: where samples lie and how they are augmented.
+        info: the description of that data set.
+        batch_size: images per step over all workers.
+        seed: of order and augmentation.
+        rank: which worker this is.
+        world: how many workers there are.
+
+    Raises:
+        DataError: shards are missing or cut short, there are fewer samples than one batch, or settings that go by the
+            classes of samples find no index or one of other samples.
+        ValueError: `batch_size` cannot be split evenly over the workers.
+    """
+
+    def __init__(
+        self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        if batch_size % world:
+            raise ValueError(
+                f"trainer.batch_size = {batch_size} cannot be split over {world} workers; use a multiple of {world}"
+            )
+        check_shards(data.path, info, "train")
+        self._stream = _TrainStream(data, info, batch_size=batch_size // world, seed=seed, rank=rank, world=world)
+        self.steps_per_epoch = self._stream.steps
+        self.bad_samples = self._stream.bad_samples
+        self.left_out = self._stream.samples - self.steps_per_epoch * batch_size
+        if self.steps_per_epoch == 0:
+            raise DataError(
+                f"{data.path} has {self._stream.samples} training samples, fewer than one batch of {batch_size}; lower "
+                "trainer.batch_size"
+            )
+        self._loader = _loader(self._stream, data, persistent=True)
+
+    def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
+        """The batches of an epoch after its first `skip`, none of which is read."""
+        self._stream.epoch_and_skip[:] = torch.tensor([number, skip])
+        return self._batches(iter(self._loader))
+
+    def _batches(self, yielded: Iterator[Any]) -> Iterator[Batch]:
+        slots = self._stream.slots
+        return yielded if slots is None else (slots.copied(*which) for which in yielded)
+
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Batches without end, from the one that training step `step` (from 0) uses."""
+        first, skip = divmod(step, self.steps_per_epoch)
+        for number in itertools.count(first):
+            yield from self.epoch(number, skip=skip if number == first else 0)
+
+
+class _ValidationStream(IterableDataset[Batch]):
+    def __init__(self, data: Data, info: DatasetInfo, *, rank: int, world: int) -> None:
+        self.data, self.rank, self.world = data, rank, world
+        self.shards = info.shards("val")
+        self.samples = min(info.num_samples("val"), data.val_samples or info.num_samples("val"))
+        self.decode = Decoder(info, select_classes(data, info))
+
+    def __iter__(self) -> Iterator[Batch]:
+        worker, workers = _loader_worker()
+        start, stop = share(self.samples, self.rank * workers + worker, self.world * workers)
+        order = in_order(self.shards)[start:stop]
+        positions = iter(as_positions(order))
+        with Reader(self.data.path, self.shards, cache_gib=self.data.cache_gib) as reader:
+            reader.expect(_shards_in_turn(order))
+            while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
+                yield _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
+
+
+def validation_batches(data: Data, info: DatasetInfo, *, rank: int = 0, world: int = 1) -> Iterable[Batch]:
+    """Every validation sample of this worker's share once, whole images, padded to a common size with ignored pixels.
+
+    Raises:
+        DataError: shards are missing or cut short, or there is no validation split.
+    """
+    check_shards(data.path, info, "val")
+    return _loader(_ValidationStream(data, info, rank=rank, world=world), data, persistent=False)
+
+
+def _loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:
+    workers = data.loader_workers
+    # Clients of object stores have threads, which a forked process lacks. A spawned one takes seconds to start.
+    spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        persistent_workers=workers > 0 and (persistent or spawned),
+        multiprocessing_context="spawn" if spawned else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def _shards_in_turn(order: np.ndarray) -> list[int]:
+    """Shards of an order of positions, each time another one begins."""
+    shards = order[:, 0]
+    return shards[np.flatnonzero(np.diff(shards, prepend=-1))].tolist()
+
+
+def _loader_worker() -> tuple[int, int]:
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)
+
+
+def _to_tensors(image_HW3: np.ndarray, labels_HW: np.ndarray) -> tuple[Tensor, Tensor]:
+    return torch.from_numpy(image_HW3.transpose(2, 0, 1).copy()), torch.from_numpy(labels_HW).long()
+
+
+def _stack(samples: list[tuple[Tensor, Tensor]]) -> Batch:
+    height = _round_up(max(labels.shape[0] for _, labels in samples))
+    width = _round_up(max(labels.shape[1] for _, labels in samples))
+    images, labels = [], []
+    for image, label in samples:
+        padding = (0, width - label.shape[1], 0, height - label.shape[0])
+        images.append(F.pad(image, padding))
+        labels.append(F.pad(label, padding, value=-1))
+    return Batch(torch.stack(images), torch.stack(labels))
+
+
+def _round_up(side: int) -> int:
+    return -(-side // STRIDE) * STRIDE

@@ -1,0 +1,298 @@
+"""Writes the shards of a data set in many processes, then its index and description; goes on where it was stopped."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import functools
+import hashlib
+import json
+import os
+import shlex
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+from tqdm import tqdm
+
+from kiloseg.data.index import write_tables
+from kiloseg.data.shards import (
+    FORMAT,
+    DataError,
+    DatasetInfo,
+    Sample,
+    Shard,
+    check_shards,
+    read_info,
+    write_info,
+    write_shard,
+)
+from kiloseg.data.writing.processes import in_processes
+from kiloseg.data.writing.unfinished import claim, is_intact, read_record, write_record
+from kiloseg.storage.filesystems import WORK, Folder, open_folder
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """Where a builder writes to and with what: the arguments that all builders share."""
+
+    out: str
+    """Folder for dataset.json, index.parquet and the shards, or its URL on any filesystem that pyarrow knows (s3://...,
+    gs://...): new, empty, or an earlier build of this data set."""
+    shard_size: int = 500
+    """Samples in a shard."""
+    processes: int = os.cpu_count() or 1
+    """Processes that work at once on this machine; with 1 everything happens in the one that was started."""
+    address: str | None = None
+    """Ray cluster that builds the shards instead, such as auto or HOST:PORT; all its machines must see `out` and what is
+    read."""
+
+    def __post_init__(self) -> None:
+        if not self.out:
+            raise ValueError("out = '': expected a folder or a URL")
+        for name in ("shard_size", "processes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
+
+    def settings(self) -> dict[str, Any]:
+        """All fields but those that say where and how fast: what decides the bytes, for a recipe. Paths become text."""
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            name: str(value) if isinstance(value, Path) else value
+            for name, value in values.items()
+            if name not in ("out", "processes", "address")
+        }
+
+    def command(self, script: str) -> str:
+        """The command line of `script` that gives these settings."""
+        words = ["python", script, "--out", open_folder(self.out).name]
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in ("out", "processes", "address") or value == field.default:
+                continue
+            flag = field.name.replace("_", "-")
+            words += (
+                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
+            )
+        return shlex.join(words)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardTask:
+    """One shard to write: samples `start` to `stop` - 1 of a split."""
+
+    split: str
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def name(self) -> str:
+        """File name of the shard."""
+        return f"{self.split}-{self.number:06d}.tar"
+
+
+def plan_shards(split: str, num_samples: int, shard_size: int) -> list[ShardTask]:
+    """Cuts a split of `num_samples` into shards of at most `shard_size` samples."""
+    starts = range(0, num_samples, shard_size)
+    return [
+        ShardTask(split=split, number=number, start=start, stop=min(start + shard_size, num_samples))
+        for number, start in enumerate(starts)
+    ]
+
+
+def up_to_date(directory: Path | str, recipe: dict[str, Any]) -> bool:
+    """Whether the folder holds a complete data set that was built by exactly this recipe (a JSON-able dict)."""
+    try:
+        info = read_info(directory)
+        for split in info.splits:
+            check_shards(directory, info, split)
+    except DataError:
+        return False
+    return info.recipe == recipe
+
+
+def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
+    """The data set in `output.out` if it is complete and of this recipe, with a line that says so; else None.
+
+    `build` asks this itself; a builder that prepares at length may ask before.
+    """
+    if not up_to_date(output.out, _whole(output, recipe)):
+        return None
+    folder = open_folder(output.out)
+    folder.remove(WORK)  # where a build was stopped between its last two steps
+    info = read_info(output.out)
+    print(f"{folder.name} is up to date: {_summary(info)}")
+    return info
+
+
+def build(
+    output: Output, info: DatasetInfo, tasks: list[ShardTask], make_samples: Callable[[ShardTask], Iterable[Sample]]
+) -> DatasetInfo:
+    """Builds a data set in `output.out` unless it is there already, and prints a line about it.
+
+    Shards that an interrupted build of the same recipe finished are kept. The driver holds a record per shard and no
+    samples, so its memory does not grow with them.
+
+    Args:
+        output: where to, and with what.
+        info: the data set without its splits. `recipe` holds all that decides the bytes; the size of shards is added.
+        tasks: the shards, in the order of the index.
+        make_samples: yields the samples of a shard. It runs in other processes, so it is a module's function or a partial
+            of one, and its script has `if __name__ == "__main__"`; on a cluster its paths must be absolute.
+
+    Returns:
+        `info` with its splits filled in.
+
+    Raises:
+        ConnectionError: the filesystem of a URL, or the cluster, does not answer.
+        DataError: `out` holds something else or cannot be written, or as `write_shard`.
+        TypeError: a recipe that JSON cannot hold, or a `make_samples` that cannot be sent to other processes.
+        ValueError: no tasks.
+    """
+    if not tasks:
+        raise ValueError(f"data set {info.name}: no shards to build; expected at least one sample in some split")
+    found = finished(output, info.recipe)
+    if found is not None:
+        return found
+    begin = time.perf_counter()
+    info = dataclasses.replace(info, recipe=_whole(output, info.recipe))
+    folder = open_folder(output.out)
+    digest = _digest(info)
+    with _writing(folder):
+        claim(folder, info.name, [task.name for task in tasks])
+    work = functools.partial(
+        _finish,
+        location=folder.location,
+        make_samples=make_samples,
+        num_classes=info.num_classes,
+        digest=digest,
+    )
+    done: dict[ShardTask, tuple[Shard, bool]] = {}
+    total = sum(task.stop - task.start for task in tasks)
+    with tqdm(total=total, unit=" samples", desc=info.name) as bar, closing(_spread(work, tasks, output)) as results:
+        try:
+            for task, result in results:
+                if not done:  # a cluster that writes where this machine does not look is found at once
+                    _rows(folder, task, digest)
+                done[task] = result
+                bar.update(task.stop - task.start)
+        except BaseException as error:
+            state = f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}"
+            error.add_note(f"{state}; the same command goes on from there")
+            raise
+    splits: dict[str, list[Shard]] = {}
+    for task in tasks:
+        splits.setdefault(task.split, []).append(done[task][0])
+    info = dataclasses.replace(info, splits=splits)
+    with _writing(folder):
+        write_tables(folder, (_rows(folder, task, digest) for task in tasks))
+        write_info(output.out, info)
+        folder.remove(WORK)
+    kept = sum(was_kept for _, was_kept in done.values())
+    written = sum(shard.samples for shard, was_kept in done.values() if not was_kept)
+    seconds = time.perf_counter() - begin
+    print(
+        f"{folder.name}: {_summary(info)}, {seconds:.1f} s, {written / seconds:.0f} samples/s"
+        + (f", {kept} of {len(tasks)} shards kept from before" if kept else "")
+    )
+    return info
+
+
+def _finish(
+    task: ShardTask,
+    *,
+    location: str,
+    make_samples: Callable[[ShardTask], Iterable[Sample]],
+    num_classes: int,
+    digest: str,
+) -> tuple[Shard, bool]:
+    """Makes sure that a shard and its record are there. Returns the shard, and whether it was there before."""
+    folder = open_folder(location)
+    digest = _task_digest(digest, task)
+    record = read_record(folder, task.name, digest)
+    if record is not None and is_intact(folder, record[0]):
+        return record[0], True
+    with _writing(folder):
+        with folder.scratch() as scratch:
+            shard, rows = write_shard(scratch / task.name, make_samples(task), num_classes=num_classes)
+            folder.put(scratch / task.name, task.name)
+        write_record(folder, shard, [{"split": task.split, **row} for row in rows], digest)
+    return shard, False
+
+
+@contextmanager
+def _writing(folder: Folder) -> Iterator[None]:
+    """Says that the folder cannot be written, and how to mend it; other errors are the builder's own."""
+    try:
+        yield
+    except OSError as error:
+        file = str(error.filename or "")
+        inside = file.startswith(folder.name) or (file != "" and folder.name.startswith(file))
+        if error.errno in _FULL or (error.errno in _FORBIDDEN and inside):
+            mend = "make room there" if error.errno in _FULL else "mend its rights"
+            raise DataError(f"{folder.name} cannot be written ({error}); {mend}, or choose another --out") from error
+        raise
+
+
+def _spread(
+    work: functools.partial[tuple[Shard, bool]], tasks: list[ShardTask], output: Output
+) -> Generator[tuple[ShardTask, tuple[Shard, bool]]]:
+    """Each task with its result, as they finish."""
+    if output.address is None:
+        return in_processes(work, tasks, processes=output.processes)
+    try:
+        from kiloseg.data.writing.cluster import on_cluster
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"address = {output.address!r} needs Ray, which is not installed: pip install 'kiloseg[search]'"
+        ) from error
+    make_samples = work.keywords["make_samples"]
+    while isinstance(make_samples, functools.partial):
+        make_samples = make_samples.func
+    return on_cluster(work, tasks, address=output.address, code=make_samples.__module__)
+
+
+def _rows(folder: Folder, task: ShardTask, digest: str) -> pyarrow.Table:
+    """The index rows of a finished shard."""
+    record = read_record(folder, task.name, _task_digest(digest, task))
+    if record is None:
+        raise DataError(
+            f"{folder.at(task.name)}: what was written does not arrive, or was removed: expected a folder that all machines "
+            "of the cluster see, or a URL; and no other build in the same one"
+        )
+    return record[1]
+
+
+def _digest(info: DatasetInfo) -> str:
+    """Of all that the shards are made from."""
+    content = json.dumps([FORMAT, info.name, info.classes, info.recipe], sort_keys=True)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _task_digest(digest: str, task: ShardTask) -> str:
+    return f"{digest} {task.start} {task.stop}"
+
+
+def _whole(output: Output, recipe: dict[str, Any]) -> dict[str, Any]:
+    """The recipe with what `build` itself decides, as it will be read back: tuples become lists."""
+    try:
+        return json.loads(json.dumps({**recipe, "shard_size": output.shard_size}))
+    except TypeError as error:
+        raise TypeError(f"a recipe must be made of JSON's types ({error}): {recipe}") from error
+
+
+def _summary(info: DatasetInfo) -> str:
+    shards = [shard for split in info.splits for shard in info.shards(split)]
+    samples = ", ".join(f"{info.num_samples(split)} {split}" for split in info.splits)
+    megabytes = sum(shard.bytes for shard in shards) / 1e6
+    return (
+        f"{info.num_classes} classes, samples {samples}, {len(shards)} shards, {megabytes:.1f} MB, digest {info.digest}"
+    )

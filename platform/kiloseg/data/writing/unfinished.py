@@ -1,0 +1,114 @@
+"""What a build keeps beside its shards while it is under way, so that it goes on after an interruption.
+
+    .partial/build.json             name of the data set, and every shard that this build or one before it may have left
+    .partial/train-000000.parquet   a finished shard: its rows of the index, and in the metadata its record and digest
+
+The folder vanishes with the end of the build. A record counts only for the recipe it was written for, and only while its
+shard still has the recorded bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pyarrow.parquet
+
+from kiloseg.data.index import SCHEMA
+from kiloseg.data.shards import DESCRIPTION, Shard, read_info
+from kiloseg.storage.filesystems import WORK, DataError, Folder
+
+_MARKER = f"{WORK}/build.json"
+_MEND = "choose another --out, or empty this one yourself"
+
+
+def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
+    """Begins, or goes on with, a build of data set `name` in the folder; removes shards that are not among `shards`.
+
+    Raises:
+        DataError: building there would mix with, or replace, something that is not an earlier build of this data set.
+    """
+    planned = set(shards)
+    earlier = _earlier_shards(folder, name)
+    # First of all, so that what is left behind by an interruption at any later point is known as this build's own.
+    folder.write(_MARKER, json.dumps({"name": name, "shards": sorted(earlier | planned)}).encode())
+    folder.remove(DESCRIPTION)
+    for shard in sorted(earlier - planned):  # a recipe with fewer samples would leave shards that nothing lists
+        folder.remove(shard)
+
+
+def _earlier_shards(folder: Folder, name: str) -> set[str]:
+    """Shards that an earlier build of the same data set may have left in the folder."""
+    if folder.is_file():
+        raise DataError(f"{folder.name} is a file: expected a folder to write the data set into")
+    entries = folder.entries()
+    found: dict[str, set[str]] = {}
+    if DESCRIPTION in entries:
+        try:
+            info = read_info(folder.location)
+        except DataError as error:
+            raise DataError(f"{folder.name} holds something that is no readable data set ({error}); {_MEND}") from error
+        found[info.name] = {shard.name for listed in info.splits.values() for shard in listed}
+    if WORK in entries and folder.entries(WORK) not in ([], [f"build.json{WORK}"]):  # else stopped as it began
+        try:
+            marker = json.loads(folder.read(_MARKER))
+            found.setdefault(marker["name"], set()).update(marker["shards"])
+        except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{folder.at(WORK)} holds no record of a build ({type(error).__name__}: {error}); {_MEND}"
+            ) from error
+    for other in found.keys() - {name}:
+        raise DataError(
+            f"{folder.name} holds the data set {other!r}: expected a new folder or an earlier build of {name!r}; {_MEND}"
+        )
+    foreign = [entry for entry in entries if entry != WORK]
+    if foreign and not found:
+        raise DataError(
+            f"{folder.name} has no {DESCRIPTION} but holds {foreign[0]!r}: expected a new or empty folder, or an earlier "
+            f"build of {name!r}; {_MEND}"
+        )
+    return found.get(name, set())
+
+
+def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], digest: str) -> None:
+    """Notes that a shard is finished. `rows` have all columns of the index, `digest` says what it was made from."""
+    metadata = {"digest": digest, "shard": json.dumps(dataclasses.asdict(shard))}
+    table = pyarrow.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
+    sink = pyarrow.BufferOutputStream()
+    pyarrow.parquet.write_table(table, sink, write_page_checksum=True)
+    folder.write(_record(shard.name), sink.getvalue().to_pybytes())
+
+
+def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.Table] | None:
+    """The record and index rows of a shard that was finished for the same digest; None where there is none."""
+    try:
+        content = pyarrow.BufferReader(folder.read(_record(name)))
+        table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
+        metadata = table.schema.metadata
+        if metadata[b"digest"].decode() != digest:
+            return None
+        return Shard(**json.loads(metadata[b"shard"])), table.replace_schema_metadata(None)
+    except ConnectionError:
+        raise
+    except (
+        OSError,
+        KeyError,
+        TypeError,
+        ValueError,
+    ):  # none, or damaged, or of another version: the shard is built again
+        return None
+
+
+def is_intact(folder: Folder, shard: Shard) -> bool:
+    """Whether the file has the recorded size and sha256."""
+    if folder.sizes().get(shard.name) != shard.bytes:
+        return False
+    return folder.sha256(shard.name) == shard.sha256
+
+
+def _record(name: str) -> str:
+    return f"{WORK}/{Path(name).stem}.parquet"

@@ -1,0 +1,202 @@
+"""The embedding loss on a CPU by a compiled kernel: the whole of it in one pass over the pixels that count.
+
+Elsewhere, and where there is no compiler, `kiloseg.losses.reference` does the same with torch's operations; it is the reference.
+
+Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candidates shared by all pixels, K classes of a
+pixel's own, n pixels of a row that may count.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from kiloseg.config import Negatives
+from kiloseg.losses.negatives import draw_candidates
+from kiloseg.ops import cpu
+from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
+from kiloseg.ops.tiles import TILE_BYTES
+
+BLOCK_BYTES = 2**19
+"""Size aimed at for one matrix of the pixels of a block, of which about four live at once."""
+
+_MIN_GROUPS = 4
+"""Groups of pixels whose weights to all classes have to find room for them to be kept."""
+
+_SCALARS, _INTEGERS = 4, 3  # of a pixel, in ops/cpu/loss.h
+
+
+class _Loss(ctypes.Structure):
+    """`struct loss` of ops/cpu/loss.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "B", "D", "h", "w", "H", "W", "n", "C", "S", "K", "searched", "width", "capacity", "keeps_weights",
+                "threads", "cosine", "ignore", "wants_grad", "needs_top",
+                "image_stride", "dim_stride", "row_stride", "column_stride",
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("tau", "weight")),
+        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "columns", "rows", "candidates", "left_out", "factor", "drawn")),
+        ("num_drawn", ctypes.c_int64),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "grad_pixels", "grad_rows", "grad_candidates", "result",
+                "map", "grad_map", "o", "grad", "unit", "kept", "scalars", "integers", "own_weights", "own_ids",
+            )
+        ),
+    )  # fmt: skip
+
+
+def takes(pixels_BDhw: Tensor, negatives: Negatives) -> bool:
+    """Whether the kernel can compute this loss: on a CPU, not in float64, D up to 256, up to 64 classes of a pixel's own.
+
+    True for the fake tensors that memory is planned on as well, for which `embedding_loss` makes its buffers and no more.
+    KILOSEG_NATIVE=0 in the environment says no, for comparison.
+    """
+    return (
+        pixels_BDhw.is_cpu
+        and pixels_BDhw.dtype != torch.float64
+        and pixels_BDhw.shape[1] <= cpu.MAX_DIM
+        and (negatives.kind in ("all", "random") or negatives.count <= cpu.MAX_NEAREST)
+        and cpu.holds_data(pixels_BDhw) is not None
+        and cpu.library() is not None
+    )
+
+
+def embedding_loss(
+    pixels_BDhw: Tensor,
+    rows_CD: Tensor,
+    labels_BHW: Tensor,
+    columns_BHn: Tensor | None,
+    *,
+    negatives: Negatives,
+    temperature: float,
+    cosine: bool,
+    ignore_index: int,
+    tile_bytes: int | None,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean loss of the pixels that count, and its gradients.
+
+    Beside the gradients about four matrices of BLOCK_BYTES live at a time and the weights of a block to all classes,
+    `tile_bytes` at most; where these find no room for a few groups of pixels they are computed twice. Threads share them, so
+    that neither memory nor the result depends on how many there are; each has 0.5 MiB of its own on its stack.
+
+    Args:
+        pixels_BDhw: float32.
+        rows_CD: the class table, rows of unit length, float32.
+        labels_BHW: int64, classes or `ignore_index`.
+        columns_BHn: which pixels of each row count, int64; None for all.
+        negatives: kind and number.
+        temperature: tau.
+        cosine: which of the two logits.
+        ignore_index: label of pixels that count for nothing.
+        tile_bytes: None for kiloseg.ops.tiles.TILE_BYTES.
+        wants_grad: whether to compute gradients; None is returned for them otherwise.
+    """
+    B, D, h, w = pixels_BDhw.shape
+    _, H, W = labels_BHW.shape
+    C = len(rows_CD)
+    group = cpu.lanes().group
+    tile_bytes = tile_bytes or TILE_BYTES["cpu"]
+    if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
+        pixels_BDhw = pixels_BDhw.contiguous()
+    labels_BHW = labels_BHW.contiguous()
+    labels_BHn = labels_BHW if columns_BHn is None else labels_BHW.gather(2, columns_BHn)
+    n = labels_BHn.shape[2]
+    counts_BHn = labels_BHn != ignore_index
+    drawn_S = factor_S = column_C = candidates = grad_candidates = None
+    if negatives.kind in ("random", "mixed"):
+        drawn_S, factor_S = draw_candidates(negatives, labels_BHn.where(counts_BHn, -1), C)
+    shares_candidates = negatives.kind in ("all", "random")
+    rows = cpu.whole_rows(rows_CD, tiles=not shares_candidates)  # then only targets are read there
+    S = K = 0
+    capacity = BLOCK_BYTES // (4 * rows.shape[1])
+    if shares_candidates:
+        # Rows come times what makes a logit, or a squared distance, of their product with a pixel.
+        scale = temperature * LOG2E if cosine else -2 * (temperature * LOG2E) ** 2
+        shared = rows_CD if drawn_S is None else rows_CD[drawn_S]
+        candidates, S = cpu.whole_rows(shared * scale), len(shared)
+        grad_candidates = torch.zeros_like(candidates) if wants_grad else None
+        if drawn_S is not None:  # a class that is no candidate has the last, see candidates.Candidates
+            column_C = torch.full((C,), S - 1)
+            column_C[drawn_S] = torch.arange(S)
+        room = tile_bytes // (4 * group * len(candidates))
+        keeps = wants_grad and room >= _MIN_GROUPS
+        capacity = min(capacity, room * group) if keeps else capacity
+    else:
+        K, keeps = negatives.count, False
+        capacity = min(capacity, BLOCK_BYTES // (4 * K))
+    grad_rows = grad_candidates if negatives.kind == "all" else torch.zeros_like(rows) if wants_grad else None
+    groups = max(min(capacity, H * n) // group, 1)
+
+    def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(size, dtype=dtype, device=pixels_BDhw.device)
+
+    result = buffer()
+    grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
+    width = rows.shape[1]
+    memory: dict[str, Tensor | None] = {
+        "map": buffer(h, w, width),
+        "grad_map": buffer(h, w, width),
+        "o": buffer(groups * group, width),
+        "grad": buffer(groups * group, width),
+        "unit": buffer(groups, D, group),
+        "kept": buffer(groups, len(candidates), group) if candidates is not None and keeps else None,
+        "scalars": buffer(_SCALARS, groups * group),
+        "own_weights": buffer(groups, K, group),
+    }
+    integers = buffer(_INTEGERS, 2, groups * group, dtype=torch.int32)
+    own_ids = buffer(groups, K, group, dtype=torch.int32)
+    if cpu.holds_data(pixels_BDhw):
+        image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
+        assert grad_pixels is None or grad_pixels.stride() == pixels_BDhw.stride()
+        call = _Loss(
+            B=B, D=D, h=h, w=w, H=H, W=W, n=n, C=C, S=S, K=K,
+            searched=K if negatives.kind == "nearest" else K - K // 2,
+            width=width,
+            capacity=groups * group,
+            keeps_weights=keeps,
+            threads=torch.get_num_threads(),
+            cosine=cosine,
+            ignore=ignore_index,
+            wants_grad=wants_grad,
+            needs_top=2 * temperature > SAFE_EXPONENT,
+            image_stride=image_stride,
+            dim_stride=dim_stride,
+            row_stride=row_stride,
+            column_stride=column_stride,
+            tau=temperature,
+            weight=1 / max(int(counts_BHn.sum()), 1),
+            pixels=pixels_BDhw.data_ptr(),
+            labels=cpu.pointer("labels", labels_BHW, torch.int64),
+            columns=cpu.pointer("columns", columns_BHn, torch.int64),
+            rows=cpu.pointer("rows", rows),
+            candidates=cpu.pointer("candidates", candidates),
+            left_out=cpu.pointer("column_C", column_C, torch.int64),
+            factor=cpu.pointer("factor_S", factor_S),
+            drawn=cpu.pointer("drawn_S", drawn_S, torch.int64),
+            num_drawn=0 if drawn_S is None else len(drawn_S),
+            grad_pixels=None if grad_pixels is None else grad_pixels.data_ptr(),
+            grad_rows=cpu.pointer("grad_rows", grad_rows),
+            grad_candidates=cpu.pointer("grad_candidates", grad_candidates),
+            result=cpu.pointer("result", result),
+            integers=cpu.pointer("integers", integers, torch.int32),
+            own_ids=cpu.pointer("own_ids", own_ids, torch.int32),
+            **{name: cpu.pointer(name, tensor) for name, tensor in memory.items()},
+        )  # fmt: skip
+        kernels = cpu.library()
+        assert kernels is not None
+        kernels.kiloseg_loss(ctypes.byref(call))
+    if grad_rows is None:
+        return result, None, None
+    grad_CD = grad_rows[:C, :D]
+    if drawn_S is not None and grad_candidates is not None:
+        grad_CD.index_add_(0, drawn_S, grad_candidates[:S, :D])
+    return result, grad_pixels, grad_CD.contiguous()

@@ -1,0 +1,250 @@
+"""Loss and gradients of the pixels of one band of image rows.
+
+Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D for cosine
+logits and D + 1 for distances. Vectors of pixels are kept as columns, (D, P): what is done to each pixel then runs along
+rows of P and not along D values at a time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.config import Logit
+from kiloseg.losses import triton_backend
+from kiloseg.losses.negatives import Candidates, Table
+from kiloseg.ops.logits import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT
+from kiloseg.ops.tiles import tile_pixels, tiles
+from kiloseg.ops.top_k import nearest_classes
+
+_NORM_EPS = 1e-12
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """What the pixels of a batch are compared with."""
+
+    temperature: float
+    logit: Logit
+    candidates: Candidates | None
+    """Classes shared by all pixels."""
+    num_nearest: int
+    """Classes of each pixel's own, the nearest ones."""
+    num_drawn: int
+    """Where pixels have nearest classes as well: how many of the candidates each takes, the first that are neither its own
+    class nor among those."""
+    tile_bytes: int | None
+    """Size aimed at for one matrix of scores; None for kiloseg.ops.tiles.TILE_BYTES."""
+    on_chip: bool
+    """Whether `kiloseg.losses.triton_backend` does the comparing."""
+
+
+class Band:
+    """Loss and gradients of P pixels.
+
+    With distances the target is computed by itself, from the difference of the vectors: it is the one class whose distance
+    goes to 0, where 2 - 2 o.e has no digits left. With cosines its logit is as good as the others', so that where all
+    classes are compared it is read from their scores and its gradient rides along in their products.
+
+    Logits z are kept times log2(e), less a maximum where there is one.
+
+    Args:
+        raw_PD: embeddings before their normalisation.
+        table: the class table.
+        target_P: class of each pixel, int64; any class where `weight_P` is 0.
+        weight_P: share of each pixel in the loss.
+        comparison: the negatives.
+    """
+
+    def __init__(
+        self, raw_PD: Tensor, table: Table, target_P: Tensor, weight_P: Tensor, comparison: Comparison
+    ) -> None:
+        self.table = table
+        self.comparison = comparison
+        self.tau = comparison.temperature
+        self.cosine = comparison.logit == "cosine"
+        self.target_P = target_P
+        self.weight_P = weight_P
+        P, D = raw_PD.shape
+        self.o_EP = raw_PD.new_empty((D if self.cosine else D + 1, P))
+        self.o_EP[D:] = 1
+        self.o_DP = self.o_EP[:D].copy_(raw_PD.T)
+        self.norm_P = _lengths(self.o_DP).clamp_(min=_NORM_EPS)
+        self.o_DP.div_(self.norm_P)
+        self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
+        candidates = comparison.candidates
+        self.target_among_candidates = (
+            self.cosine and candidates is not None and candidates.drawn_S is None and not comparison.on_chip
+        )
+        if self.target_among_candidates:
+            self.z_target_P = torch.empty_like(weight_P)
+        else:
+            self._look_at_target()
+        # Candidates write all of it, nearest classes add to it.
+        self.grad_o_DP = torch.zeros_like(self.o_DP) if candidates is None else torch.empty_like(self.o_DP)
+        if comparison.on_chip:
+            triton_backend.compare(self)
+        else:
+            self._compare()
+        self.loss = self._settle()
+
+    def _look_at_target(self) -> None:
+        """The target's logit, and its gradients along o and along e."""
+        target_DP = self.table.rows_DC[:, self.target_P]
+        if self.cosine:
+            self.z_target_P = (self.o_DP * target_DP).sum(0).mul_(self.tau * LOG2E)
+            self.slope_o_DP, self.slope_e_DP = target_DP.mul_(self.tau), self.o_DP * self.tau
+        else:
+            away_DP = target_DP.neg_().add_(self.o_DP)
+            distance_P = _lengths(away_DP)
+            self.z_target_P = distance_P * (-self.tau * LOG2E)
+            self.slope_e_DP = away_DP.mul_(self.tau / distance_P.clamp_(min=MIN_SQUARED_DISTANCE**0.5))
+            self.slope_o_DP = -self.slope_e_DP
+
+    def grad_raw(self) -> Tensor:
+        """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
+        radial_P = (self.grad_o_DP * self.o_DP).sum(0)
+        return self.grad_o_DP.addcmul_(self.o_DP, radial_P, value=-1).div_(self.norm_P).T.contiguous()
+
+    def _compare(self) -> None:
+        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
+        candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
+        top_P1 = None
+        if num_nearest:
+            cosine_PK, ids_PK = nearest_classes(
+                self.o_DP.T,
+                self.table.rows_DC,
+                num_nearest,
+                exclude_P=self.target_P,
+                tile_bytes=self.comparison.tile_bytes,
+            )
+            weight_PK, distance_PK, top_P1 = self.weigh_nearest(cosine_PK)
+        elif 2 * self.tau > SAFE_EXPONENT:
+            top_P1 = self._highest(candidates)
+            if not self.target_among_candidates:
+                self.z_target_P -= top_P1[:, 0]
+        if candidates is not None:
+            self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
+        if num_nearest and self.table.wants_grad:
+            self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
+
+    def _settle(self) -> Tensor:
+        """The loss from the sums; adds the target's part of the gradients where it is not there yet."""
+        if self.table.wants_grad and not self.target_among_candidates:
+            pull_P = -self.sums_P / (self.sums_P + self.z_target_P.exp2()) * self.weight_P
+            self.grad_o_DP.addcmul_(pull_P, self.slope_o_DP)
+            if self.comparison.on_chip:
+                triton_backend.pull_target(self, pull_P)
+            else:
+                self.table.pull(self.target_P, self.slope_e_DP.mul_(pull_P))
+        # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
+        return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
+
+    def weigh_nearest(self, cosine_PK: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Exponentials of each pixel's own negatives relative to the highest logit; begins the sums with theirs.
+
+        Returns:
+            The exponentials, distances times tau log2(e) (None for cosines), and the highest logits (P, 1), which are taken
+            out of the target's.
+        """
+        z_PK, distance_PK = self._from_cosine(cosine_PK)
+        top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
+        self.z_target_P -= top_P1[:, 0]
+        weight_PK = z_PK.sub_(top_P1).exp2_()
+        torch.sum(weight_PK, 1, out=self.sums_P)
+        return weight_PK, distance_PK, top_P1
+
+    def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Logits, and for distance logits tau log2(e) times the distances; in place."""
+        scale = self.tau * LOG2E
+        if self.cosine:
+            return cosine.mul_(scale), None
+        distance = cosine.mul_(-2).add_(2).clamp_(min=MIN_SQUARED_DISTANCE).sqrt_().mul_(scale)
+        return -distance, distance
+
+    def _highest(self, candidates: Candidates | None) -> Tensor:
+        """The highest logit of the target and the candidates that a pixel is compared with, (P, 1)."""
+        assert candidates is not None
+        # Where a pixel is compared with all classes, the target may be found as well.
+        exclude_P = None if self.target_among_candidates else candidates.left_out(self.target_P)
+        cosine_P1, _ = nearest_classes(
+            self.o_DP.T, candidates.transposed_DS, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
+        )
+        z_P1, _ = self._from_cosine(cosine_P1)
+        return z_P1 if self.target_among_candidates else torch.maximum(z_P1, self.z_target_P[:, None])
+
+    def _compare_with_candidates(
+        self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
+    ) -> None:
+        """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
+        size = tile_pixels(len(candidates), self.sums_P, self.comparison.tile_bytes)
+        for tile in tiles(len(self.sums_P), size):
+            z_PS, distance_PS = self._logits(candidates.products(self.o_EP[:, tile].T), candidates)
+            if top_P1 is not None:
+                z_PS.sub_(top_P1[tile])
+            if self.target_among_candidates:
+                self.z_target_P[tile] = z_PS.gather(1, self.target_P[tile, None])[:, 0]
+            weight_PS = z_PS.exp2_()
+            if nearest_PK is None:
+                weight_PS.scatter_(1, candidates.left_out(self.target_P[tile])[:, None], 0)
+            else:
+                weight_PS.mul_(self._taken(candidates, tile, nearest_PK[tile]))
+            if candidates.factor_S is not None:
+                weight_PS.mul_(candidates.factor_S)
+            self.sums_P[tile] += weight_PS.sum(1)
+            if not self.table.wants_grad:
+                continue
+            if distance_PS is not None:
+                weight_PS.div_(distance_PS)
+            if self.target_among_candidates:
+                # The gradient along the target is the opposite of the sum of all others.
+                weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
+            # Factors of a pixel are applied to D x P matrices, not to the P x S one.
+            push_P = self.push(tile)
+            torch.mul(candidates.transposed_DS @ weight_PS.T, push_P, out=self.grad_o_DP[:, tile])
+            pushed_DP = self.o_DP[:, tile] * push_P
+            if candidates.drawn_S is None:
+                self.table.grad_DC.addmm_(pushed_DP, weight_PS)
+            else:
+                self.table.pull(candidates.drawn_S, pushed_DP @ weight_PS)
+
+    def _taken(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
+        """Which of the drawn classes each pixel of a tile takes beside its nearest: bool (P, S)."""
+        assert candidates.drawn_S is not None
+        free_PS = candidates.drawn_S != self.target_P[tile, None]
+        for nearest_P in nearest_PK.unbind(1):
+            free_PS &= candidates.drawn_S != nearest_P[:, None]
+        return free_PS & (free_PS.cumsum(1) <= self.comparison.num_drawn)
+
+    def _pull_from_nearest(self, weight_PK: Tensor, distance_PK: Tensor | None, ids_PK: Tensor) -> None:
+        """Gradients of the pixels' own negatives, in tiles of K x D values a pixel."""
+        if distance_PK is not None:
+            weight_PK.div_(distance_PK)
+        K, D = weight_PK.shape[1], len(self.o_DP)
+        for tile in tiles(len(ids_PK), tile_pixels(K * D, self.o_DP, self.comparison.tile_bytes)):
+            pushed_PK = weight_PK[tile] * self.push(tile)[:, None]
+            pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
+            self.grad_o_DP[:, tile] += pulled_PD.T
+            pushed_DPK = self.o_DP[:, tile, None] * pushed_PK
+            self.table.pull(ids_PK[tile].reshape(-1), pushed_DPK.flatten(1))
+
+    def _logits(self, products_PS: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
+        """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
+        if self.cosine:
+            return products_PS, None
+        distance_PS = products_PS.clamp_(min=MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
+        return candidates.negated(distance_PS), distance_PS
+
+    def push(self, tile: slice) -> Tensor:
+        """Factor of the negatives' gradients, from their sums of exponentials: (P,)."""
+        # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
+        slope = self.tau if self.cosine else self.tau * self.tau * LOG2E
+        return slope * self.weight_P[tile] / (self.sums_P[tile] + self.z_target_P[tile].exp2())
+
+
+def _lengths(vectors_DP: Tensor) -> Tensor:
+    # torch.linalg.vector_norm along the first dimension took a third of the whole loss at 19 classes.
+    return vectors_DP.square().sum(0).sqrt_()

@@ -1,0 +1,101 @@
+"""Prediction: the class whose embedding is nearest to the pixel's, and how sure that is.
+
+Shapes: B batch, H W pixels, h w feature cells, P pixels of a band, D embedding, C classes, k classes sought.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.ops.tiles import tiles
+from kiloseg.ops.top_k import nearest_classes
+from kiloseg.ops.upsampling import Bands
+
+BAND_BYTES = 2**20
+"""Size aimed at for one P x D matrix of a band of rows."""
+
+
+class Nearest(NamedTuple):
+    """The two classes nearest to every pixel, at full resolution."""
+
+    labels: Tensor
+    """int64 (B, H, W): the nearest class."""
+    cosine: Tensor
+    """float32 (B, H, W), -1 to 1: o.e of the pixel and its nearest class."""
+    runner_up: Tensor
+    """int64 (B, H, W): the second nearest class."""
+    runner_up_cosine: Tensor
+    """float32 (B, H, W): its o.e. The margin `cosine - runner_up_cosine` is a confidence: 0 where two classes are equally
+    near, up to 2."""
+
+
+@torch.no_grad()
+def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Tensor:
+    """The nearest class of every pixel at full resolution: argmin_c ||o - e_c||, which for unit vectors is argmax_c o.e_c.
+
+    Works in bands of rows and tiles of pixels: a C-channel map never exists at any resolution, and beyond the labels
+    memory is h*W*D and a few times BAND_BYTES and kiloseg.ops.tiles.TILE_BYTES.
+
+    Args:
+        pixels_BDhw: output of the embedding head.
+        table_CD: the class table; rows are normalised here.
+        size: (H, W) of the labels.
+
+    Returns:
+        int64 labels of shape (B, H, W).
+    """
+    labels_BHW = _empty(pixels_BDhw, size, torch.int64)
+    for image, rows, _, _, ids_Pk in _search(pixels_BDhw, table_CD, size, 1):
+        labels_BHW[image, rows] = ids_Pk.view(-1, size[1])
+    return labels_BHW
+
+
+@torch.no_grad()
+def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Nearest:
+    """As `nearest_class`, with the cosine of the nearest class, and the second nearest with its own.
+
+    Raises:
+        ValueError: a table of fewer than 2 classes.
+    """
+    if len(table_CD) < 2:
+        raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since there is no runner-up else")
+    result = Nearest(
+        *(_empty(pixels_BDhw, size, dtype) for dtype in (torch.int64, torch.float32, torch.int64, torch.float32))
+    )
+    for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, 2):
+        # A handful of values a pixel: sorting two is cheaper than asking the search for an order.
+        cosine_Pk, order_Pk = (scores_Pk / norm_P1).sort(dim=1, descending=True)
+        ids_Pk = ids_Pk.gather(1, order_Pk)
+        columns = (ids_Pk[:, 0], cosine_Pk[:, 0], ids_Pk[:, 1], cosine_Pk[:, 1])
+        for whole_BHW, part_P in zip(result, columns, strict=True):
+            whole_BHW[image, rows] = part_P.view(-1, size[1]).to(whole_BHW.dtype)
+    return result
+
+
+def _empty(pixels_BDhw: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:
+    return torch.empty((len(pixels_BDhw), *size), dtype=dtype, device=pixels_BDhw.device)
+
+
+def _search(
+    pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int], count: int
+) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
+    """For each band: image, rows, lengths of the pixels (P, 1), their dot products with the nearest rows and the ids."""
+    B, D, h, w = pixels_BDhw.shape
+    with torch.autocast(pixels_BDhw.device.type, enabled=False):
+        pixels_BDhw = pixels_BDhw if pixels_BDhw.dtype == torch.float64 else pixels_BDhw.float()
+        rows_DC = F.normalize(table_CD.to(pixels_BDhw.dtype), dim=1).T.contiguous()
+        bands = Bands((h, w), size, pixels_BDhw)
+        max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * size[1]), 1)
+        for one in tiles(B, 1):
+            widened_hWD = bands.widen(pixels_BDhw[one.start])
+            for rows, cells in bands.spans(max_rows):
+                # A pixel's own length scales all its scores alike, so the search need not divide it out.
+                pixels_PD = bands.take(widened_hWD, rows, cells)
+                norm_P1 = torch.linalg.vector_norm(pixels_PD, dim=1, keepdim=True).clamp_(min=1e-12)
+                scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count)
+                yield one.start, rows, norm_P1, scores_Pk, ids_Pk

@@ -1,0 +1,1 @@
+"""Arithmetic that losses and prediction share."""

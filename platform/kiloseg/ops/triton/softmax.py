@@ -1,0 +1,243 @@
+"""Softmax over every class on a GPU: score tiles stay on chip, in registers, and are computed anew for the table's gradient.
+
+Two kernels, as in flash attention: one has its pixels and walks over the classes, the other has its classes and walks over
+the pixels. What they read and write in memory is P x D and C x D, never P x C. `kiloseg.losses.reference` has the same
+softmax in tiles that go through memory; it is the reference.
+
+Shapes: P pixels, C classes, D embedding.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from kiloseg.ops.logits import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT
+from kiloseg.ops.triton.scores import (
+    FAR,
+    check,
+    load_pieces,
+    logits_of,
+    pieces,
+    product,
+    split,
+    tuned,
+    width,
+)
+
+_PROGRAMS_PER_PROCESSOR = 4
+"""Programs of the table's gradient for each multiprocessor of the GPU; with fewer classes than that gives, pixels are
+divided as well."""
+
+
+def softmax_sums(
+    o_PD: Tensor,
+    rows_CD: Tensor,
+    target_P: Tensor,
+    temperature: float,
+    *,
+    cosine: bool,
+    floor_P: Tensor | None = None,
+    wants_pull: bool = True,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Sums over every class but the target of w = exp2(z - top), and of w times the class's row.
+
+    z is tau log2(e) (o.e - 1) with cosine logits and -tau log2(e) ||o - e|| with distances. Vectors are of unit length,
+    so z is at least -2 tau log2(e), and only for tau above 40 a maximum is needed.
+
+    Args:
+        o_PD: pixels, (P, D), contiguous float32, of unit length.
+        rows_CD: classes, (C, D), likewise.
+        target_P: int64, the row that a pixel leaves out; an id that is no row, -1 for one, leaves out none.
+        temperature: tau.
+        cosine: which of the two logits.
+        floor_P: the least that `top` may be: the target's own logit.
+        wants_pull: whether to compute the second sum.
+
+    Returns:
+        sums_P; pull_PD, the sum of w e, with distance logits that of w / (tau log2(e) ||o - e||) e (None unless wanted);
+        top_P, the largest z or floor of each pixel where tau is above 40, else None for 0.
+
+    Raises:
+        ValueError: tensors of another type or layout, or on several devices.
+    """
+    online = 2 * temperature > SAFE_EXPONENT
+    P, D = o_PD.shape
+    floor_P = o_PD.new_full((P,), -FAR.value) if online and floor_P is None else floor_P
+    check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, floor_P=floor_P)
+    sums_P = o_PD.new_empty(P)
+    pull_PD = torch.empty_like(o_PD) if wants_pull else None
+    top_P = torch.empty_like(sums_P) if online else None
+    _sums[lambda meta: (triton.cdiv(P, meta["BLOCK_P"]),)](
+        o_PD,
+        pieces(rows_CD),
+        target_P,
+        floor_P,
+        sums_P,
+        pull_PD,
+        top_P,
+        P,
+        len(rows_CD),
+        len(rows_CD).bit_length(),
+        temperature * LOG2E,
+        MIN_SQUARED_DISTANCE,
+        D=D,
+        W=width(D),
+        COSINE=cosine,
+        ONLINE=online,
+        PULL=wants_pull,
+    )
+    return sums_P, pull_PD, top_P
+
+
+def softmax_table_gradient(
+    o_PD: Tensor,
+    rows_CD: Tensor,
+    target_P: Tensor,
+    push_P: Tensor,
+    top_P: Tensor | None,
+    temperature: float,
+    *,
+    cosine: bool,
+) -> Tensor:
+    """Sum over pixels of push w o for every class, with distance logits of push w / (tau log2(e) ||o - e||) o: (C, D).
+
+    The weights w are those of `softmax_sums`, relative to the same `top_P`; arguments likewise. `push_P` is a pixel's
+    factor, 0 for pixels that do not count. The order of sums is fixed, so equal input gives equal bits.
+    """
+    check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, push_P=push_P, top_P=top_P)
+    P, D = o_PD.shape
+    C = len(rows_CD)
+    blocks = triton.cdiv(C, 64)
+    shares = min(triton.cdiv(_PROGRAMS_PER_PROCESSOR * _num_processors(o_PD.device), blocks), triton.cdiv(P, 128))
+    grad_SCD = o_PD.new_empty(shares, C, D)
+    _table_gradient[lambda meta: (triton.cdiv(C, meta["BLOCK_C"]), shares)](
+        pieces(o_PD),
+        pieces(rows_CD),
+        target_P,
+        push_P,
+        top_P,
+        grad_SCD,
+        P,
+        C,
+        C.bit_length(),
+        temperature * LOG2E,
+        MIN_SQUARED_DISTANCE,
+        D=D,
+        W=width(D),
+        COSINE=cosine,
+        ONLINE=top_P is not None,
+    )
+    return grad_SCD.sum(0) if shares > 1 else grad_SCD[0]
+
+
+def _num_processors(device: torch.device) -> int:
+    # The interpreter runs one program after another; two shares for few classes are enough to go through their sum.
+    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+
+
+@tuned(
+    [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 8, 3)],
+    key=["magnitude", "W", "COSINE", "ONLINE", "PULL"],
+)
+@triton.jit(do_not_specialize=["P", "C", "magnitude"])
+def _sums(
+    o_ptr,
+    rows_ptr,
+    target_ptr,
+    floor_ptr,
+    sums_ptr,
+    pull_ptr,
+    top_ptr,
+    P,
+    C,
+    magnitude,
+    factor,
+    least,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    COSINE: tl.constexpr,
+    ONLINE: tl.constexpr,
+    PULL: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = pixels < P
+    place = pixels[:, None] * D + tl.arange(0, W)[None, :]
+    filled = inside[:, None] & (tl.arange(0, W) < D)[None, :]
+    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
+    target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
+    sums = tl.zeros((BLOCK_P,), tl.float32)
+    pull = tl.zeros((BLOCK_P, W), tl.float32)
+    top = tl.zeros((BLOCK_P,), tl.float32)
+    if ONLINE:
+        top = tl.load(floor_ptr + pixels, mask=inside, other=0.0)
+    for start in range(0, C, BLOCK_C):
+        ids = start + tl.arange(0, BLOCK_C)
+        e1, e2, e3 = load_pieces(rows_ptr, ids, C, W)
+        cosines = product(o1, o2, o3, tl.trans(e1), tl.trans(e2), tl.trans(e3))
+        excluded = ids[None, :] == target[:, None]
+        logits, inverse = logits_of(cosines, (ids >= C)[None, :], excluded, factor, least, COSINE)
+        if ONLINE:
+            higher = tl.maximum(top, tl.max(logits, 1))
+            shrink = tl.exp2(top - higher)
+            top = higher
+            sums *= shrink
+            pull *= shrink[:, None]
+            logits -= top[:, None]
+        weight = tl.exp2(logits)
+        sums += tl.sum(weight, 1)
+        if PULL:
+            w1, w2, w3 = split(weight * inverse, ROUND=False)
+            # Added outside the product, whose accumulator is cut off where float32 addition rounds.
+            pull += product(w1, w2, w3, e1, e2, e3)
+    tl.store(sums_ptr + pixels, sums, mask=inside)
+    if PULL:
+        tl.store(pull_ptr + place, pull, mask=filled)
+    if ONLINE:
+        tl.store(top_ptr + pixels, top, mask=inside)
+
+
+@tuned([(64, 64, 4, 3), (64, 64, 4, 2), (32, 64, 4, 3), (64, 128, 8, 2)], key=["magnitude", "W", "COSINE", "ONLINE"])
+@triton.jit(do_not_specialize=["P", "C", "magnitude"])
+def _table_gradient(
+    o_ptr,
+    rows_ptr,
+    target_ptr,
+    push_ptr,
+    top_ptr,
+    grad_ptr,
+    P,
+    C,
+    magnitude,
+    factor,
+    least,
+    D: tl.constexpr,
+    W: tl.constexpr,
+    COSINE: tl.constexpr,
+    ONLINE: tl.constexpr,
+    BLOCK_P: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    ids = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
+    share, num_shares = tl.program_id(1), tl.num_programs(1)
+    e1, e2, e3 = load_pieces(rows_ptr, ids, C, W)
+    grad = tl.zeros((BLOCK_C, W), tl.float32)
+    for start in range(share * BLOCK_P, P, num_shares * BLOCK_P):
+        pixels = start + tl.arange(0, BLOCK_P)
+        inside = pixels < P
+        o1, o2, o3 = load_pieces(o_ptr, pixels, P, W)
+        target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
+        push = tl.load(push_ptr + pixels, mask=inside, other=0.0)
+        cosines = product(e1, e2, e3, tl.trans(o1), tl.trans(o2), tl.trans(o3))
+        # Classes beyond the last are zeros and are not written.
+        logits, inverse = logits_of(cosines, False, ids[:, None] == target[None, :], factor, least, COSINE)
+        if ONLINE:
+            logits -= tl.load(top_ptr + pixels, mask=inside, other=0.0)[None, :]
+        w1, w2, w3 = split(tl.exp2(logits) * inverse * push[None, :], ROUND=False)
+        grad += product(w1, w2, w3, o1, o2, o3)
+    place = (share.to(tl.int64) * C + ids)[:, None] * D + tl.arange(0, W)[None, :]
+    tl.store(grad_ptr + place, grad, mask=(ids < C)[:, None] & (tl.arange(0, W) < D)[None, :])

@@ -1,0 +1,1 @@
+"""Where bytes lie: file systems, the cache of remote files, and leases."""

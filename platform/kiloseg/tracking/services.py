@@ -1,0 +1,220 @@
+"""MLflow as a service of this machine: a tracking server, PostgreSQL for its numbers and a folder for its artifacts.
+
+    python -m kiloseg.tracking.services --folder runs/services --port 5000
+
+Everything listens on loopback, PostgreSQL on a socket in its own folder only. PostgreSQL refuses to run as root, whose
+files then belong to the user that is named.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pwd
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+from urllib.parse import quote
+from urllib.request import urlopen
+
+import tyro
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """Starts them, prints the address for MLFLOW_TRACKING_URI, and runs until it is interrupted."""
+
+    folder: Path = Path("runs/services")
+    """For database, artifacts and logs; what is there is gone on with."""
+    port: int = 5000
+    """Of the tracking server, on 127.0.0.1."""
+    workers: int = 2
+    """Processes of the tracking server."""
+    user: str = "postgres"
+    """Who runs PostgreSQL if root starts this."""
+
+
+class Postgres:
+    """A PostgreSQL server on a socket in a folder, without a network port.
+
+    Args:
+        folder: of its files; made if it is not there.
+        user: who runs it if this process is root's.
+
+    Raises:
+        FileNotFoundError: PostgreSQL is not installed.
+        RuntimeError: it does not start; its log is quoted.
+    """
+
+    def __init__(self, folder: Path, user: str = "postgres") -> None:
+        self.folder = folder.resolve()
+        self._user = user if os.getuid() == 0 else None
+        programs = _postgres_programs()
+        self._data = self.folder / "data"
+        # The path of a socket may be 107 bytes long.
+        self._socket = Path(tempfile.mkdtemp(prefix="kiloseg-pg-"))
+        self.folder.mkdir(parents=True, exist_ok=True)
+        for path in (self.folder, self._socket):
+            if self._user:
+                shutil.chown(path, self._user)
+        if not (self._data / "PG_VERSION").exists():
+            self._run(
+                [programs / "initdb", "--pgdata", self._data, "--auth", "peer", "--username", "mlflow", "--no-sync"]
+            )
+            name = pwd.getpwuid(os.getuid()).pw_name
+            (self._data / "pg_hba.conf").write_text("local all all peer map=mlflow\n")
+            names = {name, self._user or name}
+            (self._data / "pg_ident.conf").write_text("".join(f"mlflow {other} mlflow\n" for other in sorted(names)))
+        options = ["-D", str(self._data), "-k", str(self._socket), "-c", "listen_addresses="]
+        with (self.folder / "log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(programs / "postgres"), *options],
+                stdout=log,
+                stderr=log,
+                user=self._user,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        self.uri = f"postgresql+psycopg2://mlflow@/postgres?host={quote(str(self._socket))}"
+        ready = [str(programs / "pg_isready"), "--host", str(self._socket), "--quiet"]
+        _wait(
+            lambda: subprocess.run(ready, check=False).returncode == 0,
+            "PostgreSQL",
+            self.process,
+            self.folder / "log",
+            60,
+        )
+
+    def _run(self, command: list[str | Path]) -> None:
+        done = subprocess.run(
+            command, user=self._user, cwd=self.folder, capture_output=True, text=True, env=_plain(), check=False
+        )
+        if done.returncode:
+            raise RuntimeError(f"{command[0]} failed: {done.stderr}{done.stdout}")
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        _end(self.process, signal.SIGINT)
+        shutil.rmtree(self._socket, ignore_errors=True)
+
+
+class TrackingServer:
+    """An MLflow server on loopback.
+
+    Args:
+        folder: for artifacts and its log.
+        database: where its numbers go, a URI of SQLAlchemy.
+        port: on 127.0.0.1.
+        workers: its processes.
+
+    Raises:
+        RuntimeError: it does not start; its log is quoted.
+    """
+
+    def __init__(self, folder: Path, database: str, port: int, workers: int = 2) -> None:
+        folder = folder.resolve()
+        (folder / "artifacts").mkdir(parents=True, exist_ok=True)
+        self.uri = f"http://127.0.0.1:{port}"
+        arguments = {
+            "--host": "127.0.0.1",
+            "--port": str(port),
+            "--workers": str(workers),
+            "--backend-store-uri": database,
+            "--artifacts-destination": (folder / "artifacts").as_uri(),
+        }
+        with (folder / "server.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "mlflow", "server", *(word for pair in arguments.items() for word in pair)],
+                stdout=log,
+                stderr=log,
+                cwd=folder,
+                # Background jobs of MLflow's own make the start take half a minute.
+                env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
+                start_new_session=True,
+            )
+        _wait(lambda: _answers(f"{self.uri}/health"), "the MLflow server", self.process, folder / "server.log", 180)
+
+    def kill(self) -> None:
+        """Ends it and its workers at once, as a crash would."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        _end(self.process, signal.SIGTERM)
+        self.kill()
+
+
+def _postgres_programs() -> Path:
+    found = shutil.which("postgres")
+    # Debian keeps most of them out of the PATH.
+    candidates = [Path(found).resolve().parent] if found else []
+    candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
+    for folder in candidates:
+        if all((folder / name).exists() for name in ("postgres", "initdb", "pg_isready")):
+            return folder
+    raise FileNotFoundError("PostgreSQL is not installed; on Debian or Ubuntu: apt install postgresql")
+
+
+def _plain() -> Mapping[str, str]:
+    return {"PATH": os.environ.get("PATH", ""), "LC_ALL": "C.UTF-8"}
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urlopen(url, timeout=5) as answer:
+            return bool(answer.status == 200)
+    except (URLError, OSError):
+        return False
+
+
+def _wait(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes], log: Path, seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while not ready():
+        if process.poll() is not None or time.monotonic() > deadline:
+            process.kill()
+            raise RuntimeError(f"{what} did not start within {seconds:.0f} s; the end of {log}:\n{_tail(log)}")
+        time.sleep(0.2)
+
+
+def _tail(log: Path) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-20:])
+
+
+def _end(process: subprocess.Popen[bytes], number: int) -> None:
+    if process.poll() is None:
+        process.send_signal(number)
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def main(services: Services) -> None:
+    """Runs them until SIGINT or SIGTERM."""
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    database = Postgres(services.folder / "postgres", services.user)
+    try:
+        server = TrackingServer(services.folder, database.uri, services.port, services.workers)
+        try:
+            print(f"MLflow is ready:  export MLFLOW_TRACKING_URI={server.uri}   (interrupt to stop)", flush=True)
+            server.process.wait()
+        except KeyboardInterrupt:
+            print("stopping")
+        finally:
+            server.stop()
+    finally:
+        database.stop()
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Services, description=__doc__))

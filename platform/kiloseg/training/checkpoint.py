@@ -1,0 +1,113 @@
+"""Checkpoints: one file a step, written whole or not at all, loaded without unpickling code.
+
+They lie in a folder of this machine or of any filesystem that pyarrow knows by a URL.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import io
+import os
+import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kiloseg.storage.filesystems import LocalFolder, holder, inside, open_folder
+
+FORMAT = "kiloseg-checkpoint-1"
+PATTERN = "step-*.pt"
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the file of a step's checkpoint."""
+    return f"step-{step:08d}.pt"
+
+
+def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, keep: int) -> Path | str:
+    """Writes `state` (tensors, numbers, strings and containers of them) as step-NNNNNNNN.pt and drops all but the `keep` newest.
+
+    Returns:
+        Where it lies: a path, or a URL if `directory` is one.
+
+    Raises:
+        OSError: the file could not be written (a full disk, say); what was there before is untouched.
+    """
+    folder = open_folder(directory)
+    name = checkpoint_name(step)
+    content = {"format": FORMAT, "step": step, **state}
+    try:
+        if isinstance(folder, LocalFolder):
+            _write_local(folder.path / name, content)
+        else:
+            with folder.scratch() as scratch:
+                _write_local(scratch / name, content)
+                folder.put(scratch / name, name)
+    except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
+        raise OSError(
+            f"checkpoint {folder.at(name)} could not be written ({error}); make room and resume, older ones are kept"
+        ) from error
+    older = [other for other in _names(folder.entries()) if other != name]
+    for old in older[: max(len(older) - keep + 1, 0)]:
+        folder.remove(old)
+    return folder.path / name if isinstance(folder, LocalFolder) else inside(folder.location, name)
+
+
+def load_checkpoint(path: Path | str) -> dict[str, Any]:
+    """The state of a checkpoint file, on the CPU, with its own path or URL as "location".
+
+    Raises:
+        ValueError: the file is damaged or of another format.
+        ConnectionError: its filesystem does not answer.
+    """
+    folder, name = holder(path)
+    shown = folder.at(name)
+    try:
+        source = folder.path / name if isinstance(folder, LocalFolder) else io.BytesIO(folder.read(name))
+        state = torch.load(source, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ValueError(f"checkpoint {shown} does not exist") from None
+    except ConnectionError:
+        raise
+    except Exception as error:  # torch raises many kinds for a damaged file
+        raise ValueError(f"checkpoint {shown} is damaged ({type(error).__name__}); use the one before it") from error
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise ValueError(f"{shown} is no checkpoint of kiloseg (expected format {FORMAT!r})")
+    return state | {"location": str(path)}
+
+
+def load_newest(*directories: Path | str) -> dict[str, Any] | None:
+    """The newest checkpoint of some folders that is whole, or None; damaged ones are skipped with a warning."""
+    found = [(name, directory) for directory in directories for name in _names(open_folder(directory).entries())]
+    for name, directory in sorted(found, key=lambda entry: entry[0], reverse=True):
+        try:
+            return load_checkpoint(inside(str(directory), name))
+        except ValueError as error:
+            warnings.warn(str(error), stacklevel=2)
+    return None
+
+
+def newest_step(directory: Path | str) -> int:
+    """Of the checkpoints in a folder; 0 where there are none."""
+    return max((int(name[5:13]) for name in _names(open_folder(directory).entries())), default=0)
+
+
+def _names(entries: Iterable[str]) -> list[str]:
+    """Those entries of a folder that are checkpoints, oldest first."""
+    return sorted(fnmatch.filter(entries, PATTERN))
+
+
+def _write_local(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(content, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError):
+        partial.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,91 @@
+"""Validation: the one path from a model and batches to metrics."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from kiloseg.config import Config
+from kiloseg.data.reading.batches import Batch
+from kiloseg.memory import PeakMemory
+from kiloseg.metrics import IoU
+from kiloseg.models import Segmenter
+from kiloseg.overrides import from_flat, override
+from kiloseg.training.checkpoint import load_checkpoint
+
+
+@torch.no_grad()
+def evaluate(
+    segmenter: Segmenter,
+    batches: Iterable[Batch],
+    *,
+    autocast: torch.autocast | None = None,
+    peak: PeakMemory | None = None,
+) -> IoU:
+    """Counts over `batches`, summed over the workers of a process group; the model is left in the mode it was in.
+
+    Args:
+        segmenter: on the device to use.
+        batches: this worker's share of the validation split.
+        autocast: the mixed precision of training, if any.
+        peak: measures the predictions, on a CPU that of the first batch alone.
+
+    Returns:
+        The counts; `compute()` gives the metrics.
+    """
+    device = next(segmenter.parameters()).device
+    was_training = segmenter.training
+    segmenter.eval()
+    counts = IoU(segmenter.num_classes, device=device)
+    for images, labels in batches:
+        images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
+        with contextlib.nullcontext() if peak is None else peak.step(images, labels):
+            predicted = predict(segmenter, images, autocast)
+        counts.update(predicted, labels)
+        if device.type == "cpu":
+            peak = None
+    segmenter.train(was_training)
+    counts.all_reduce()
+    return counts
+
+
+@torch.no_grad()
+def predict(segmenter: Segmenter, images_B3HW: Tensor, autocast: torch.autocast | None = None) -> Tensor:
+    """The class of every pixel, int64 of shape (B, H, W), under the mixed precision of training, if any."""
+    with autocast or contextlib.nullcontext():
+        return segmenter.predict(images_B3HW)
+
+
+def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:
+    """The model of a checkpoint file, on the CPU and in evaluation mode, and the run it comes from.
+
+    Raises:
+        ValueError: the file is damaged or of another format.
+    """
+    state = load_checkpoint(checkpoint)
+    config = from_flat(state["config"])
+    # The checkpoint has all weights; a pretrained start would be fetched only to be overwritten.
+    model = override(config.model, {"weights": "none"})
+    segmenter = Segmenter(model, state["num_classes"])
+    segmenter.load_state_dict(state["model"])
+    return segmenter.eval(), config
+
+
+@torch.no_grad()
+def predict_samples(
+    segmenter: Segmenter, batches: Iterable[Batch], count: int
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """The first `count` samples: uint8 images (H, W, 3), labels (H, W) with -1 for ignore, predictions (H, W)."""
+    samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    for images, labels in batches:
+        images, labels = images[: count - len(samples)], labels[: count - len(samples)]
+        arrays = (images.permute(0, 2, 3, 1), labels, segmenter.predict(images))
+        samples += zip(*(array.numpy() for array in arrays), strict=True)
+        if len(samples) == count:
+            break
+    return samples

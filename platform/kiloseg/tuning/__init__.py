@@ -1,0 +1,1 @@
+"""Studies of many trials on Ray Tune."""

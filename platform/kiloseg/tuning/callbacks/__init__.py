@@ -1,0 +1,1 @@
+"""What listens to a study: the recorder for MLflow, and the console."""

@@ -1,0 +1,71 @@
+"""What a user sees of a study while it runs."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from ray import tune
+from ray.tune.experiment import Trial
+
+from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
+
+NAMED = 10
+"""Samples that are named of those that a trial has left out since its last result; MLflow's tag `bad_samples` has more."""
+
+
+class Progress(tune.Callback):
+    """Prints a line for each trial that starts, reports a validation, or ends."""
+
+    def __init__(self, num_trials: int, steps: int) -> None:
+        self.num_trials = num_trials
+        self.steps = steps
+        self.began = time.time()
+        self.named: set[tuple[str, str]] = set()
+
+    def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Its number and its settings."""
+        settings = " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.config.items())
+        self._print(trial, f"starts ({trials.index(trial) + 1} of {self.num_trials}): {settings}")
+
+    def on_trial_result(
+        self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
+    ) -> None:
+        """Its validation, or why it ended."""
+        new = [text for text in result.get(BAD_SAMPLES, []) if (trial.trial_id, text) not in self.named]
+        self.named |= {(trial.trial_id, text) for text in new}
+        for text in new[:NAMED]:
+            self._print(trial, f"leaves out: {text}")
+        if len(new) > NAMED:
+            self._print(trial, f"leaves out {len(new) - NAMED} more samples")
+        if RESUMED in result:
+            self._print(trial, f"goes on from step {result[RESUMED]}")
+        elif result.get("outcome") in FAILED_OUTCOMES:
+            self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
+        else:
+            self._print(
+                trial,
+                f"step {result[STEP]}/{self.steps}  {METRIC} {result[METRIC]:.4f}  loss {result['train/loss']:.3f}  "
+                f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB, "
+                f"validation {result['val/peak_memory_gib']:.3f}",
+            )
+
+    def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """Whether the scheduler ended it."""
+        if outcome_of(trial.last_result or {}, self.steps) == "stopped":
+            self._print(trial, "is stopped early")
+
+    def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """That it starts again."""
+        self._print(trial, "was interrupted and starts again")
+
+    def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
+        """That it is lost."""
+        self._print(trial, "failed")
+
+    def _print(self, trial: Trial, text: str) -> None:
+        print(f"{time.time() - self.began:6.0f} s  trial {trial.trial_id}  {text}", flush=True)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,0 +1,178 @@
+"""What a finished study leaves behind: a table, figures, the best model, in MLflow and in a folder."""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+from matplotlib.figure import Figure
+
+from kiloseg.config import Data
+from kiloseg.data.classes import select_classes
+from kiloseg.data.reading.loader import validation_batches
+from kiloseg.data.shards import read_info
+from kiloseg.plotting import curves, prediction_sheet
+from kiloseg.storage.filesystems import LocalFolder, open_folder
+from kiloseg.tracking.delivery import OutboxRun
+from kiloseg.training.checkpoint import PATTERN
+from kiloseg.training.evaluation import load_segmenter, predict_samples
+
+SHEET_SAMPLES = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialRow:
+    """One trial as the study's table lists it."""
+
+    trial: str
+    outcome: str
+    """finished, stopped (by the scheduler), oom, diverged, refused or failed."""
+    overrides: dict[str, Any]
+    miou: float | None
+    """Best validation mIoU, None where there was none."""
+    last_miou: float | None
+    """Of the last validation: what equal numbers of steps are compared by."""
+    step: int
+    """Step of the last report."""
+    peak_memory_gib: float | None
+    """Of training steps."""
+    val_peak_memory_gib: float | None
+    """Of predicting a validation batch."""
+    images_per_s: float | None
+    seconds: float
+    """From the trial's start to its last report."""
+    train_seconds: float
+    """Of those, in the training function itself; the rest is start-up and orchestration."""
+    error: str = ""
+    checkpoint: str | None = None
+    """Folder of the best checkpoint."""
+
+
+def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
+    """The trials, best first, settings by their dotted names."""
+    ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None else row.miou, reverse=True)
+    return pandas.DataFrame(
+        [
+            {
+                "trial": row.trial,
+                **row.overrides,
+                "val/miou": row.miou,
+                "peak_memory_gib": row.peak_memory_gib,
+                "val/peak_memory_gib": row.val_peak_memory_gib,
+                "train/images_per_s": row.images_per_s,
+                "step": row.step,
+                "seconds": round(row.seconds, 1),
+                "train_seconds": round(row.train_seconds, 1),
+                "outcome": row.outcome,
+            }
+            for row in ranked
+        ]
+    )
+
+
+def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
+    """The trial with the highest mIoU, or None where none has one."""
+    scored = [row for row in rows if row.miou is not None]
+    return max(scored, key=lambda row: row.miou or 0.0, default=None)
+
+
+def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
+    """mIoU and peak memory against embedding dimension by kind of negatives, by file name; needs both settings."""
+    points = [
+        {
+            **row.overrides,
+            "val/miou": row.miou,
+            "peak_memory_gib": row.peak_memory_gib,
+            "complete": row.outcome != "stopped",
+        }
+        for row in rows
+        if {"model.embed_dim", "loss.negatives.kind"} <= row.overrides.keys()
+    ]
+    shared: dict[str, Any] = {"x": "model.embed_dim", "by": "loss.negatives.kind", "x_label": "embedding dimension"}
+    return {
+        "miou_vs_embed_dim.png": curves(
+            points, y="val/miou", y_label="validation mIoU", title="mIoU against embedding dimension", **shared
+        ),
+        "peak_memory_vs_embed_dim.png": curves(
+            points,
+            y="peak_memory_gib",
+            y_label="peak memory (GiB)",
+            title="Peak memory against embedding dimension",
+            **shared,
+        ),
+    }
+
+
+def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]]:
+    """IoU of each class of a run with its id and name in the data set, by column; None where a class does not occur."""
+    classes = select_classes(data, read_info(data.path))
+    return {
+        "class_id": classes.ids.tolist(),
+        "name": classes.names,
+        "iou": [None if math.isnan(iou) else iou for iou in iou_per_class],
+    }
+
+
+def best_sheet(row: TrialRow, checkpoint: Path) -> Figure:
+    """Validation images, labels and predictions of a trial's best checkpoint."""
+    segmenter, config = load_segmenter(checkpoint)
+    info = read_info(config.data.path)
+    samples = predict_samples(segmenter, validation_batches(config.data, info), SHEET_SAMPLES)
+    return prediction_sheet(
+        samples,
+        num_classes=segmenter.num_classes,
+        background=select_classes(config.data, info).background,
+        title=f"{info.name}, trial {row.trial}: validation mIoU {row.miou:.3f}",
+    )
+
+
+def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
+    """The one file in a trial's best checkpoint; one that is not on this machine is fetched into `folder`.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if row.checkpoint is None:
+        raise ValueError(f"trial {row.trial} left no checkpoint")
+    place = open_folder(row.checkpoint)
+    names = fnmatch.filter(place.entries(), PATTERN)
+    if not names:
+        raise ValueError(f"{place.name} holds no checkpoint (expected {PATTERN})")
+    if isinstance(place, LocalFolder):
+        return place.path / names[0]
+    if folder is None:
+        raise ValueError(f"{place.at(names[0])} is not on this machine; give a folder to fetch it into")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / names[0]
+    file.write_bytes(place.read(names[0]))
+    return file
+
+
+def write_summary(rows: Sequence[TrialRow], folder: Path, run: OutboxRun) -> None:
+    """Writes trials.csv and the figures to `folder`, and logs them, the best model and the best numbers to `run`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    frame = table(rows)
+    frame.to_csv(folder / "trials.csv", index=False)
+    run.log_file(folder / "trials.csv")
+    # JSON has no NaN.
+    columns = {str(name): [None if pandas.isna(value) else value for value in frame[name]] for name in frame}
+    run.log_table(columns, "trials.json")
+    figures = study_figures(rows)
+    best = best_row(rows)
+    if best is not None:
+        run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
+        run.set_tags(
+            {"best.trial": best.trial} | {f"best.{name}": str(value) for name, value in best.overrides.items()}
+        )
+    if best is not None and best.checkpoint is not None:
+        checkpoint = checkpoint_file(best, folder / "best")
+        figures["best_predictions.png"] = best_sheet(best, checkpoint)
+        run.log_file(checkpoint, "best")
+    for name, figure in figures.items():
+        figure.savefig(folder / name, dpi=130)
+        run.log_file(folder / name)

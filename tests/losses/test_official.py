@@ -1,0 +1,106 @@
+"""The paper's loss as its code has it, against the same written out pixel by pixel."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from kiloseg.config import Config
+from kiloseg.losses import Negatives, embedding_cross_entropy, objective, official_cross_entropy
+from kiloseg.models import build_segmenter
+from kiloseg.overrides import head_overrides, override
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+C, D, K, TAU = 9, 5, 4, 20.0
+
+
+@pytest.fixture
+def batch():
+    generator = torch.Generator().manual_seed(3)
+    pixels = torch.randn(2, D, 4, 3, generator=generator).requires_grad_()
+    table = torch.randn(C, D, generator=generator).requires_grad_()
+    labels = torch.randint(-1, C, (2, 13, 10), generator=generator)
+    return pixels, table, labels
+
+
+def by_hand(pixels, table, labels, *, mend):
+    """Upsamples unit vectors, then for each pixel ranks all classes and takes the K nearest as the code does."""
+    o = F.interpolate(F.normalize(pixels.double(), dim=1), labels.shape[1:], mode="bilinear", align_corners=False)
+    rows = F.normalize(table.double(), dim=1)
+    losses = []
+    for b, y, x in (labels >= 0).nonzero().tolist():
+        target = int(labels[b, y, x])
+        distances = (o[b, :, y, x] - rows).norm(dim=1)
+        order = distances.argsort().tolist()
+        faulty = [max(c - 1, 0) if c == target else c for c in order[:K]]
+        negatives = [c for c in order if c != target][:K] if mend else faulty
+        logits = -TAU * distances[[target, *negatives]]
+        losses.append(-logits.log_softmax(0)[0])
+    return torch.stack(losses).mean()
+
+
+@pytest.mark.parametrize("mend", [False, True])
+def test_loss_and_gradients_are_those_of_the_formula(batch, mend):
+    pixels, table, labels = batch
+    expected = by_hand(pixels, table, labels, mend=mend)
+    loss = official_cross_entropy(pixels, table, labels, count=K, temperature=TAU, mend_neighbours=mend)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    inputs = (pixels, table)
+    for mine, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_class_0_is_its_own_negative_unless_mended():
+    """Where a pixel sits on class 0, the fault leaves the loss at log 2 or more."""
+    table = torch.eye(4)
+    pixels = table[0].view(1, 4, 1, 1).expand(1, 4, 2, 2).contiguous()
+    labels = torch.zeros(1, 2, 2, dtype=torch.int64)
+    assert official_cross_entropy(pixels, table, labels, count=2).item() >= math.log(2)
+    assert official_cross_entropy(pixels, table, labels, count=2, mend_neighbours=True).item() < 1e-6
+
+
+def test_mended_is_ours_where_nothing_lies_between_feature_cells():
+    """Without upsampling it does not matter when pixels are normalised."""
+    generator = torch.Generator().manual_seed(0)
+    pixels, table = torch.randn(1, D, 6, 5, generator=generator), torch.randn(C, D, generator=generator)
+    labels = torch.randint(0, C, (1, 6, 5), generator=generator)
+    nearest = Negatives(kind="nearest", count=K)
+    ours = embedding_cross_entropy(pixels, table, labels, negatives=nearest, logit="distance")
+    theirs = official_cross_entropy(pixels, table, labels, count=K, mend_neighbours=True)
+    assert theirs.item() == pytest.approx(ours.item(), rel=1e-5)
+
+
+def test_nothing_labelled_gives_0_and_no_gradient(batch):
+    pixels, table, labels = batch
+    loss = official_cross_entropy(pixels, table, torch.full_like(labels, -1), count=K)
+    loss.backward()
+    assert loss.item() == 0 and not pixels.grad.any() and not table.grad.any()
+
+
+@pytest.mark.parametrize("head", ["official", "official-mended"])
+def test_a_run_takes_it_by_name(batch, head):
+    pixels, table, labels = batch
+    config = override(Config(), {**head_overrides(head), "loss.negatives.count": K})
+    cross_entropy, regulariser = objective(pixels, table, labels, config.loss)
+    expected = by_hand(pixels, table, labels, mend=head == "official-mended")
+    assert cross_entropy.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert regulariser is not None
+
+
+@pytest.mark.parametrize("early", [False, True])
+def test_embeddings_are_unit_vectors_early_only_if_asked(early):
+    model = {"model.arch": "fpn", "model.backbone": "test_resnet", "model.normalise_early": early}
+    segmenter = build_segmenter(override(Config(), model), C, torch.device("cpu"))
+    outputs, _ = segmenter(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
+    lengths = outputs.norm(dim=1)
+    assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5) == early
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("loss.negatives.kind", "all"), ("loss.logit", "cosine"), ("loss.sample_every", 2)]
+)
+def test_settings_it_does_not_have_are_refused(name, value):
+    with pytest.raises(ValueError, match=f"{name} = .*for loss.formula = 'official'"):
+        override(Config(), {**head_overrides("official"), name: value})

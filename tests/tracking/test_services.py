@@ -1,0 +1,242 @@
+"""MLflow on PostgreSQL and on SQLite under eight writers at once, and a server that dies and comes back."""
+
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from studies import Server
+
+from kiloseg.tracking.delivery import DELIVERED, LINES, Outbox
+from kiloseg.tracking.runs import Tracker
+from kiloseg.tracking.services import Postgres
+
+ROOT = Path(__file__).parents[2]
+
+WRITERS, REPORTS = 8, 25
+
+
+@pytest.fixture(scope="module")
+def database():
+    """PostgreSQL, in a folder that the user it runs as can reach."""
+    folder = Path(tempfile.mkdtemp(prefix="kiloseg-services-"))
+    folder.chmod(0o755)
+    try:
+        postgres = Postgres(folder / "postgres")
+    except FileNotFoundError as error:
+        pytest.skip(str(error))
+    yield folder, postgres
+    postgres.stop()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture(scope="module")
+def server(database):
+    folder, postgres = database
+    server = Server(folder, postgres.uri)
+    yield server
+    server.kill()
+
+
+WRITE = """
+import sys, warnings
+from pathlib import Path
+from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.runs import Tracker
+folder, name, reports = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+tracker = Tracker.open("eight", folder)
+outbox = Outbox(folder / name, tracker.study_run(name, {}, {}))
+run = outbox.trial(f"trial of {name}")
+run.begin({"writer": name})
+for step in range(reports):
+    run.log_metrics({"val/miou": step / reports, "train/loss": 1 / (step + 1)}, step=step)
+run.end("FINISHED")
+outbox.study.end("FINISHED")
+outbox.close(patience_s=500)
+"""
+
+
+@pytest.mark.parametrize("kind", ["server", "sqlite"])
+def test_eight_studies_write_at_once(request, tmp_path, kind):
+    """Into a database that does not exist when they begin, and none is told that it is locked."""
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "platform")}
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    if kind == "server":
+        uri = environment["MLFLOW_TRACKING_URI"] = request.getfixturevalue("server").uri
+    command = [sys.executable, "-c", WRITE, str(tmp_path)]
+    writers = [
+        subprocess.Popen(
+            [*command, f"writer {number}", str(REPORTS)],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for number in range(WRITERS)
+    ]
+    try:
+        outputs = [writer.communicate(timeout=550)[0] for writer in writers]
+    finally:
+        for writer in writers:
+            writer.kill()
+            writer.communicate()
+    assert [writer.returncode for writer in writers] == [0] * WRITERS, outputs
+    assert not [output for output in outputs if "locked" in output or "does not answer" in output], outputs
+    client = MlflowClient(uri)
+    found = client.search_runs([client.get_experiment_by_name("eight").experiment_id])
+    trials = [run for run in found if "writer" in run.data.params]
+    assert len(found) == 2 * WRITERS
+    assert {run.data.params["writer"] for run in trials} == {f"writer {number}" for number in range(WRITERS)}
+    for run in trials:
+        for name in ("val/miou", "train/loss"):
+            steps = [point.step for point in client.get_metric_history(run.info.run_id, name)]
+            assert sorted(steps) == list(range(REPORTS))
+
+
+def history(client, run, name="val/miou"):
+    return [(point.step, point.value) for point in client.get_metric_history(run.info.run_id, name)]
+
+
+def trial_of(client, experiment):
+    found = client.search_runs([client.get_experiment_by_name(experiment).experiment_id])
+    (run,) = (run for run in found if "kiloseg.trial" in run.data.tags)
+    return run
+
+
+def test_server_that_dies_and_comes_back(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    tracker = Tracker.open("away", None)
+    outbox = Outbox(tmp_path, tracker.study_run("study", {}, {}))
+    run = outbox.trial("one")
+    run.begin({"data.crop": 64})
+    run.log_metrics({"val/miou": 0.0}, step=0)
+    assert outbox.flush(100)
+    server.kill()
+    begin = time.monotonic()
+    for step in range(1, 50):
+        run.log_metrics({"val/miou": step / 50}, step=step)
+    run.log_table({"name": ["a", "b"], "iou": [0.5, None]}, "iou.json")
+    run.end("FINISHED")
+    assert time.monotonic() - begin < 5, "nobody waits for a server that is away"
+    assert not outbox.flush(8)
+    assert "MLflow at http://127.0.0.1" in caplog.text and "the study goes on" in caplog.text
+    server.start()
+    assert outbox.flush(100)
+    outbox.close()
+    client = MlflowClient(server.uri)
+    found = trial_of(client, "away")
+    assert history(client, found) == [(step, step / 50) for step in range(50)]
+    assert found.info.status == "FINISHED"
+    assert "iou.json" in {file.path for file in client.list_artifacts(found.info.run_id)}
+
+
+def test_process_that_dies_leaves_its_numbers_to_the_next(server, tmp_path, monkeypatch):
+    """Also if it died after MLflow had taken a message and before that was written down."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    tracker = Tracker.open("deaths", None)
+    study = tracker.study_run("study", {}, {})
+    outbox = Outbox(tmp_path, study)
+    run = outbox.trial("one")
+    run.begin({"data.crop": 64})
+    for step in range(5):
+        run.log_metrics({"val/miou": step / 10}, step=step)
+    run.log_table({"name": ["a", "b"]}, "iou.json")
+    assert outbox.flush(100)
+    outbox.close()
+    # As a death in the middle of a line, long before the newest mark, leaves them.
+    lines = (tmp_path / LINES).read_bytes()
+    (tmp_path / DELIVERED).write_text(str(lines.index(b"\n", len(lines) // 3) + 1))
+    (tmp_path / LINES).write_bytes(lines + b'{"kind": "metrics", "trial": "one", "poi')
+
+    again = Outbox(tmp_path, study)
+    run = again.trial("one")
+    # A trial that was resumed says again what it had said, with other speeds perhaps.
+    run.log_points([("val/miou", step / 10, step) for step in range(7)])
+    run.end("FINISHED")
+    again.close()
+    client = MlflowClient(server.uri)
+    found = trial_of(client, "deaths")
+    assert history(client, found) == [(step, step / 10) for step in range(7)]
+    assert found.data.params == {"data.crop": "64"}
+    table = json.loads(Path(client.download_artifacts(found.info.run_id, "iou.json", str(tmp_path))).read_text())
+    assert table == {"columns": ["name"], "data": [["a"], ["b"]]}
+
+
+def test_message_that_mlflow_refuses_does_not_hold_up_the_others(server, tmp_path, monkeypatch, caplog):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
+    outbox = Outbox(tmp_path, Tracker.open("refusal", None).study_run("study", {}, {}))
+    outbox.study.log_metrics({"a name with $ in it": 1.0}, step=0)
+    outbox.study.log_file(tmp_path / "gone.png")
+    outbox.study.log_metrics({"best/miou": 0.5}, step=0)
+    assert outbox.flush(100)
+    outbox.close()
+    assert "MLflow refuses metrics" in caplog.text
+    assert "MLflow refuses file" in caplog.text
+
+
+def test_artifact_that_cannot_be_stored_does_not_hold_up_the_numbers(server, tmp_path, caplog, monkeypatch):
+    """Its place may be another than MLflow's own, and refuse it in words of its own."""
+    client = MlflowClient(server.uri)
+    tracker = Tracker(uri=server.uri, experiment_id=client.create_experiment("no place", "file:///sys/kiloseg"))
+    outbox = Outbox(tmp_path, tracker.study_run("study", {}, {}))
+    monkeypatch.setattr("kiloseg.tracking.delivery.ATTEMPTS", 3)
+    outbox.study.log_table({"name": ["a"]}, "iou.json")
+    outbox.study.log_metrics({"best/miou": 0.5}, step=0)
+    assert outbox.flush(100)
+    outbox.close()
+    assert "MLflow refuses table" in caplog.text
+    (run,) = client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
+
+
+def test_line_that_a_full_disk_cut_short_is_not_left_in_the_file(tmp_path, caplog, monkeypatch):
+    """A limit on the size of files is a disk that is full: some bytes are written, then none."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker.open("cut", tmp_path)
+    outbox = Outbox(tmp_path / "study", tracker.study_run("study", {}, {}))
+    outbox.study.log_metrics({"best/miou": 0.25}, step=0)
+    assert outbox.flush(100)
+    before = outbox.path.read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
+    try:
+        outbox.study.set_tags({"error": "no room " * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert "make room" in caplog.text
+    assert outbox.path.read_bytes() == before
+    outbox.study.log_metrics({"best/miou": 0.5}, step=1)
+    assert outbox.flush(100)
+    outbox.close()
+    assert [json.loads(line)["kind"] for line in outbox.path.read_bytes().splitlines()] == ["metrics", "metrics"]
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
+    assert run.data.tags["error"].startswith("no room"), "it is delivered all the same"
+
+
+def test_line_that_is_damaged_is_left_out(tmp_path, caplog, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    tracker = Tracker.open("damaged", tmp_path)
+    folder = tmp_path / "study"
+    folder.mkdir()
+    whole = b'{"kind": "metrics", "trial": null, "points": [["best/miou", 0.5, 0]], "time_ms": 1}\n'
+    (folder / LINES).write_bytes(b'{"kind": "tags", "tri' + whole + whole)
+    outbox = Outbox(folder, tracker.study_run("study", {}, {}))
+    assert outbox.flush(100)
+    outbox.close()
+    assert "is damaged, and left out" in caplog.text
+    (run,) = tracker.client.search_runs([tracker.experiment_id])
+    assert run.data.metrics == {"best/miou": 0.5}
+
+
+def test_without_a_folder_of_this_machine_a_server_is_needed(monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to a tracking server"):
+        Tracker.open("away", None)

@@ -1,0 +1,110 @@
+"""The filesystem that Ray writes a study's state to."""
+
+import errno
+import pickle
+import time
+from pathlib import Path
+
+import pyarrow.fs
+import pytest
+
+from kiloseg.storage.filesystems import DataError
+from kiloseg.tuning.ray_workarounds.study_state import check_state, storage_filesystem
+
+
+def copy(source, target, files):
+    pyarrow.fs.copy_files(
+        str(source), str(target), source_filesystem=pyarrow.fs.LocalFileSystem(), destination_filesystem=files
+    )
+
+
+@pytest.fixture
+def full():
+    """A disk that is full, which any machine has."""
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full")
+    return Path("/dev/full")
+
+
+def test_folders_are_copied_as_by_pyarrow_itself(tmp_path):
+    source = tmp_path / "source"
+    (source / "inner").mkdir(parents=True)
+    (source / "state.json").write_bytes(b"[1]" * 700_000)
+    (source / "inner" / "empty").touch()
+    files = pickle.loads(pickle.dumps(storage_filesystem(str(tmp_path))))
+    copy(source, tmp_path / "target", files)
+    found = {
+        path.relative_to(tmp_path / "target"): path.read_bytes()
+        for path in (tmp_path / "target").rglob("*")
+        if path.is_file()
+    }
+    assert found == {Path("state.json"): b"[1]" * 700_000, Path("inner/empty"): b""}
+
+
+def test_what_was_there_stays_until_the_new_is_whole(tmp_path):
+    (tmp_path / "state.json").write_text("before")
+    files = storage_filesystem(str(tmp_path))
+    stream = files.open_output_stream(str(tmp_path / "state.json"))
+    stream.write(b"after")
+    assert (tmp_path / "state.json").read_text() == "before"
+    stream.close()
+    assert (tmp_path / "state.json").read_text() == "after"
+    assert [path.name for path in tmp_path.iterdir()] == ["state.json"]
+
+
+@pytest.mark.parametrize("size", [10, 10_000_000])
+def test_full_disk_leaves_what_was_there(tmp_path, full, size):
+    """Whether little is written or much."""
+    (tmp_path / "state.json").write_text("before")
+    (tmp_path / "state.json.partial").symlink_to(full)
+    (tmp_path / "new").write_bytes(bytes(size))
+    with pytest.raises(OSError, match="No space left") as error:
+        copy(tmp_path / "new", tmp_path / "state.json", storage_filesystem(str(tmp_path)))
+    assert error.value.errno in (errno.ENOSPC, None)
+    assert (tmp_path / "state.json").read_text() == "before"
+
+
+def test_urls_are_left_to_ray():
+    assert storage_filesystem("s3://bucket/runs?endpoint_override=127.0.0.1:1&scheme=http") is None
+    assert storage_filesystem("file:///runs") is None
+
+
+@pytest.fixture
+def state(tmp_path):
+    """A whole one, of two sessions."""
+    for hour in (10, 11):
+        (tmp_path / f"experiment_state-2026-11-24_{hour}-00-00.json").write_text("{}")
+        for name in (
+            "search_gen_state-{}.json",
+            "searcher-state-{}.pkl",
+            "basic-variant-state-{}.json",
+            "callback-states-{}.pkl",
+        ):
+            (tmp_path / name.format(f"2026-11-24_{hour}-00-00")).write_bytes(pickle.dumps({"hour": [hour] * 1000}))
+    # As a death while they are written leaves them.
+    for path in list(tmp_path.iterdir()):
+        path.with_name(path.name + ".partial").touch()
+    check_state(str(tmp_path))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "name", ["experiment_state", "search_gen_state", "searcher-state", "basic-variant-state", "callback-states"]
+)
+def test_damaged_state_is_refused_by_name(state, name):
+    file = next(path for path in state.glob(f"{name}-2026-11-24_11*") if path.suffix != ".partial")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials are still there, but move it away"):
+        check_state(str(state))
+
+
+def test_study_without_a_state_is_not_begun_anew_by_a_resumption(tmp_path):
+    with pytest.raises(DataError, match=r"has no state to go on from: .*; start it anew, without --resume"):
+        check_state(str(tmp_path))
+
+
+def test_state_that_the_next_would_not_follow_is_refused(state):
+    stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(time.time() + 600))
+    (state / f"experiment_state-{stamp}.json").write_text("{}")
+    with pytest.raises(DataError, match=rf"is of {stamp} \(UTC\), which on this machine is still to come"):
+        check_state(str(state))

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import run
+from common.command_line import run
+from common.label_table import class_names, ignore_or, lookup, read_table, to_class_ids
+from common.pairs import Pair, Place, build_pairs, find_splits, read_ids
 from kiloseg.data.shards import DatasetInfo
 from kiloseg.data.writing.build import Output
-from label_table import class_names, ignore_or, lookup, read_table, to_class_ids
-from pairs import Pair, Place, build_pairs, find_splits, read_ids
 
 NAME = "cityscapes"
 VERSION = 1

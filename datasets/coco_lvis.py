@@ -18,14 +18,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from annotation_store import AnnotatedImage, is_current, read_column, source, write_store
-from coco_json import CocoJson, Image
-from command_line import run
+from common.annotation_store import AnnotatedImage, is_current, read_column, source, write_store
+from common.coco_json import CocoJson, Image
+from common.command_line import run
+from common.label_table import class_names, read_table
+from common.pairs import check_count, check_files, order
+from common.regions import make_samples
 from kiloseg.data.shards import DataError, DatasetInfo
 from kiloseg.data.writing.build import Output, build, plan_shards
-from label_table import class_names, read_table
-from pairs import check_count, check_files, order
-from regions import make_samples
 
 NAME = "coco_lvis"
 VERSION = 1

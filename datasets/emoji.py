@@ -20,17 +20,17 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-import emoji_packages
-from command_line import run
-from emoji_bank import Bank, make_bank, read_bank, write_bank
-from emoji_photographs import PACKAGED, in_folder, packaged
-from emoji_scenes import Scenes, describe, make_scenes
+from common.command_line import run
 from emoji_shards import ROWS, coverage, write_attribution
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index, write_index
 from kiloseg.data.shards import DataError, DatasetInfo, Sample
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
 from kiloseg.storage.filesystems import open_folder
+from synthetic import emoji_packages
+from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank
+from synthetic.emoji_photographs import PACKAGED, in_folder, packaged
+from synthetic.emoji_scenes import Scenes, describe, make_scenes
 
 WORK = Path(__file__).parents[1] / "runs" / "emoji"
 

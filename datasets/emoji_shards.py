@@ -21,9 +21,6 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from emoji_bank import Bank, read_bank
-from emoji_photographs import by_credit, photographs_of
-from emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
 from kiloseg.data.shards import (
     DESCRIPTION,
     DataError,
@@ -35,6 +32,9 @@ from kiloseg.data.shards import (
     write_shard,
 )
 from kiloseg.storage.filesystems import open_folder
+from synthetic.emoji_bank import Bank, read_bank
+from synthetic.emoji_photographs import by_credit, photographs_of
+from synthetic.emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
 
 ROWS = "index.jsonl"
 ATTRIBUTION = "ATTRIBUTION.md"

@@ -13,10 +13,10 @@ For annotations, --annotations may be a folder with train.json and val.json.
 
 from __future__ import annotations
 
-from command_line import run
-from folder_annotations import build_annotated
-from folder_arguments import Arguments
-from folder_masks import build_masked
+from common.command_line import run
+from folders.annotations import build_annotated
+from folders.arguments import Arguments
+from folders.masks import build_masked
 from kiloseg.data.shards import DataError, DatasetInfo
 
 

@@ -13,11 +13,11 @@ import functools
 import math
 import unicodedata
 
-from command_line import run
-from glyph_characters import distinct_characters
-from glyph_scenes import NAME, Recipe, make_samples, object_counts
+from common.command_line import run
 from kiloseg.data.shards import DatasetInfo
 from kiloseg.data.writing.build import build, finished, plan_shards
+from synthetic.glyph_characters import distinct_characters
+from synthetic.glyph_scenes import NAME, Recipe, make_samples, object_counts
 
 LICENCE = (
     "Glyphs: DejaVu fonts (Bitstream Vera licence with public domain changes, free to use and redistribute; "

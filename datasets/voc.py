@@ -16,12 +16,12 @@ from pathlib import Path
 
 import numpy as np
 
-from command_line import run
+from common.command_line import run
+from common.label_table import class_names, lookup, read_table, to_class_ids
+from common.matlab import read_matlab
+from common.pairs import Pair, Place, build_pairs, find_splits, read_ids, read_list
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
 from kiloseg.data.writing.build import Output
-from label_table import class_names, lookup, read_table, to_class_ids
-from matlab import read_matlab
-from pairs import Pair, Place, build_pairs, find_splits, read_ids, read_list
 
 NAME = "voc"
 VERSION = 1

@@ -12,12 +12,11 @@ from trees import IGNORE, read_split, uint8, write_jpeg, write_png, write_text
 import ade20k
 import cityscapes
 import coco_stuff10k
-import label_table
-import pairs
 import voc
+from common import label_table, pairs
+from common.matlab import read_matlab
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.shards import DataError, read_info
-from matlab import read_matlab
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 

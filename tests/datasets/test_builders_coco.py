@@ -11,12 +11,9 @@ import pytest
 from pycocotools.coco import COCO
 from trees import IGNORE, read_split, write_jpeg, write_json
 
-import annotation_store
-import coco_json
 import coco_lvis
-import label_table
-import regions
-from annotation_store import AnnotatedImage
+from common import annotation_store, coco_json, label_table, regions
+from common.annotation_store import AnnotatedImage
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.shards import DataError
 

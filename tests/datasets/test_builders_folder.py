@@ -13,11 +13,11 @@ from PIL import Image
 from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
 
 import folder
-import folder_masks
-import pairs
-from folder_arguments import Arguments, divide, read_turned
+from common import pairs
+from common.label_table import read_names
+from folders import masks
+from folders.arguments import Arguments, divide, read_turned
 from kiloseg.data.shards import DataError, read_info
-from label_table import read_names
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "folder.py"
 X = IGNORE
@@ -113,15 +113,15 @@ def test_8_bit_masks(tmp_path, ignore_id, names, expected):
 def test_255_in_8_bits_is_ignored_but_not_in_16(tmp_path):
     write_png(tmp_path / "a.png", uint8([0, 255]))
     write_png(tmp_path / "b.png", np.array([[0, 255]], np.uint16))
-    table, classes = folder_masks.class_table({0: "sky", 3: "tree"})
+    table, classes = masks.class_table({0: "sky", 3: "tree"})
     assert classes == ["sky", "tree"]
     read = {"table": table, "ignore_id": None, "names": Path("n.csv")}
-    assert folder_masks.read_mask(tmp_path / "a.png", **read).tolist() == [[0, X]]
+    assert masks.read_mask(tmp_path / "a.png", **read).tolist() == [[0, X]]
     with pytest.raises(DataError, match=r"b.png: mask has id 255: .* Add it to n.csv, with an empty name to ignore it"):
-        folder_masks.read_mask(tmp_path / "b.png", **read)
+        masks.read_mask(tmp_path / "b.png", **read)
     read["ignore_id"] = 0
     with pytest.raises(DataError, match=r"a.png: mask has id 255"):  # the flag replaces the default
-        folder_masks.read_mask(tmp_path / "a.png", **read)
+        masks.read_mask(tmp_path / "a.png", **read)
 
 
 def test_masks_of_all_kinds_give_their_ids(tmp_path):

@@ -16,18 +16,18 @@ import pytest
 from PIL import Image, ImageDraw
 
 import emoji
-import emoji_packages
-from emoji_bank import Bank, make_bank, read_bank, write_bank
-from emoji_choice import Choice
-from emoji_classes import Emoji, base_emoji, by_frequency, may_mirror, merge_twins
-from emoji_objects import _recolouring, draw_object
-from emoji_packages import PACKAGES, code_of, obtain, read_images, read_table
-from emoji_photographs import PACKAGED, Photograph, in_folder, photographs_of
-from emoji_scenes import NAMEABLE, Scenes, make_scenes
 from emoji_shards import coverage, write_emoji
-from emoji_sprites import SIDE, sprite, sprites_of, twins
 from kiloseg.data.index import read_index
 from kiloseg.data.shards import IGNORE_ID, DataError, file_sha256, read_info, write_shard
+from synthetic import emoji_packages
+from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank
+from synthetic.emoji_choice import Choice
+from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, may_mirror, merge_twins
+from synthetic.emoji_objects import _recolouring, draw_object
+from synthetic.emoji_packages import PACKAGES, code_of, obtain, read_images, read_table
+from synthetic.emoji_photographs import PACKAGED, Photograph, in_folder, photographs_of
+from synthetic.emoji_scenes import NAMEABLE, Scenes, make_scenes
+from synthetic.emoji_sprites import SIDE, sprite, sprites_of, twins
 
 ROOT = Path(__file__).parents[2]
 

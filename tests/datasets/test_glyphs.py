@@ -14,10 +14,10 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import glyphs
-from glyph_characters import ALL_CUTS, font_path
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.shards import IGNORE_ID, DataError, decode_image, decode_mask, read_info, write_shard
 from kiloseg.data.writing.build import ShardTask
+from synthetic.glyph_characters import ALL_CUTS, font_path
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "glyphs.py"
 

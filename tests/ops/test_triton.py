@@ -121,8 +121,8 @@ def loss_and_gradients(pixels, table, labels, kind, logit, tau):
 def loss_on_chip(*args):
     """`loss_and_gradients` in bands of seven rows, and how often each kernel's function was called."""
     counts = {}
-    for module, name in [("triton_softmax", "softmax_sums"), ("triton_nearest", "nearest_scores")]:
-        module = importlib.import_module(f"kiloseg.losses.{module}")
+    for module, name in [("softmax", "softmax_sums"), ("nearest", "nearest_scores")]:
+        module = importlib.import_module(f"kiloseg.ops.triton.{module}")
         setattr(module, name, counted(getattr(module, name), counts))
     triton_backend.BAND_BYTES = 7 * 10 * 12 * 4
     return {**loss_and_gradients(*args), "counts": counts}
@@ -163,7 +163,10 @@ def answer_all(path):
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     path = tmp_path_factory.mktemp("triton") / "answers.pt"
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("platform", "tests"))}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("platform", "tests", "tests/ops")),
+    }
     environment.pop("KILOSEG_TRITON", None)
     if DEVICE == "cpu":
         environment["TRITON_INTERPRET"] = "1"
@@ -234,17 +237,17 @@ def test_nearest_is_exact_up_to_ties(name, answers):
 
 KERNELS = {
     "sums": (
-        "triton_softmax._sums",
+        "softmax._sums",
         {"COSINE": False, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
     ),
     "sums of cosines": (
-        "triton_softmax._sums",
+        "softmax._sums",
         {"COSINE": True, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
     ),
-    "online": ("triton_softmax._sums", {"COSINE": True, "ONLINE": True, "PULL": True}),
-    "gradient": ("triton_softmax._table_gradient", {"COSINE": False, "ONLINE": False, "top_ptr": None}),
-    "gradient of cosines": ("triton_softmax._table_gradient", {"COSINE": True, "ONLINE": False, "top_ptr": None}),
-    "nearest": ("triton_nearest._nearest", {"K": 8, "SLOTS": 8}),
+    "online": ("softmax._sums", {"COSINE": True, "ONLINE": True, "PULL": True}),
+    "gradient": ("softmax._table_gradient", {"COSINE": False, "ONLINE": False, "top_ptr": None}),
+    "gradient of cosines": ("softmax._table_gradient", {"COSINE": True, "ONLINE": False, "top_ptr": None}),
+    "nearest": ("nearest._nearest", {"K": 8, "SLOTS": 8}),
 }
 """Kernels with products, and what their calls fix besides sizes."""
 
@@ -268,7 +271,7 @@ def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
         pytest.skip("triton was told to interpret")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     module, kernel = KERNELS[name][0].split(".")
-    tuner = getattr(importlib.import_module(f"kiloseg.losses.{module}"), kernel)
+    tuner = getattr(importlib.import_module(f"kiloseg.ops.triton.{module}"), kernel)
     config = tuner.configs[0]
     fixed = {"D": D, "W": W, **KERNELS[name][1], **config.kwargs}
     types = {"target_ptr": "*i64", "ids_ptr": "*i64", "rows_ptr": "*bf16", "P": "i32", "C": "i32", "magnitude": "i32"}

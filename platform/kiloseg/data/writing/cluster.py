@@ -102,9 +102,9 @@ def _result(reference: ray.ObjectRef) -> Any:
 
 
 def environment(code: str) -> dict[str, Any]:
-    """A runtime environment for ray.init: this checkout's package, and the folder of the module `code` with what is beside it."""
+    """A runtime environment for ray.init: this checkout's package, and the source root of the module `code`."""
     found: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     file = getattr(sys.modules.get(code), "__file__", None)
-    if "." not in code and file is not None:
-        found["working_dir"] = str(Path(file).resolve().parent)
+    if code.partition(".")[0] != "kiloseg" and file is not None:
+        found["working_dir"] = str(Path(file).resolve().parents[code.count(".")])
     return found

@@ -10,10 +10,10 @@ from typing import Literal
 
 from PIL import Image, ImageOps
 
+from common.label_table import MAX_RAW_ID
+from common.pairs import order, read_image, safe_key
 from kiloseg.data.shards import DataError
 from kiloseg.data.writing.build import Output
-from label_table import MAX_RAW_ID
-from pairs import order, read_image, safe_key
 
 NAME = "folder"
 VERSION = 1

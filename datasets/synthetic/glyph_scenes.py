@@ -14,10 +14,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from backgrounds import packaged_photograph, random_square
-from glyph_characters import CUTS, draw, font
 from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
 from kiloseg.data.writing.build import Output, ShardTask
+from synthetic.backgrounds import packaged_photograph, random_square
+from synthetic.glyph_characters import CUTS, draw, font
 
 NAME = "glyphs"
 VERSION = 2

@@ -10,10 +10,10 @@ import msgspec
 import numpy as np
 import pycocotools.mask
 
-from annotation_store import AnnotatedImage, read_store
+from common.annotation_store import AnnotatedImage, read_store
+from common.pairs import read_image
 from kiloseg.data.shards import IGNORE_ID, DataError, Sample
 from kiloseg.data.writing.build import ShardTask
-from pairs import read_image
 
 
 def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID) -> np.ndarray:

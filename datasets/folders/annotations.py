@@ -9,13 +9,21 @@ from typing import Any
 
 from tqdm import tqdm
 
-from annotation_store import AnnotatedImage, is_current, num_images, read_classes, read_column, source, write_store
-from coco_json import CocoJson, Image
-from folder_arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
+from common.annotation_store import (
+    AnnotatedImage,
+    is_current,
+    num_images,
+    read_classes,
+    read_column,
+    source,
+    write_store,
+)
+from common.coco_json import CocoJson, Image
+from common.pairs import check_files, fingerprint, order
+from common.regions import make_samples
+from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
 from kiloseg.data.writing.build import build, plan_shards
-from pairs import check_files, fingerprint, order
-from regions import make_samples
 
 BACKGROUND = "background"
 

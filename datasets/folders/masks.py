@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from folder_arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
+from common.label_table import lookup, read_names, to_class_ids
+from common.pairs import Pair, build_pairs, check_files, order, read_ids
+from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
-from label_table import lookup, read_names, to_class_ids
-from pairs import Pair, build_pairs, check_files, order, read_ids
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

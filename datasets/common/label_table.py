@@ -12,7 +12,7 @@ import numpy as np
 
 from kiloseg.data.shards import IGNORE_ID, DataError
 
-FOLDER = Path(__file__).parent / "labels"
+FOLDER = Path(__file__).parents[1] / "labels"
 
 MAX_RAW_ID = 65535
 UNKNOWN = -1

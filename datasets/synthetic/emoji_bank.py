@@ -20,11 +20,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from emoji_classes import Emoji, base_emoji, by_frequency, merge_twins
-from emoji_packages import PACKAGES, Package, read_images, read_table
-from emoji_photographs import Photograph
-from emoji_sprites import SIDE, sprites_of, twins
 from kiloseg.data.shards import DataError, file_sha256
+from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, merge_twins
+from synthetic.emoji_packages import PACKAGES, Package, read_images, read_table
+from synthetic.emoji_photographs import Photograph
+from synthetic.emoji_sprites import SIDE, sprites_of, twins
 
 FORMAT = "kiloseg-emoji-bank-1"
 COLUMNS = 48

@@ -13,12 +13,12 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from backgrounds import random_square
-from emoji_bank import Bank, read_bank
-from emoji_choice import SPLITS, Choice
-from emoji_objects import draw_object
-from emoji_photographs import by_credit, photographs_of
 from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, Sample
+from synthetic.backgrounds import random_square
+from synthetic.emoji_bank import Bank, read_bank
+from synthetic.emoji_choice import SPLITS, Choice
+from synthetic.emoji_objects import draw_object
+from synthetic.emoji_photographs import by_credit, photographs_of
 
 NAME = "emoji"
 VERSION = 1

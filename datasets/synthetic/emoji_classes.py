@@ -8,8 +8,8 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from emoji_packages import code_of
 from kiloseg.data.shards import DataError
+from synthetic.emoji_packages import code_of
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Label tables: datasets/labels/*.csv, and the way from the ids in an archive's masks to the ids of a data set."""
+"""Label tables: kiloseg/data/labels/*.csv, and the way from the ids in an archive's masks to the ids of a data set."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 
+import kiloseg.data
 from kiloseg.data.shards import IGNORE_ID, DataError
 
-FOLDER = Path(__file__).parents[1] / "labels"
+LABELS = Path(kiloseg.data.__file__).parent / "labels"
+"""Part of the package, so that an installed kiloseg has them too."""
 
 MAX_RAW_ID = 65535
 UNKNOWN = -1
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """The rows of datasets/labels/NAME.csv: column name to text, empty where the table says nothing."""
-    with (FOLDER / f"{name}.csv").open(newline="", encoding="utf-8") as file:
+    """The rows of kiloseg/data/labels/NAME.csv: column name to text, empty where the table says nothing."""
+    with (LABELS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 

@@ -22,9 +22,9 @@ import numpy as np
 import tyro
 
 from kiloseg.config import Data
+from kiloseg.data.description import DatasetInfo, Shard
 from kiloseg.data.reading import loader
 from kiloseg.data.reading.order import Position
-from kiloseg.data.shards import DatasetInfo, Shard
 
 
 @dataclass(frozen=True, kw_only=True)

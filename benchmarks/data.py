@@ -49,12 +49,14 @@ from torchvision import tv_tensors
 from torchvision.transforms import InterpolationMode, v2
 
 from kiloseg.config import Data
+from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.reading.decoding import decode_ids, decode_pixels
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.order import share
 from kiloseg.data.reading.reader import Reader
-from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, decode_image, decode_mask
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.shard import Sample
 
 HEIGHT, WIDTH = 480, 640
 NUM_CLASSES, NUM_THINGS = 1284, 1000

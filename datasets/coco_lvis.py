@@ -24,8 +24,9 @@ from common.command_line import run
 from common.label_table import class_names, read_table
 from common.pairs import check_count, check_files, order
 from common.regions import make_samples
-from kiloseg.data.shards import DataError, DatasetInfo
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import Output, build, plan_shards
+from kiloseg.storage.errors import DataError
 
 NAME = "coco_lvis"
 VERSION = 1

@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
+from common.archive import Archive, build_archive
 from common.command_line import run
-from common.label_table import class_names, lookup, read_table, to_class_ids
+from common.label_table import class_names, read_table
 from common.matlab import read_matlab
-from common.pairs import Pair, Place, build_pairs, find_splits, read_list
-from kiloseg.data.shards import IGNORE_ID, DatasetInfo
+from common.pairs import Pair, Place, read_list
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import Output
 
 NAME = "coco_stuff10k"
@@ -28,12 +28,6 @@ VERSION = 1
 """Raised with every change that changes a sample."""
 
 LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
-PLACES = {"train": Place(LISTS["train"], 9000), "val": Place(LISTS["val"], 1000)}
-MEND = "Unpack cocostuff-10k-v1.1.zip into --root, so that it holds images, annotations and imageLists"
-LICENCE = (
-    "COCO-Stuff annotations: CC BY 4.0; images: Flickr terms of use, as COCO (https://cocodataset.org/#termsofuse). Cite "
-    "Caesar et al., CVPR 2018."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,24 +42,17 @@ class Arguments(Output):
 
 
 def build_coco_stuff10k(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there.
-
-    Raises:
-        DataError: files that are missing or hold something else, or as `build`.
-    """
-    splits = find_splits(NAME, arguments.root, PLACES, list_pairs, MEND)
+    """Builds the splits that are there; raises as `build_archive`."""
     column = f"class_id_{arguments.num_classes}"
     rows = read_table("coco_stuff")
-    table = lookup({0: IGNORE_ID} | {int(row["raw_id"]): int(row[column]) for row in rows if row[column]})
-    info = DatasetInfo(
-        name=NAME,
-        classes=class_names(rows, column),
-        background=None,
-        licence=LICENCE,
-        command=arguments.command("datasets/coco_stuff10k.py"),
-        recipe={"builder": NAME, "version": VERSION, "num_classes": arguments.num_classes},
+    return build_archive(
+        ARCHIVE,
+        arguments,
+        arguments.root,
+        class_names(rows, column),
+        {0: IGNORE_ID} | {int(row["raw_id"]): int(row[column]) for row in rows if row[column]},
+        recipe={"num_classes": arguments.num_classes},
     )
-    return build_pairs(arguments, info, arguments.root, splits, functools.partial(read_mask, table=table))
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
@@ -74,10 +61,17 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
     return [Pair(key=name, image=f"images/{name}.jpg", mask=f"annotations/{name}.mat") for name in names]
 
 
-def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
-    """uint16 class ids of shape (H, W); raises DataError."""
-    mend = "Expected label maps of version 1.1, with ids 0 to 182 without the 11 that are unused; restore the file"
-    return to_class_ids(read_matlab(path, "S"), table, path, mend)
+ARCHIVE = Archive(
+    name=NAME,
+    version=VERSION,
+    places={"train": Place(LISTS["train"], 9000), "val": Place(LISTS["val"], 1000)},
+    list_pairs=list_pairs,
+    layout="Unpack cocostuff-10k-v1.1.zip into --root, so that it holds images, annotations and imageLists",
+    ids="Expected label maps of version 1.1, with ids 0 to 182 without the 11 that are unused",
+    license="COCO-Stuff annotations: CC BY 4.0; images: Flickr terms of use, as COCO "
+    "(https://cocodataset.org/#termsofuse). Cite Caesar et al., CVPR 2018.",
+    read_ids=functools.partial(read_matlab, names=("S",)),
+)
 
 
 if __name__ == "__main__":

@@ -22,10 +22,12 @@ from pathlib import Path
 
 from common.command_line import run
 from emoji_shards import ROWS, coverage, write_attribution
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index, write_index
-from kiloseg.data.shards import DataError, DatasetInfo, Sample
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.shard import Sample
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 from synthetic import emoji_packages
 from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank

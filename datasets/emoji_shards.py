@@ -21,16 +21,9 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from kiloseg.data.shards import (
-    DESCRIPTION,
-    DataError,
-    DatasetInfo,
-    Shard,
-    check_shards,
-    read_info,
-    write_info,
-    write_shard,
-)
+from kiloseg.data.description import DESCRIPTION, DatasetInfo, Shard, check_shards, read_info, write_info
+from kiloseg.data.writing.shard import write_shard
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 from synthetic.emoji_bank import Bank, read_bank
 from synthetic.emoji_photographs import by_credit, photographs_of

@@ -17,7 +17,8 @@ from common.command_line import run
 from folders.annotations import build_annotated
 from folders.arguments import Arguments
 from folders.masks import build_masked
-from kiloseg.data.shards import DataError, DatasetInfo
+from kiloseg.data.description import DatasetInfo
+from kiloseg.storage.errors import DataError
 
 
 def build_folder(arguments: Arguments) -> DatasetInfo:

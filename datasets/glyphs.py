@@ -14,7 +14,7 @@ import math
 import unicodedata
 
 from common.command_line import run
-from kiloseg.data.shards import DatasetInfo
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import build, finished, plan_shards
 from synthetic.glyph_characters import distinct_characters
 from synthetic.glyph_scenes import NAME, Recipe, make_samples, object_counts

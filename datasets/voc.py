@@ -10,18 +10,20 @@ finer and marks boundaries as ignored.
 
 from __future__ import annotations
 
-import functools
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from common.archive import Archive, build_archive
 from common.command_line import run
-from common.label_table import class_names, lookup, read_table, to_class_ids
+from common.label_table import class_names, read_table
 from common.matlab import read_matlab
-from common.pairs import Pair, Place, build_pairs, find_splits, read_ids, read_list
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from common.pairs import Pair, Place, read_ids, read_list
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import Output
+from kiloseg.storage.errors import DataError
 
 NAME = "voc"
 VERSION = 1
@@ -31,13 +33,9 @@ VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
 LISTS = f"{VOC}/ImageSets/Segmentation"
 NUM_TRAIN, NUM_TRAINAUG, NUM_VAL = 1464, 10582, 1449
-MEND = (
+LAYOUT = (
     "Unpack VOCtrainval_11-May-2012.tar and, for trainaug, SBD's benchmark.tgz into --root, so that it holds VOCdevkit and "
     "benchmark_RELEASE"
-)
-LICENCE = (
-    "PASCAL VOC 2012: images under the terms of Flickr, for research; SBD: masks by Hariharan et al., for research. See "
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/. Cite Everingham et al., IJCV 2015, and Hariharan et al., ICCV 2011."
 )
 
 
@@ -59,22 +57,24 @@ def build_voc(arguments: Arguments) -> DatasetInfo:
     has_sbd = (root / SBD).is_dir()
     train = f"trainaug, with the masks of {root / SBD}" if has_sbd else f"VOC's own, since {root / SBD} does not exist"
     print(f"{NAME}: split train is {train}")
-    places = {
-        "train": Place(f"{LISTS}/train.txt", NUM_TRAINAUG if has_sbd else NUM_TRAIN),
-        "val": Place(f"{LISTS}/val.txt", NUM_VAL),
-    }
-    splits = find_splits(NAME, root, places, list_pairs, MEND)
-    rows = read_table(NAME)
-    table = lookup({int(row["class_id"]): int(row["class_id"]) for row in rows} | {255: IGNORE_ID})
-    info = DatasetInfo(
+    archive = Archive(
         name=NAME,
-        classes=class_names(rows),
-        background=0,
-        licence=LICENCE,
-        command=arguments.command("datasets/voc.py"),
-        recipe={"builder": NAME, "version": VERSION},
+        version=VERSION,
+        places={
+            "train": Place(f"{LISTS}/train.txt", NUM_TRAINAUG if has_sbd else NUM_TRAIN),
+            "val": Place(f"{LISTS}/val.txt", NUM_VAL),
+        },
+        list_pairs=list_pairs,
+        layout=LAYOUT,
+        ids="Expected ids 0 to 20, and 255 for boundaries",
+        license="PASCAL VOC 2012: images under the terms of Flickr, for research; SBD: masks by Hariharan et al., for "
+        "research. See http://host.robots.ox.ac.uk/pascal/VOC/voc2012/. Cite Everingham et al., IJCV 2015, and Hariharan "
+        "et al., ICCV 2011.",
+        read_ids=read_either,
     )
-    return build_pairs(arguments, info, root, splits, functools.partial(read_mask, table=table))
+    rows = read_table(NAME)
+    class_ids = {int(row["class_id"]): int(row["class_id"]) for row in rows} | {255: IGNORE_ID}
+    return build_archive(archive, arguments, root, class_names(rows), class_ids, background=0)
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
@@ -84,11 +84,11 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
         for file in ("train.txt", "val.txt"):
             if not (root / SBD / file).is_file():
                 raise DataError(
-                    f"{root / SBD / file} is missing: SBD lists its images in train.txt and val.txt. {MEND}"
+                    f"{root / SBD / file} is missing: SBD lists its images in train.txt and val.txt. {LAYOUT}"
                 )
         if not (root / LISTS / "val.txt").is_file():
             raise DataError(
-                f"{root / LISTS / 'val.txt'} is missing: trainaug leaves out its images, which SBD has too. {MEND}"
+                f"{root / LISTS / 'val.txt'} is missing: trainaug leaves out its images, which SBD has too. {LAYOUT}"
             )
         sbd = {*read_list(root / SBD / "train.txt"), *read_list(root / SBD / "val.txt")}
         taken = {pair.key for pair in pairs} | set(read_list(root / LISTS / "val.txt"))
@@ -102,10 +102,9 @@ def _voc_pair(name: str) -> Pair:
     return Pair(key=name, image=f"{VOC}/JPEGImages/{name}.jpg", mask=f"{VOC}/SegmentationClass/{name}.png")
 
 
-def read_mask(path: Path, *, table: np.ndarray) -> np.ndarray:
-    """uint16 class ids of shape (H, W), from VOC's palette PNG or SBD's .mat; raises DataError."""
-    raw_HW = read_matlab(path, "GTcls", "Segmentation") if path.suffix == ".mat" else read_ids(path)
-    return to_class_ids(raw_HW, table, path, "Expected ids 0 to 20, and 255 for boundaries; restore the file")
+def read_either(path: Path) -> np.ndarray:
+    """Ids of shape (H, W), from VOC's palette PNG or SBD's .mat; raises DataError."""
+    return read_matlab(path, ("GTcls", "Segmentation")) if path.suffix == ".mat" else read_ids(path)
 
 
 if __name__ == "__main__":

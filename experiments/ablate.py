@@ -41,7 +41,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from kiloseg import cli
 from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.overrides import head_overrides, override
 from kiloseg.plotting import ranking
 from kiloseg.presets import PRESETS

@@ -43,7 +43,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
 from kiloseg.config import Config
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.memory import largest_batch, parse_gib
 from kiloseg.overrides import flatten, head_name, head_overrides, override
 from kiloseg.plotting import spread

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
 from kiloseg.config import Config
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.overrides import flatten, head_name, override
 from kiloseg.presets import PRESETS, Preset
 from kiloseg.storage.filesystems import open_folder

@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
 from kiloseg.config import Config, NegativesKind
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder

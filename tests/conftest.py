@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from kiloseg.config import Config
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo, write_info
 from kiloseg.data.index import write_index
-from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, write_info, write_shard
+from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.overrides import override
 
 NUM_CLASSES = 6

@@ -127,7 +127,7 @@ print("torch" in sys.modules)
 
 def test_shards_are_written_with_numpy_and_pillow_alone():
     blocked = ["torch", "torchvision", "pyarrow", "webdataset", "tqdm", "tyro", "matplotlib"]
-    assert run_blocked(blocked, "import kiloseg.data.shards\nprint('imported')") == "imported\n"
+    assert run_blocked(blocked, "import kiloseg.data.writing.shard\nprint('imported')") == "imported\n"
 
 
 def test_settings_need_nothing_but_python():
@@ -180,3 +180,34 @@ def test_experiments_take_the_library_beside_them():
 def test_builders_of_data_sets_know_the_format_and_nothing_of_training():
     builders = sorted((ROOT / "datasets").glob("*.py"))
     assert set().union(*(rooms_imported(path.read_text()) for path in builders)) <= {"data", "storage"}
+
+
+POSIX_ONLY = {PACKAGE / "tracking/services.py"}
+"""Modules that need a POSIX system, and say so when they are imported elsewhere."""
+
+
+def test_the_library_imports_where_there_is_no_posix():
+    """Windows has no fcntl, pwd, grp, resource or termios, no os.geteuid and no signal.SIGKILL or SIGUSR1."""
+    strip = """
+import os, signal
+for module, names in (
+    (os, ("fork", "geteuid", "getuid", "killpg", "setsid", "getpgid", "statvfs", "sched_getaffinity", "wait4")),
+    (signal, ("SIGKILL", "SIGUSR1", "SIGUSR2", "SIGHUP", "SIGCHLD", "SIGALRM", "pthread_sigmask", "setitimer")),
+):
+    for name in names:
+        if hasattr(module, name):
+            delattr(module, name)
+"""
+    files = [path for path in core_files() if path not in POSIX_ONLY]
+    # What others' packages ask for at import is theirs: they have builds of their own for Windows.
+    first = "import numpy, torch, torchvision, timm, pyarrow, matplotlib, filelock, platformdirs, tyro, webdataset\n"
+    posix = ["fcntl", "pwd", "grp", "resource", "termios"]
+    block = f"for name in {posix!r}:\n    sys.modules.pop(name, None)\n    sys.modules[name] = None\n"
+    assert run_blocked([], first + block + strip + import_all(files) + "print('imported')") == "imported\n"
+
+
+def test_what_needs_posix_says_so():
+    done = run_blocked(
+        ["pwd"], "try:\n    import kiloseg.tracking.services\nexcept ModuleNotFoundError as error:\n    print(error)"
+    )
+    assert done.startswith("kiloseg.tracking.services needs a POSIX system (users, Unix sockets, signals)")

@@ -19,8 +19,8 @@ import torch
 from heads import free_ports
 
 from kiloseg.config import Config
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import TrainBatches
-from kiloseg.data.shards import read_info
 from kiloseg.models import build_segmenter
 from kiloseg.overrides import flatten, override
 from kiloseg.tracking.delivery import Outbox

@@ -7,7 +7,7 @@ import tarfile
 import numpy as np
 from PIL import Image
 
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 
 IGNORE = 65535
 

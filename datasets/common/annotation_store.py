@@ -7,10 +7,8 @@ kept for the next build.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import json
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +16,8 @@ from typing import Any, NamedTuple
 import pyarrow
 import pyarrow.parquet
 
-from kiloseg.data.shards import DataError
+from kiloseg.storage.atomic import whole_file
+from kiloseg.storage.errors import DataError
 
 GROUP = 250
 """Images in a row group, the least that is read at once: half a shard."""
@@ -60,20 +59,18 @@ def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedIm
     Raises:
         DataError: the folder cannot be written.
     """
-    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     schema = SCHEMA.with_metadata({_RECIPE: json.dumps(recipe), _CLASSES: json.dumps(classes)})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with pyarrow.parquet.ParquetWriter(partial, schema, compression="zstd") as writer:
+        with (
+            whole_file(path, shared=True) as file,
+            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+        ):
             rows = iter(images)
             while group := [image._asdict() for image in itertools.islice(rows, GROUP)]:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
-        partial.replace(path)
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error}): name a folder that can with --index") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
 
 
 def is_current(path: Path, recipe: dict[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 
 
 class Image(msgspec.Struct, gc=False):

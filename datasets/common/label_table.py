@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 import kiloseg.data
-from kiloseg.data.shards import IGNORE_ID, DataError
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.storage.errors import DataError
 
 LABELS = Path(kiloseg.data.__file__).parent / "labels"
 """Part of the package, so that an installed kiloseg has them too."""

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 
 
-def read_matlab(path: Path, *names: str) -> np.ndarray:
+def read_matlab(path: Path, names: tuple[str, ...]) -> np.ndarray:
     """A label map of shape (H, W) in the type of the file: variable `names[0]`, or a field inside that struct.
 
     Raises:

@@ -13,8 +13,10 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from kiloseg.data.shards import DataError, DatasetInfo, Sample
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.shard import Sample
+from kiloseg.storage.errors import DataError
 
 
 class Pair(NamedTuple):

@@ -12,8 +12,10 @@ import pycocotools.mask
 
 from common.annotation_store import AnnotatedImage, read_store
 from common.pairs import read_image
-from kiloseg.data.shards import IGNORE_ID, DataError, Sample
+from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.writing.build import ShardTask
+from kiloseg.data.writing.shard import Sample
+from kiloseg.storage.errors import DataError
 
 
 def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID) -> np.ndarray:

@@ -22,8 +22,10 @@ from common.coco_json import CocoJson, Image
 from common.pairs import check_files, fingerprint, order
 from common.regions import make_samples
 from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import build, plan_shards
+from kiloseg.storage.errors import DataError
 
 BACKGROUND = "background"
 

@@ -12,8 +12,8 @@ from PIL import Image, ImageOps
 
 from common.label_table import MAX_RAW_ID
 from common.pairs import order, read_image, safe_key
-from kiloseg.data.shards import DataError
 from kiloseg.data.writing.build import Output
+from kiloseg.storage.errors import DataError
 
 NAME = "folder"
 VERSION = 1

@@ -10,7 +10,9 @@ import numpy as np
 from common.label_table import lookup, read_names, to_class_ids
 from common.pairs import Pair, build_pairs, check_files, order, read_ids
 from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
+from kiloseg.storage.errors import DataError
 
 SUFFIXES = (".jpg", ".jpeg", ".png")
 

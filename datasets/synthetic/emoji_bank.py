@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kiloseg.data.shards import DataError, file_sha256
+from kiloseg.data.writing.shard import file_sha256
+from kiloseg.storage.errors import DataError
 from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, merge_twins
 from synthetic.emoji_packages import PACKAGES, Package, read_images, read_table
 from synthetic.emoji_photographs import Photograph

@@ -8,7 +8,7 @@ import re
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 from synthetic.emoji_packages import code_of
 
 

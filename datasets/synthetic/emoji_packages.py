@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
-from kiloseg.data.shards import DataError, file_sha256
+from kiloseg.data.writing.shard import file_sha256
+from kiloseg.storage.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)

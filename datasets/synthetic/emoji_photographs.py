@@ -7,7 +7,8 @@ from pathlib import Path
 
 from PIL import Image, UnidentifiedImageError
 
-from kiloseg.data.shards import DataError, file_sha256
+from kiloseg.data.writing.shard import file_sha256
+from kiloseg.storage.errors import DataError
 from synthetic.backgrounds import packaged_photograph
 
 _CC_BY_2 = "CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/), as shipped by scikit-learn"

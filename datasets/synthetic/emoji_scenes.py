@@ -13,7 +13,10 @@ from typing import Any, Literal
 import numpy as np
 import PIL
 
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, Sample
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
+from kiloseg.data.writing.shard import Sample
+from kiloseg.storage.errors import DataError
 from synthetic.backgrounds import random_square
 from synthetic.emoji_bank import Bank, read_bank
 from synthetic.emoji_choice import SPLITS, Choice

@@ -7,7 +7,7 @@ import io
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 
 SIDE = 64
 """Pixels: the size that two of the three vendors ship. The third is shrunk to it, so that sharpness tells no vendor."""

@@ -14,8 +14,10 @@ import numpy as np
 import PIL
 from PIL import Image
 
-from kiloseg.data.shards import IGNORE_ID, MAX_CLASSES, Sample
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import MAX_CLASSES
 from kiloseg.data.writing.build import Output, ShardTask
+from kiloseg.data.writing.shard import Sample
 from synthetic.backgrounds import packaged_photograph, random_square
 from synthetic.glyph_characters import CUTS, draw, font
 

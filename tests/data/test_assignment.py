@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from kiloseg.data.description import Shard
 from kiloseg.data.reading import loader, order
-from kiloseg.data.shards import Shard
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

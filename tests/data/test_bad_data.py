@@ -21,22 +21,14 @@ from PIL import Image
 
 from kiloseg.config import Data
 from kiloseg.data.classes import count_classes
+from kiloseg.data.codec import IGNORE_ID, encode_mask
+from kiloseg.data.description import DatasetInfo, Shard, check_shards, read_info, write_info
 from kiloseg.data.index import read_index
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.data.reading.reader import Reader
-from kiloseg.data.shards import (
-    IGNORE_ID,
-    DataError,
-    DatasetInfo,
-    Sample,
-    Shard,
-    check_shards,
-    encode_mask,
-    read_info,
-    write_info,
-    write_shard,
-)
+from kiloseg.data.writing.shard import Sample, write_shard
+from kiloseg.storage.errors import DataError
 
 
 def picture(kind="PNG", mode="RGB", size=(32, 32)):
@@ -396,7 +388,7 @@ FAULTS = {
     "8-bit mask": (
         {"mask.png": picture(mode="L")},
         f"{SAMPLE_B} cannot be decoded: mask is a PNG of mode L: expected a 16-bit one-channel PNG, since 8 bits lose "
-        "class ids above 255; write masks with kiloseg.data.shards.encode_mask",
+        "class ids above 255; write masks with kiloseg.data.codec.encode_mask",
     ),
     "palette mask": (
         {"mask.png": picture(mode="P")},

@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import tyro
 
+from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import read_index
-from kiloseg.data.shards import DataError, DatasetInfo, Sample, read_info, write_shard
 from kiloseg.data.writing.build import Output, build, finished, plan_shards
+from kiloseg.data.writing.shard import Sample, write_shard
+from kiloseg.storage.errors import DataError
 
 CLASSES = 300
 TRAIN, VAL, SHARD_SIZE = 23, 4, 4

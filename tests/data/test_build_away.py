@@ -10,9 +10,10 @@ import pytest
 import ray
 from test_build import SHARDS, build_numbered, contents
 
+from kiloseg.data.description import check_shards, read_info
 from kiloseg.data.index import read_index
-from kiloseg.data.shards import DataError, check_shards, read_info
 from kiloseg.data.writing.cluster import environment
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 

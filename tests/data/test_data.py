@@ -18,23 +18,14 @@ from PIL import Image
 
 from kiloseg.config import Data
 from kiloseg.data.classes import Classes, count_classes, label_table, select_classes
+from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask, encode_mask
+from kiloseg.data.description import DatasetInfo, Shard, read_info, write_info
 from kiloseg.data.index import class_samples, read_index, write_index
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.data.reading.transforms import Augment
-from kiloseg.data.shards import (
-    IGNORE_ID,
-    DataError,
-    DatasetInfo,
-    Sample,
-    Shard,
-    decode_image,
-    decode_mask,
-    encode_mask,
-    read_info,
-    write_info,
-    write_shard,
-)
 from kiloseg.data.writing.build import plan_shards, up_to_date
+from kiloseg.data.writing.shard import Sample, write_shard
+from kiloseg.storage.errors import DataError
 from kiloseg.tuning.summary import iou_table
 
 pytestmark = [

@@ -16,13 +16,15 @@ import torch
 from kiloseg.config import Data
 from kiloseg.data.describe import Arguments, describe
 from kiloseg.data.describe import main as draw
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.data.reading.reader import Reader
-from kiloseg.data.shards import DataError, read_info
 from kiloseg.data.verify import verify
 from kiloseg.overrides import override
 from kiloseg.storage import cache
-from kiloseg.storage.cache import ShardCache, StoppedError, cache_directory
+from kiloseg.storage.cache import ShardCache, StoppedError
+from kiloseg.storage.cache_folder import cache_folder
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import RemoteFolder, open_folder
 from kiloseg.training.loop import train
 
@@ -58,7 +60,7 @@ def batches(path, epoch=0, skip=0, **changes):
 
 def copies():
     """Digests of the shards that are kept here."""
-    return {path.stem for path in cache_directory().glob("*.tar")}
+    return {path.stem for path in cache_folder().glob("*.tar")}
 
 
 def digests(path, split="train"):
@@ -125,7 +127,7 @@ def test_a_shard_is_fetched_once(away, squares):
     for shard in shards:  # as long as before, so that the check of sizes passes
         folder.write(shard.name, bytes(shard.bytes))
     assert equal(batches(away, 1), expected[1]), "by the copies"
-    (cache_directory() / f"{shards[1].sha256}.tar").write_bytes(b"cut short")
+    (cache_folder() / f"{shards[1].sha256}.tar").write_bytes(b"cut short")
     with pytest.raises(DataError, match=rf"^{name(away)}/{shards[1].name} is not what dataset\.json lists \(sha256 "):
         batches(away, 2)
     folder.put(squares / shards[1].name, shards[1].name)
@@ -152,9 +154,9 @@ def test_what_was_used_longest_ago_goes_first(away):
     room = sum(shard.bytes for shard in shards) - 1
     for shard in shards[:2]:
         ShardCache(open_folder(away), room).open(shard).close()
-    os.utime(cache_directory() / f"{shards[0].sha256}.tar", (1, 1))
-    os.utime(cache_directory() / f"{shards[1].sha256}.tar", (2, 2))
-    old, new = cache_directory() / "a.partial", cache_directory() / "b.partial"
+    os.utime(cache_folder() / f"{shards[0].sha256}.tar", (1, 1))
+    os.utime(cache_folder() / f"{shards[1].sha256}.tar", (2, 2))
+    old, new = cache_folder() / "a.partial", cache_folder() / "b.partial"
     old.touch(), new.touch(), os.utime(old, (1, 1))
     held = ShardCache(open_folder(away), room).open(shards[0])  # used just now
     ShardCache(open_folder(away), room).open(shards[2]).close()
@@ -233,7 +235,7 @@ def test_missing_and_cut_shards(away, no_waits):
         pytest.raises(DataError, match=rf"^{name(away)}/{shard.name} is missing; restore it or build"),
     ):
         reader.read(1, 0)
-    assert not list(cache_directory().glob("*.partial"))
+    assert not list(cache_folder().glob("*.partial"))
 
 
 def test_a_line_that_breaks_is_tried_again(away, squares, no_waits, monkeypatch):
@@ -258,7 +260,7 @@ def test_a_line_that_breaks_is_tried_again(away, squares, no_waits, monkeypatch)
     ):
         reader.read(1, 0)
     assert len(broken) == 5
-    assert not list(cache_directory().glob("*.partial"))
+    assert not list(cache_folder().glob("*.partial"))
 
 
 def test_what_is_fetched_ahead_can_be_stopped(away, monkeypatch):
@@ -284,7 +286,7 @@ def test_what_is_fetched_ahead_can_be_stopped(away, monkeypatch):
     store.stop()
     thread.join(20)
     assert outcome == ["stopped"]
-    assert not list(cache_directory().glob("*.partial"))
+    assert not list(cache_folder().glob("*.partial"))
 
 
 def test_cache_that_cannot_be_written(away, monkeypatch, tmp_path):
@@ -312,10 +314,10 @@ def test_no_room_for_copies(away):
     done = subprocess.run([sys.executable, "-c", LIMITED, away], env=environment, capture_output=True, text=True)
     assert re.search(
         r"DataError: \S+/cache/kiloseg cannot hold copies of s3://bucket/\S+ \(.*too large.*\); make room there, lower "
-        r"data\.cache_gib, or name another folder by XDG_CACHE_HOME",
+        r"data\.cache_gib, or name another folder by KILOSEG_CACHE",
         done.stderr,
     ), done.stderr
-    assert not list(cache_directory().glob("*.partial"))
+    assert not list(cache_folder().glob("*.partial"))
 
 
 def test_a_user_and_a_password_are_kept_out_of_settings():

@@ -18,13 +18,15 @@ from test_data import described, encoded, numbered_samples
 from torchvision.transforms.v2 import functional as transforms
 
 from kiloseg.config import Data
+from kiloseg.data.codec import decode_image, decode_mask, encode_mask
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.batches import Memory
 from kiloseg.data.reading.color import Jitter, change_colours, draw_jitter
 from kiloseg.data.reading.decoding import _plain_ids, decode_ids, decode_pixels
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.reader import MAX_OPEN, Reader
 from kiloseg.data.reading.transforms import _resize
-from kiloseg.data.shards import Sample, decode_image, decode_mask, encode_mask, read_info, write_shard
+from kiloseg.data.writing.shard import Sample, write_shard
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

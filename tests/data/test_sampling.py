@@ -12,11 +12,14 @@ from test_data import described, identities, numbered_samples, plain
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import read_info
 from kiloseg.data.index import read_index, write_index
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.sampling import Repeats, SampleClasses
 from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
-from kiloseg.data.shards import IGNORE_ID, DataError, Sample, read_info, write_shard
+from kiloseg.data.writing.shard import Sample, write_shard
+from kiloseg.storage.errors import DataError
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),  # fewer cores than workers

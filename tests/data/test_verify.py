@@ -14,10 +14,12 @@ from PIL import Image
 from test_build import build_numbered
 
 from kiloseg.data import describe
+from kiloseg.data.codec import IGNORE_ID, encode_mask
+from kiloseg.data.description import DatasetInfo, read_info, write_info
 from kiloseg.data.index import class_samples, read_index, write_index
-from kiloseg.data.shards import IGNORE_ID, DatasetInfo, Sample, encode_mask, read_info, write_info
 from kiloseg.data.verify import verify
 from kiloseg.data.writing.build import Output, build, plan_shards
+from kiloseg.data.writing.shard import Sample
 
 SHARD = "train-000001.tar"  # samples train00004 to train00007
 KEY = "train00005"

@@ -14,9 +14,11 @@ import cityscapes
 import coco_stuff10k
 import voc
 from common import label_table, pairs
+from common.archive import read_mask
 from common.matlab import read_matlab
+from kiloseg.data.description import read_info
 from kiloseg.data.index import class_samples, read_index
-from kiloseg.data.shards import DataError, read_info
+from kiloseg.storage.errors import DataError
 
 DATASETS = Path(__file__).parents[2] / "datasets"
 
@@ -108,7 +110,7 @@ def test_cityscapes_without_masks_or_with_train_ids(cityscapes_root, tmp_path):
     with pytest.raises(
         DataError, match=r"labelIds.png: mask has id 0, 255: expected one of the 1 known ids 7 to 7. Expected labelIds"
     ):
-        cityscapes.read_mask(path, table=table)
+        read_mask(path, archive_ids=cityscapes.ARCHIVE.ids, read=pairs.read_ids, table=table)
     path.unlink()
     with pytest.raises(DataError, match=rf"{path} is missing. Unpack .*gtFine_trainvaltest.zip"):
         build(cityscapes, cityscapes_root, tmp_path / "out")
@@ -119,7 +121,7 @@ def test_cityscapes_without_masks_or_with_train_ids(cityscapes_root, tmp_path):
 
 @pytest.mark.parametrize("module", [cityscapes, voc, ade20k, coco_stuff10k], ids=lambda module: module.NAME)
 def test_nothing_of_the_archive(module, tmp_path):
-    first = next(iter(module.PLACES.values())).path if hasattr(module, "PLACES") else voc.LISTS + "/train.txt"
+    first = next(iter(module.ARCHIVE.places.values())).path if hasattr(module, "ARCHIVE") else voc.LISTS + "/train.txt"
     with pytest.raises(
         DataError, match=rf"{tmp_path} holds nothing of {module.NAME}: expected {tmp_path / first} or .*Unpack"
     ):
@@ -209,17 +211,29 @@ def test_lists_name_each_image_once(voc_root):
 def test_matlab_files_that_are_something_else(tmp_path):
     path = tmp_path / "x.mat"
     with pytest.raises(DataError, match=r"x.mat is missing"):
-        read_matlab(path, "S")
+        read_matlab(path, ("S",))
     savemat(path, {"T": np.zeros((2, 2))})
     with pytest.raises(DataError, match=r"x.mat has no S"):
-        read_matlab(path, "S")
+        read_matlab(path, ("S",))
     savemat(path, {"GTcls": np.zeros((2, 2))})
     with pytest.raises(DataError, match=r"x.mat has no GTcls.Segmentation, but GTcls"):
-        read_matlab(path, "GTcls", "Segmentation")
+        read_matlab(
+            path,
+            (
+                "GTcls",
+                "Segmentation",
+            ),
+        )
     for damage in (b"", b"not a mat file" * 20, path.read_bytes()[:-20]):
         path.write_bytes(damage)
         with pytest.raises(DataError, match=r"x.mat (is no readable .mat file|has no GTcls)"):
-            read_matlab(path, "GTcls", "Segmentation")
+            read_matlab(
+                path,
+                (
+                    "GTcls",
+                    "Segmentation",
+                ),
+            )
 
 
 # ADE20K
@@ -248,7 +262,7 @@ def test_ade20k(tmp_path):
     with pytest.raises(
         DataError, match=r"full.png: mask has id 151, 255: .* 0 to 150. Expected annotations of the challenge"
     ):
-        ade20k.read_mask(tmp_path / "full.png", table=table)
+        read_mask(tmp_path / "full.png", archive_ids=ade20k.ARCHIVE.ids, read=pairs.read_ids, table=table)
 
 
 # COCO-Stuff 10k
@@ -364,5 +378,5 @@ def test_order_of_samples_depends_on_their_keys_alone(cityscapes_root):
     assert ordered != keys and [key for key in ordered if key != "city_7"] == sorted(
         set(keys) - {"city_7"}, key=pairs.order
     )
-    found = pairs.find_splits("cityscapes", cityscapes_root, cityscapes.PLACES, cityscapes.list_pairs, "")
+    found = pairs.find_splits("cityscapes", cityscapes_root, cityscapes.ARCHIVE.places, cityscapes.list_pairs, "")
     assert [pair.key for pair in found["train"]] == sorted((pair.key for pair in found["train"]), key=pairs.order)

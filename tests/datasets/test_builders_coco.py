@@ -15,7 +15,7 @@ import coco_lvis
 from common import annotation_store, coco_json, label_table, regions
 from common.annotation_store import AnnotatedImage
 from kiloseg.data.index import class_samples, read_index
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 
 X = IGNORE
 HEIGHT, WIDTH = 4, 6

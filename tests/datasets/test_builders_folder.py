@@ -17,7 +17,8 @@ from common import pairs
 from common.label_table import read_names
 from folders import masks
 from folders.arguments import Arguments, divide, read_turned
-from kiloseg.data.shards import DataError, read_info
+from kiloseg.data.description import read_info
+from kiloseg.storage.errors import DataError
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "folder.py"
 X = IGNORE

@@ -17,8 +17,11 @@ from PIL import Image, ImageDraw
 
 import emoji
 from emoji_shards import coverage, write_emoji
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import read_info
 from kiloseg.data.index import read_index
-from kiloseg.data.shards import IGNORE_ID, DataError, file_sha256, read_info, write_shard
+from kiloseg.data.writing.shard import file_sha256, write_shard
+from kiloseg.storage.errors import DataError
 from synthetic import emoji_packages
 from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank
 from synthetic.emoji_choice import Choice

@@ -14,9 +14,12 @@ import pytest
 from PIL import Image, ImageDraw, ImageFont
 
 import glyphs
+from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
+from kiloseg.data.description import read_info
 from kiloseg.data.index import class_samples, read_index
-from kiloseg.data.shards import IGNORE_ID, DataError, decode_image, decode_mask, read_info, write_shard
 from kiloseg.data.writing.build import ShardTask
+from kiloseg.data.writing.shard import write_shard
+from kiloseg.storage.errors import DataError
 from synthetic.glyph_characters import ALL_CUTS, font_path
 
 SCRIPT = Path(__file__).parents[2] / "datasets" / "glyphs.py"

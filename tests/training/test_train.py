@@ -11,11 +11,12 @@ from damage import spoil
 from heads import free_ports
 from torch.nn.parallel import DistributedDataParallel
 
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import validation_batches
-from kiloseg.data.shards import DataError, read_info
 from kiloseg.memory import plan, plan_evaluation
 from kiloseg.overrides import override
+from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint
 from kiloseg.training.evaluation import load_segmenter, predict_samples
 from kiloseg.training.loop import LeftError, NonFiniteLossError, train

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.fs
 import pytest
 
-from kiloseg.storage.filesystems import DataError
+from kiloseg.storage.errors import DataError
 from kiloseg.tuning.ray_workarounds.study_state import check_state, storage_filesystem
 
 

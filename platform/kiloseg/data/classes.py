@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from kiloseg.config import Data
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.description import DatasetInfo
 from kiloseg.data.index import class_samples, read_index
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo
+from kiloseg.storage.errors import DataError
 
 UNKNOWN = -2
 """What the look-up table holds for ids that the data set does not have."""

@@ -21,10 +21,12 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.patheffects import withStroke
 
+from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
+from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.raw import raw_samples
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, decode_image, decode_mask, read_info
 from kiloseg.plotting import COLOURS, class_colours
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 SHOWN = 8

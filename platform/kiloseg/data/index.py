@@ -10,7 +10,8 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from kiloseg.storage.filesystems import DataError, Folder, open_folder
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import Folder, open_folder
 
 NAME = "index.parquet"
 

@@ -21,10 +21,12 @@ from typing import IO, Any
 import tyro
 from tqdm import tqdm
 
+from kiloseg.data.codec import IGNORE_ID, count_ids, decode_image, decode_mask
+from kiloseg.data.description import Shard, read_info
 from kiloseg.data.index import read_index
 from kiloseg.data.raw import raw_samples
-from kiloseg.data.shards import IGNORE_ID, DataError, Shard, count_ids, decode_image, decode_mask, read_info
 from kiloseg.data.writing.processes import in_processes
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 

@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.memory.peak import GIB
 from kiloseg.models import build_segmenter

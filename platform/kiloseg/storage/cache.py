@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import os
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,7 +17,12 @@ from io import FileIO
 from pathlib import Path
 from typing import Protocol
 
-from kiloseg.storage.filesystems import DataError, RemoteFolder
+from filelock import FileLock
+
+from kiloseg.storage.atomic import PARTIAL, whole_file
+from kiloseg.storage.cache_folder import cache_folder
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import RemoteFolder
 
 WAITS = 1.0, 5.0
 """Seconds before the second and the third attempt to fetch a shard."""
@@ -48,11 +51,6 @@ class StoppedError(Exception):
     """Fetching was given up on purpose."""
 
 
-def cache_directory() -> Path:
-    """`kiloseg` in the user's cache folder, which XDG_CACHE_HOME names."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiloseg"
-
-
 class ShardCache:
     """Copies of shards of one data set.
 
@@ -64,7 +62,7 @@ class ShardCache:
     def __init__(self, folder: RemoteFolder, limit: int) -> None:
         self._folder = folder
         self._limit = limit
-        self._directory = cache_directory()
+        self._directory = cache_folder()
         self._stopped = threading.Event()
 
     def stop(self) -> None:
@@ -97,14 +95,13 @@ class ShardCache:
             )
             raise DataError(
                 f"{self._directory} cannot hold copies of {self._folder.name} ({error}); {mend}, or name another folder by "
-                "XDG_CACHE_HOME"
+                "KILOSEG_CACHE"
             ) from error
 
     @contextlib.contextmanager
     def _lock(self, shard: DigestedFile) -> Iterator[None]:
         """One process at a time fetches a shard; the system ends the lock of one that dies."""
-        with (self._directory / f"{shard.sha256[:2]}.lock").open("w") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
+        with FileLock(self._directory / f"{shard.sha256[:2]}.lock"):
             yield
 
     def _fetched(self, path: Path, shard: DigestedFile) -> FileIO:
@@ -120,15 +117,14 @@ class ShardCache:
 
     def _fetch(self, path: Path, shard: DigestedFile) -> FileIO:
         self._make_room(shard.bytes)
-        with tempfile.NamedTemporaryFile(dir=self._directory, suffix=".partial", delete=False) as partial:
-            try:
+        try:
+            with whole_file(path, shared=True) as partial:
                 digest = hashlib.sha256()
                 for block in self._folder.blocks(shard.name):
                     if self._stopped.is_set():
                         raise StoppedError
                     digest.update(block)
                     partial.write(block)
-                partial.flush()
                 if digest.hexdigest() != shard.sha256:
                     size = f"{partial.tell()} bytes, expected {shard.bytes}"
                     fault = size if partial.tell() != shard.bytes else f"sha256 {digest.hexdigest()}"
@@ -136,27 +132,25 @@ class ShardCache:
                         f"{self._folder.at(shard.name)} is not what dataset.json lists ({fault}); restore it or build the "
                         "data set again"
                     )
-                opened = FileIO(partial.name)
-                Path(partial.name).replace(path)
-                return opened
-            except FileNotFoundError as error:
-                raise DataError(
-                    f"{self._folder.at(shard.name)} is missing; restore it or build the data set again"
-                ) from error
-            finally:
-                Path(partial.name).unlink(missing_ok=True)
+                partial.flush()
+                # Opened before it takes its name: from then on another process may remove it to make room.
+                return FileIO(partial.name)
+        except FileNotFoundError as error:
+            raise DataError(
+                f"{self._folder.at(shard.name)} is missing; restore it or build the data set again"
+            ) from error
 
     def _make_room(self, wanted: int) -> None:
         """Removes what was used longest ago until `wanted` bytes more fit."""
         now = time.time()
         copies = []
-        for path in (*self._directory.glob("*.tar"), *self._directory.glob("*.partial")):
+        for path in (*self._directory.glob("*.tar"), *self._directory.glob(f"*{PARTIAL}")):
             with contextlib.suppress(FileNotFoundError):
                 status = path.stat()
                 copies.append((status.st_mtime, status.st_size, path))
         total = sum(size for _, size, _ in copies) + wanted
         for used, size, path in sorted(copies):
-            abandoned = path.suffix == ".partial" and now - used > ABANDONED
+            abandoned = path.suffix == PARTIAL and now - used > ABANDONED
             if abandoned or (total > self._limit and path.suffix == ".tar"):
                 path.unlink(missing_ok=True)
                 total -= size

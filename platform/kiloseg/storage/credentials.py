@@ -1,20 +1,32 @@
-"""Keeping users and keys out of URLs that are stored or shown."""
+"""Keeping users, passwords and keys out of URLs that are stored or shown."""
 
 from __future__ import annotations
 
-import urllib.parse
+import re
+
+_USER = re.compile(
+    r"""^(?P<scheme>[^:/?#]+://)
+    (?: [^/?#]*                             # a user, as a URL has it
+      | (?![^/?#@:]*:\d+/) [^/?#@:]*:[^@]*  # a user with a password that holds slashes, which SQLAlchemy takes
+    )@""",
+    re.VERBOSE,
+)
+
+
+def shown(location: str) -> str:
+    """A path or URL as messages and records may show it: without the user and password that a URL may hold."""
+    return _USER.sub(r"\g<scheme>", location)
 
 
 def require_no_credentials(name: str, location: str) -> None:
-    """Of a path or URL that is a setting, and so is logged.
+    """Checks the path or URL of a setting, since settings are logged.
 
     Raises:
         ValueError: a URL with a user or password, which the message does not repeat.
     """
-    user = urllib.parse.urlsplit(location).netloc.rpartition("@")[0] if "://" in location else ""
-    if user:
-        shown = location.replace(f"{user}@", "...@")
+    if _USER.match(location):
+        hidden = _USER.sub(r"\g<scheme>...@", location)
         raise ValueError(
-            f"{name} = {shown!r}: expected a URL without user and password, since settings are logged; they come from the "
+            f"{name} = {hidden!r}: expected a URL without user and password, since settings are logged; they come from the "
             "environment"
         )

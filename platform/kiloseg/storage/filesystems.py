@@ -15,12 +15,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
-WORK = ".partial"
-"""Folder inside a data set's, and suffix of files, that hold what is not finished."""
+from kiloseg.storage.atomic import PARTIAL, write_whole
+from kiloseg.storage.credentials import shown
+from kiloseg.storage.errors import DataError
 
-
-class DataError(ValueError):
-    """Something is wrong with a data set; the message names the file or sample, what was expected and the mend."""
+WORK = PARTIAL
+"""Folder inside a data set's that holds what is not finished."""
 
 
 class LocalFolder:
@@ -69,11 +69,7 @@ class LocalFolder:
 
     def write(self, name: str, content: bytes) -> None:
         """Writes a small file."""
-        path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + WORK)
-        partial.write_bytes(content)
-        partial.replace(path)
+        write_whole(self.path / name, content)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -110,7 +106,7 @@ class RemoteFolder:
         from pyarrow.fs import FileSystem
 
         parts = urllib.parse.urlsplit(url)
-        self.name = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path.rstrip('/')}"
+        self.name = f"{parts.scheme}://{shown(url).partition('://')[2].partition('?')[0].rstrip('/')}"
         """As messages call it: without credentials and options."""
         self.location = url
         with self._reaching("opened"):

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from kiloseg.storage.atomic import write_whole
 from kiloseg.storage.filesystems import Folder, LocalFolder
 from kiloseg.tracking.runs import TrackedRun, Tracker, is_refusal
 
@@ -193,9 +194,7 @@ class Outbox:
             with self._changed:
                 self._waiting.popleft()
                 with contextlib.suppress(OSError):  # a mark that is behind costs a look at what MLflow has
-                    partial = self._mark.with_suffix(".partial")
-                    partial.write_text(str(end))
-                    partial.replace(self._mark)
+                    write_whole(self._mark, str(end).encode())
                 self._changed.notify_all()
                 empty = not self._waiting
             if empty and self._copied and self._elsewhere is not None:

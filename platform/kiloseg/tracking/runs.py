@@ -7,7 +7,6 @@ written through `MlflowClient`, which holds no global state, so that trials in o
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow.exceptions
+from filelock import FileLock
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import (
@@ -34,6 +34,8 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_RUN_NAME,
     MLFLOW_SOURCE_NAME,
 )
+
+from kiloseg.storage.credentials import shown
 
 TRIAL_TAG = "kiloseg.trial"
 STUDY_TAG = "kiloseg.study"
@@ -85,9 +87,9 @@ class Tracker:
             with _alone(uri):
                 experiment_id = _experiment_id(MlflowClient(uri), experiment, artifacts)
         except mlflow.exceptions.MlflowException as error:
-            reason = str(error).splitlines()[0].replace(uri, _without_password(uri))[:200]
+            reason = str(error).splitlines()[0].replace(uri, shown(uri))[:200]
             raise ConnectionError(
-                f"MLflow at {_without_password(uri)} does not answer ({reason}); start it, correct "
+                f"MLflow at {shown(uri)} does not answer ({reason}); start it, correct "
                 "MLFLOW_TRACKING_URI, or unset it to use SQLite under runs/"
             ) from error
         return Tracker(uri=uri, experiment_id=experiment_id)
@@ -100,13 +102,13 @@ class Tracker:
     @property
     def shown(self) -> str:
         """The address without a password, for messages."""
-        return _without_password(self.uri)
+        return shown(self.uri)
 
     def ui_command(self) -> str:
         """The command, or address, that opens the MLflow UI on these runs."""
         if self.uri.startswith("http"):
-            return f"open {_without_password(self.uri)}"
-        return f".venv/bin/mlflow ui --backend-store-uri {_without_password(self.uri)} --workers 1"
+            return f"open {shown(self.uri)}"
+        return f".venv/bin/mlflow ui --backend-store-uri {shown(self.uri)} --workers 1"
 
     def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
         """The parent run of a study: found again by the study's name, or made."""
@@ -215,8 +217,7 @@ def _alone(uri: str) -> Iterator[None]:
     if not uri.startswith(SQLITE):
         yield
         return
-    with Path(uri.removeprefix(SQLITE) + ".lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with FileLock(uri.removeprefix(SQLITE) + ".lock"):
         yield
 
 
@@ -252,8 +253,3 @@ def git_commit(root: Path) -> str | None:
         return repository.head.commit.hexsha + ("+changes" if repository.is_dirty() else "")
     except (InvalidGitRepositoryError, NoSuchPathError, ValueError):
         return None
-
-
-def _without_password(uri: str) -> str:
-    scheme, separator, rest = uri.partition("://")
-    return f"{scheme}{separator}{rest.rpartition('@')[2]}" if "@" in rest else uri

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import pwd
 import shutil
 import signal
 import subprocess
@@ -25,6 +24,14 @@ from urllib.parse import quote
 from urllib.request import urlopen
 
 import tyro
+
+try:
+    import pwd
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        "kiloseg.tracking.services needs a POSIX system (users, Unix sockets, signals); elsewhere start an MLflow server "
+        "yourself and name it in MLFLOW_TRACKING_URI"
+    ) from error
 
 
 @dataclass(frozen=True, kw_only=True)

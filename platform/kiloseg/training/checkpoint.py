@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import fnmatch
 import io
-import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from kiloseg.storage.atomic import whole_file
 from kiloseg.storage.filesystems import LocalFolder, holder, inside, open_folder
 
 FORMAT = "kiloseg-checkpoint-1"
@@ -101,13 +101,5 @@ def _names(entries: Iterable[str]) -> list[str]:
 
 def _write_local(path: Path, content: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    try:
-        with partial.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except (OSError, RuntimeError):
-        partial.unlink(missing_ok=True)
-        raise
+    with whole_file(path, durable=True) as file:
+        torch.save(content, file)

@@ -20,10 +20,10 @@ from tqdm import tqdm
 
 from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
-from kiloseg.data.shards import read_info
 from kiloseg.memory import PeakMemory
 from kiloseg.models import build_segmenter
 from kiloseg.overrides import differences, flatten

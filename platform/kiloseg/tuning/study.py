@@ -15,7 +15,7 @@ from typing import Any
 from ray import tune
 
 from kiloseg.config import Config
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 from kiloseg.overrides import differences, flatten
 from kiloseg.storage.credentials import require_no_credentials
 from kiloseg.storage.filesystems import Folder, LocalFolder, inside, open_folder

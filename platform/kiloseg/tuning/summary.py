@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import validation_batches
-from kiloseg.data.shards import read_info
 from kiloseg.plotting import curves, prediction_sheet
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 from kiloseg.tracking.delivery import OutboxRun

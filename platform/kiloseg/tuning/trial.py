@@ -28,7 +28,8 @@ from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from kiloseg.config import Config
 from kiloseg.overrides import override
-from kiloseg.storage.filesystems import DataError, inside, open_folder
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import inside, open_folder
 from kiloseg.training import preemption
 from kiloseg.tuning.cluster import Resources
 from kiloseg.tuning.reports import LEFT, METRIC, Reporter, run_of

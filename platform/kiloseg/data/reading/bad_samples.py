@@ -9,7 +9,7 @@ import torch.distributed
 from torch import Tensor
 
 from kiloseg.data.reading.order import Position
-from kiloseg.data.shards import DataError
+from kiloseg.storage.errors import DataError
 
 NO_IMAGE = 128
 """Value of the pixels that stand for an image: middle grey, which says nothing to batch statistics."""

@@ -11,7 +11,9 @@ from simplejpeg import decode_jpeg, decode_jpeg_header
 from zlib_ng import zlib_ng
 
 from kiloseg.data.classes import UNKNOWN, Classes, label_table, label_type
-from kiloseg.data.shards import IGNORE_ID, DataError, DatasetInfo, decode_image, decode_mask
+from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
+from kiloseg.data.description import DatasetInfo
+from kiloseg.storage.errors import DataError
 
 _JPEG = b"\xff\xd8"
 
@@ -57,7 +59,7 @@ class Decoder:
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """As `shards.decode_image`, pixel for pixel, but a sound JPEG in two thirds of the time.
+    """As `codec.decode_image`, pixel for pixel, but a sound JPEG in two thirds of the time.
 
     Whatever simplejpeg objects to is Pillow's to judge: it mends more, and its messages are clear.
     """
@@ -72,7 +74,7 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 def decode_ids(data: bytes) -> np.ndarray:
-    """As `shards.decode_mask`, id for id, but a mask that `encode_mask` wrote in a third of the time.
+    """As `codec.decode_mask`, id for id, but a mask that `encode_mask` wrote in a third of the time.
 
     Anything else is Pillow's to judge.
     """

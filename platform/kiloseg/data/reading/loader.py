@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
+from kiloseg.data.description import DatasetInfo, check_shards
 from kiloseg.data.index import read_index
 from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.data.reading.batches import Batch, Memory, Slots
@@ -24,7 +25,7 @@ from kiloseg.data.reading.order import Position, as_positions, epoch_order, in_o
 from kiloseg.data.reading.reader import Reader
 from kiloseg.data.reading.sampling import Repeats, SampleClasses
 from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
-from kiloseg.data.shards import DataError, DatasetInfo, check_shards
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import RemoteFolder, open_folder
 
 STRIDE = 32

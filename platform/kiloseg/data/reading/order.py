@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 import webdataset
 
-from kiloseg.data.shards import Shard
+from kiloseg.data.description import Shard
 
 
 class Position(NamedTuple):

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 from webdataset.tariterators import group_by_keys
 
-from kiloseg.data.shards import DataError, Shard
+from kiloseg.data.description import Shard
 from kiloseg.storage.cache import ShardCache, StoppedError
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 
 MAX_OPEN = 64

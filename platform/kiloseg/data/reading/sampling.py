@@ -9,8 +9,9 @@ import numpy as np
 import pyarrow
 
 from kiloseg.data.classes import Classes
+from kiloseg.data.description import Shard
 from kiloseg.data.index import NAME
-from kiloseg.data.shards import DataError, Shard
+from kiloseg.storage.errors import DataError
 
 _WHOLE = 1 << 32
 """Fractions of repeat factors are counted in parts of this, so that their sums are exact in any order."""

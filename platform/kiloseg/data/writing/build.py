@@ -19,20 +19,12 @@ from typing import Any
 import pyarrow
 from tqdm import tqdm
 
+from kiloseg.data.description import FORMAT, DatasetInfo, Shard, check_shards, read_info, write_info
 from kiloseg.data.index import write_tables
-from kiloseg.data.shards import (
-    FORMAT,
-    DataError,
-    DatasetInfo,
-    Sample,
-    Shard,
-    check_shards,
-    read_info,
-    write_info,
-    write_shard,
-)
 from kiloseg.data.writing.processes import in_processes
+from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.data.writing.unfinished import claim, is_intact, read_record, write_record
+from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder, open_folder
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)

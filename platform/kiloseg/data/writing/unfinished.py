@@ -18,9 +18,10 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
+from kiloseg.data.description import DESCRIPTION, Shard, read_info
 from kiloseg.data.index import SCHEMA
-from kiloseg.data.shards import DESCRIPTION, Shard, read_info
-from kiloseg.storage.filesystems import WORK, DataError, Folder
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import WORK, Folder
 
 _MARKER = f"{WORK}/build.json"
 _MEND = "choose another --out, or empty this one yourself"

@@ -5,7 +5,7 @@ caches that are a core's own. Both take tensors that exist, in float32; what the
 operations, which take over where there is no compiler.
 """
 
-from kiloseg.ops.cpu.compiler import cache_folder, library
+from kiloseg.ops.cpu.compiler import library
 from kiloseg.ops.cpu.tensors import MAX_DIM, MAX_NEAREST, Lanes, holds_data, lanes, pointer, whole_rows
 
-__all__ = ["MAX_DIM", "MAX_NEAREST", "Lanes", "cache_folder", "holds_data", "lanes", "library", "pointer", "whole_rows"]
+__all__ = ["MAX_DIM", "MAX_NEAREST", "Lanes", "holds_data", "lanes", "library", "pointer", "whole_rows"]

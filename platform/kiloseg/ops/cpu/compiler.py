@@ -14,6 +14,8 @@ import subprocess
 import tempfile
 from pathlib import Path
 
+from kiloseg.storage.cache_folder import cache_folder
+
 FOLDER = Path(__file__).parent
 SOURCES = ("loss.c", "nearest.c")
 
@@ -30,12 +32,6 @@ def library() -> ctypes.CDLL | None:
     kernels cannot be had is logged once, as a warning: what they do is then done by torch, more slowly.
     """
     return None if os.environ.get("KILOSEG_NATIVE") == "0" else _loaded()
-
-
-def cache_folder() -> Path:
-    """KILOSEG_CACHE, else kiloseg in XDG_CACHE_HOME, else in ~/.cache."""
-    named = os.environ.get("KILOSEG_CACHE")
-    return Path(named) if named else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kiloseg"
 
 
 @functools.cache

@@ -15,7 +15,9 @@ from pyarrow import PythonFile
 from pyarrow.fs import FileSystem, FSSpecHandler, PyFileSystem
 from ray.train._internal import storage as ray_storage
 
-from kiloseg.storage.filesystems import WORK, DataError, open_folder
+from kiloseg.storage.atomic import whole_file
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import WORK, open_folder
 
 PATIENCE_S = 60.0
 """That a study waits for a copy of its state: a storage that is away ends no study."""
@@ -114,10 +116,9 @@ class _WholeFile:
     """What pyarrow writes to."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
-        self._part = path.with_name(path.name + WORK)
         # Without a buffer a full disk shows when something is written; what happens at the end pyarrow tells nobody.
-        self._file = self._part.open("wb", buffering=0)
+        self._writing = whole_file(path, buffering=0)
+        self._file = self._writing.__enter__()
 
     @property
     def closed(self) -> bool:
@@ -128,9 +129,8 @@ class _WholeFile:
         try:
             while left:
                 left = left[self._file.write(left) :]
-        except OSError:  # pyarrow does not close what it could not write
-            self._file.close()
-            self._part.unlink(missing_ok=True)
+        except OSError as error:  # pyarrow does not close what it could not write
+            self._writing.__exit__(type(error), error, error.__traceback__)
             raise
         return len(data)
 
@@ -139,5 +139,4 @@ class _WholeFile:
 
     def close(self) -> None:
         if not self.closed:
-            self._file.close()
-            self._part.replace(self._path)
+            self._writing.__exit__(None, None, None)

@@ -1,0 +1,79 @@
+"""A published archive of images with masks, and how it is built: what the archives' own modules have in common."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from common.label_table import lookup, to_class_ids
+from common.pairs import Pair, Place, build_pairs, find_splits, read_ids
+from kiloseg.data.description import DatasetInfo
+from kiloseg.data.writing.build import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class Archive:
+    """What is known of an archive before it is opened."""
+
+    name: str
+    """Of the data set; its command is datasets/NAME.py."""
+    version: int
+    """Raised with every change that changes a sample."""
+    places: Mapping[str, Place]
+    """Where each split is, and how large it is in full."""
+    list_pairs: Callable[[Path, str], list[Pair]]
+    """All images of a split, in the archive at a root, with the masks that they should have."""
+    layout: str
+    """A sentence that says what to unpack where."""
+    ids: str
+    """A sentence that says which ids its masks hold."""
+    license: str
+    read_ids: Callable[[Path], np.ndarray] = read_ids
+    """Ids of shape (H, W) from a mask's file."""
+
+
+def build_archive(
+    archive: Archive,
+    arguments: Output,
+    root: Path,
+    classes: list[str],
+    class_ids: Mapping[int, int],
+    *,
+    background: int | None = None,
+    recipe: Mapping[str, Any] | None = None,
+) -> DatasetInfo:
+    """Builds the splits of an archive that are there.
+
+    Args:
+        archive: which one.
+        arguments: where to, and with what.
+        root: folder of the archive.
+        classes: a name per class id.
+        class_ids: raw id to class id, or to IGNORE_ID.
+        background: class id of the background, if there is one.
+        recipe: further settings that decide the bytes.
+
+    Raises:
+        DataError: files that are missing or hold something else, or as `build`.
+    """
+    splits = find_splits(archive.name, root, archive.places, archive.list_pairs, archive.layout)
+    info = DatasetInfo(
+        name=archive.name,
+        classes=classes,
+        background=background,
+        licence=archive.license,
+        command=arguments.command(f"datasets/{archive.name}.py"),
+        recipe={"builder": archive.name, "version": archive.version, **(recipe or {})},
+    )
+    read = functools.partial(read_mask, archive_ids=archive.ids, read=archive.read_ids, table=lookup(class_ids))
+    return build_pairs(arguments, info, root, splits, read)
+
+
+def read_mask(path: Path, *, archive_ids: str, read: Callable[[Path], np.ndarray], table: np.ndarray) -> np.ndarray:
+    """uint16 class ids of shape (H, W) from a mask's file; raises DataError."""
+    return to_class_ids(read(path), table, path, f"{archive_ids}; restore the file")

@@ -1,0 +1,176 @@
+"""The description of a data set: dataset.json, which names its classes, splits and shards.
+
+    dataset.json        name, class names, ignore id, splits with their shards (samples, bytes, sha256), license, command
+    index.parquet       a row per sample, see `index`
+    train-000000.tar    KEY.jpg (or .png), KEY.mask.png, KEY.json; see `codec` and `writing.shard`
+
+Needs NumPy and Pillow only: webdataset reads the shards, but importing it imports torch, which would cost every process
+of a build seconds and 200 MB.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import open_folder
+
+FORMAT = "kiloseg-shards-1"
+MAX_CLASSES = 65535
+DESCRIPTION = "dataset.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """A finished shard file, as dataset.json lists it."""
+
+    name: str
+    samples: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetInfo:
+    """The content of dataset.json."""
+
+    name: str
+    classes: list[str]
+    """A name per class; the position is the class id."""
+    background: int | None
+    """Id of the class that stands for 'nothing in particular', if the data set has one."""
+    licence: str
+    command: str
+    """How to build it again."""
+    recipe: dict[str, Any]
+    """What it was built from; a builder builds again when this changes."""
+    splits: dict[str, list[Shard]] = field(default_factory=dict)
+
+    @property
+    def num_classes(self) -> int:
+        """C, background included."""
+        return len(self.classes)
+
+    @property
+    def digest(self) -> str:
+        """sha256 over class names and shard digests: equal exactly where the samples are."""
+        content = [self.classes, {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+    def shards(self, split: str) -> list[Shard]:
+        """Raises DataError for a split that the data set lacks."""
+        if split not in self.splits:
+            raise DataError(
+                f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}. Build it with "
+                f"both train and val: {self.command}"
+            )
+        return self.splits[split]
+
+    def num_samples(self, split: str) -> int:
+        """Samples of a split; raises as `shards`."""
+        return sum(shard.samples for shard in self.shards(split))
+
+
+def write_info(directory: Path | str, info: DatasetInfo) -> None:
+    """Writes dataset.json, last of all: a folder that has it is complete."""
+    content = {
+        "format": FORMAT,
+        "name": info.name,
+        "num_classes": info.num_classes,
+        "ignore_id": IGNORE_ID,
+        "background": info.background,
+        "licence": info.licence,
+        "command": info.command,
+        "recipe": info.recipe,
+        "splits": {split: [dataclasses.asdict(shard) for shard in shards] for split, shards in info.splits.items()},
+        "classes": info.classes,
+    }
+    text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+    open_folder(directory).write(DESCRIPTION, text.encode())
+
+
+def read_info(directory: Path | str) -> DatasetInfo:
+    """Reads dataset.json.
+
+    Raises:
+        DataError: no such file, another format, missing fields, or a shard name that leads out of the folder.
+    """
+    folder = open_folder(directory)
+    path = folder.at(DESCRIPTION)
+    try:
+        text = folder.read(DESCRIPTION)
+    except (FileNotFoundError, NotADirectoryError):
+        raise DataError(
+            f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one"
+        ) from None
+    except PermissionError as error:
+        raise DataError(f"{path} cannot be read ({error}); mend its rights") from error
+    try:
+        content = json.loads(text.decode())
+        if content["format"] != FORMAT:
+            raise DataError(f"{path}: format is {content['format']!r}, expected {FORMAT!r}; build the data set again")
+        splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
+        info = DatasetInfo(
+            name=content["name"],
+            classes=content["classes"],
+            background=content["background"],
+            licence=content["licence"],
+            command=content["command"],
+            recipe=content["recipe"],
+            splits=splits,
+        )
+        declared = content["num_classes"], content["ignore_id"]
+        _check_kinds(info)
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from error
+    if declared != (info.num_classes, IGNORE_ID) or not 2 <= info.num_classes <= MAX_CLASSES:
+        raise DataError(
+            f"{path}: num_classes {declared[0]} with {info.num_classes} class names and ignore_id {declared[1]}: expected "
+            f"as many as names, 2 to {MAX_CLASSES}, and ignore_id {IGNORE_ID}"
+        )
+    if info.background is not None and not 0 <= info.background < info.num_classes:
+        raise DataError(f"{path}: background is {info.background}, expected a class id or null")
+    for shards in splits.values():
+        for shard in shards:
+            if "/" in shard.name or "\\" in shard.name or shard.name.startswith("."):
+                raise DataError(f"{path}: shard name {shard.name!r} must be a plain file name beside dataset.json")
+    return info
+
+
+def _check_kinds(info: DatasetInfo) -> None:
+    """Raises TypeError."""
+    if not isinstance(info.classes, list) or not all(isinstance(name, str) for name in info.classes):
+        raise TypeError("classes must be a list of names")
+    if info.background is not None and type(info.background) is not int:
+        raise TypeError("background must be a class id or null")
+    for shard in itertools.chain.from_iterable(info.splits.values()):
+        if not isinstance(shard.name, str) or not all(type(n) is int and n >= 0 for n in (shard.samples, shard.bytes)):
+            raise TypeError(f"{shard} must have a name and whole numbers")
+        if not isinstance(shard.sha256, str) or not re.fullmatch("[0-9a-f]{64}", shard.sha256):
+            raise TypeError(f"{shard} must have a sha256 of 64 hexadecimal digits")
+
+
+def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:
+    """Cheap check before a run: every shard of the split is there with its full size.
+
+    Raises:
+        DataError: names the first shard that is missing or has another size.
+    """
+    folder = open_folder(directory)
+    sizes = folder.sizes()
+    for shard in info.shards(split):
+        path = folder.at(shard.name)
+        if shard.name not in sizes:
+            raise DataError(f"{path} is missing, though {DESCRIPTION} lists it; restore it or rebuild: {info.command}")
+        if sizes[shard.name] != shard.bytes:
+            raise DataError(
+                f"{path} has {sizes[shard.name]} bytes, expected {shard.bytes}; restore it or rebuild: {info.command}"
+            )

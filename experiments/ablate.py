@@ -8,12 +8,11 @@ seed:
 
     embed_dim     how many dimensions does an embedding need, 2 to 128?
     negatives     which classes should a pixel be compared with, and how many?
-    sampling      what do log-Q correction and every 4th pixel cost in mIoU, and save in time?
     logit         distances (the paper) or cosines?
-    temperature   the factor on them, 5 to 80 or learned
-    separation    does the regulariser help?
+    temperature   the factor on them, 5 to 80
+    separation    does the regularizer help?
     normalise     unit vectors after upsampling (Figure 2 of the paper) or before (its code)?
-    neighbours    the neighbour search of the paper's code, which can take another class for a pixel's own, against its mend
+    neighbours    the paper's loss as its code has it, whose search can take another class for a pixel's own, against ours
 
 Arms whose number of negatives is more than the data set has other classes are left out, and named. What comes out: a run per arm
 and seed in MLflow, a table and a figure at the study's run and in its folder.
@@ -49,9 +48,7 @@ from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.search import run_grid
 from kiloseg.tuning.study import Study, StudyResult
 
-Question = Literal[
-    "embed_dim", "negatives", "sampling", "logit", "temperature", "separation", "normalise", "neighbours"
-]
+Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalise", "neighbours"]
 
 
 def _negatives(kind: str, count: int, **more: Any) -> dict[str, Any]:
@@ -65,22 +62,12 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
         **{f"{kind} {count}": _negatives(kind, count) for kind in ("nearest", "mixed") for count in (2, 8, 32)},
         **{f"random {count}": _negatives("random", count) for count in (63, 255, 1023)},
     },
-    "sampling": {
-        "all": {"loss.negatives.kind": "all"},
-        "all, every 4th pixel": {"loss.negatives.kind": "all", "loss.sample_every": 4},
-        "random 255": _negatives("random", 255),
-        "random 255, log-Q": _negatives("random", 255, **{"loss.negatives.log_q": True}),
-    },
     "logit": {logit: {"loss.logit": logit} for logit in ("distance", "cosine")},
-    "temperature": {
-        **{f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
-        "learned, from 20 on": {"loss.temperature": 20.0, "model.learned_temperature": True},
-    },
+    "temperature": {f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
     "separation": {"on": {"loss.separation_weight": 1.0}, "off": {"loss.separation_weight": 0.0}},
     "normalise": {"after upsampling": {}, "before as well": {"model.normalise_early": True}},
     "neighbours": {
         "as the code has it": head_overrides("official"),
-        "mended": head_overrides("official-mended"),
         "ours (nearest, normalised after upsampling)": {"loss.negatives.kind": "nearest", "loss.logit": "distance"},
     },
 }

@@ -84,7 +84,7 @@ class Arguments(cli.Preset):
     classes: tuple[int, ...] = (16, 64, 256, 1024, 1536)
     """Class counts, the background among them."""
     heads: tuple[str, ...] = ("dense", "embedding:all", "embedding:nearest", "embedding:random", "official")
-    """dense, embedding:KIND with negatives of that kind, official or official-mended."""
+    """dense, embedding:KIND with negatives of that kind, or official."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """A run for each."""
     budget: str = "4GiB"

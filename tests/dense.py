@@ -1,13 +1,12 @@
 """The loss by its formula, pixel by pixel in float64: what every backend is compared with."""
 
 import itertools
-import math
 
 import torch
 import torch.nn.functional as F
 
 
-def reference(pixels, table, labels, kind, count, temperature, logit, log_q=False):
+def reference(pixels, table, labels, kind, count, temperature, logit):
     """The paper's formula, pixel by pixel, with everything at full resolution.
 
     Drawn classes are those of `labels` first, then the others, each in the order of its random number.
@@ -16,10 +15,6 @@ def reference(pixels, table, labels, kind, count, temperature, logit, log_q=Fals
     present = set(labels[labels >= 0].tolist())
     keys = torch.rand(num_classes).tolist() if kind in ("random", "mixed") else [0.0] * num_classes
     drawn = sorted(range(num_classes), key=lambda c: (c not in present, -keys[c]))[: count + 1]
-    absent = [c for c in drawn if c not in present]
-    log_factor = torch.zeros(num_classes, dtype=torch.float64)
-    if log_q and absent:
-        log_factor[absent] = math.log((num_classes - len(present)) / len(absent))
     o = F.normalize(F.interpolate(pixels, size=labels.shape[1:], mode="bilinear", align_corners=False), dim=1)
     e = F.normalize(table, dim=1)
     losses = []
@@ -43,7 +38,6 @@ def reference(pixels, table, labels, kind, count, temperature, logit, log_q=Fals
                 chosen = chosen + [c for c in by_draw if c not in chosen][: count // 2]
                 assert len(chosen) == count
             assert t not in chosen
-            z = z + log_factor
             losses.append(-z[t] + torch.logsumexp(z[[t, *chosen]], 0))
     return torch.stack(losses).mean()
 

@@ -8,7 +8,7 @@ import pytest
 import tyro
 
 from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
-from kiloseg.overrides import flatten, from_flat, head_name, head_overrides, override
+from kiloseg.overrides import differences, flatten, from_flat, head_name, head_overrides, override
 
 GROUPS = {"data": Data, "model": Model, "loss": Loss, "optimizer": Optimizer, "trainer": Trainer}
 
@@ -16,7 +16,6 @@ NAMES = [
     *(f"{group}.{item.name}" for group, kind in GROUPS.items() for item in dataclasses.fields(kind) if group != "loss"),
     "loss.negatives.kind",
     "loss.negatives.count",
-    "loss.negatives.log_q",
     *(f"loss.{item.name}" for item in dataclasses.fields(Loss) if item.name != "negatives"),
 ]
 """Every setting, walked by hand and not by `flatten`."""
@@ -48,8 +47,6 @@ IMPOSSIBLE = [
     ("loss.negatives.count", 0, "negatives.count = 0: expected at least 1 negative per pixel"),
     ("loss.temperature", 0.0, "loss.temperature = 0.0: expected a factor above 0"),
     ("loss.temperature", math.nan, "loss.temperature = nan: expected a factor above 0"),
-    ("loss.negatives.log_q", True, "loss.negatives.log_q = True: expected false for kind 'all', or kind 'random'"),
-    ("loss.sample_every", 0, "loss.sample_every = 0: expected at least 1, which is every pixel"),
     ("loss.separation_sample", 0, "loss.separation_sample = 0: expected at least 1, or None for all"),
     ("loss.separation_weight", -1.0, "loss.separation_weight = -1.0: expected 0 or more"),
     ("loss.separation_margin", -0.1, "loss.separation_margin = -0.1: expected 0 to 2"),
@@ -75,7 +72,7 @@ WORDS = [
     ("data.other_classes", Data, "data.other_classes = 'odd': expected one of background, ignore"),
     ("model.head", Model, "model.head = 'odd': expected one of embedding, dense"),
     ("loss.negatives.kind", Negatives, "negatives.kind = 'odd': expected one of nearest, random, mixed, all"),
-    ("loss.formula", Loss, "loss.formula = 'odd': expected one of kiloseg, official, official-mended"),
+    ("loss.formula", Loss, "loss.formula = 'odd': expected one of kiloseg, official"),
     ("loss.logit", Loss, "loss.logit = 'odd': expected one of distance, cosine"),
     ("optimizer.name", Optimizer, "optimizer.name = 'odd': expected one of sgd, adamw"),
     ("trainer.precision", Trainer, "trainer.precision = 'odd': expected one of auto, fp32, bf16"),
@@ -86,7 +83,6 @@ ANYTHING_GOES = {
     "model.arch",
     "model.backbone",
     "model.normalise_early",
-    "model.learned_temperature",  # refused beside others: test_temperature_is_learned_for_cosines_of_our_own_formula
     "trainer.seed",
     "trainer.channels_last",
     "trainer.checkpoint_activations",
@@ -118,7 +114,6 @@ BOUNDARIES = [
     ("data.val_samples", None),
     ("model.embed_dim", 2),
     ("loss.negatives.count", 1),
-    ("loss.sample_every", 1),
     ("loss.separation_sample", 1),
     ("loss.separation_sample", None),
     ("loss.separation_weight", 0.0),
@@ -307,14 +302,21 @@ def test_more_negatives_than_other_classes_names_the_mend(kind):
         override(Config(), changes | mend)
 
 
-@pytest.mark.parametrize("other", [{"loss.logit": "distance"}, {"model.head": "dense"}, head_overrides("official")])
-def test_temperature_is_learned_for_cosines_of_our_own_formula(other):
-    learned = {"model.learned_temperature": True}
-    assert override(Config(), learned).model.learned_temperature
-    with pytest.raises(
-        ValueError, match=r"model.learned_temperature = True: expected False without model.head = 'embe"
-    ):
-        override(Config(), learned | other)
+FORMER = {"loss.negatives.log_q": False, "loss.sample_every": 1, "model.learned_temperature": False}
+
+
+def test_settings_that_were_removed_can_be_read_at_their_former_defaults():
+    assert from_flat(FORMER) == Config()
+    assert differences(flatten(Config()), flatten(Config()) | FORMER) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("loss.negatives.log_q", True), ("loss.sample_every", 4), ("model.learned_temperature", True)]
+)
+def test_settings_that_were_removed_are_refused_at_other_values(name, value):
+    with pytest.raises(ValueError, match=f"{name} = {value}: this setting was removed, and only its former default"):
+        from_flat(FORMER | {name: value})
+    assert f"{name} was {value}" in differences(flatten(Config()), flatten(Config()) | FORMER | {name: value})
 
 
 def test_warmup_must_leave_a_step():
@@ -373,7 +375,7 @@ def test_heads_as_command_lines_name_them():
     assert override(Config(), head_overrides("dense")).model.head == "dense"
     assert override(Config(), head_overrides("embedding")).loss == Config().loss
     assert override(Config(), head_overrides("embedding:mixed")).loss.negatives == Negatives(kind="mixed")
-    for head in ("dense", "embedding:all", "embedding:nearest", "official", "official-mended"):
+    for head in ("dense", "embedding:all", "embedding:nearest", "official"):
         assert head_name(override(Config(), head_overrides(head))) == head
     with pytest.raises(ValueError, match="expected one of embedding, dense"):
         override(Config(), head_overrides("odd"))

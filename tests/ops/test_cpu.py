@@ -16,6 +16,7 @@ from dense import loss_and_gradients, reference
 from setuptools import build_meta
 
 from kiloseg.losses import Negatives, class_separation, cpu_backend, embedding_cross_entropy
+from kiloseg.losses.negatives import resolve_negatives
 from kiloseg.models import nearest_class, nearest_two
 from kiloseg.ops import cpu
 from kiloseg.ops.cpu import compiler
@@ -23,7 +24,8 @@ from kiloseg.ops.top_k import nearest_classes
 
 ROOT = Path(__file__).parents[2]
 LOGITS = ("distance", "cosine")
-KINDS = {"all": (8, False), "nearest": (7, False), "random": (9, False), "random log_q": (9, True), "mixed": (7, False)}
+KINDS = {"all": 8, "nearest": 7, "random": 9, "mixed": 7}
+"""Kinds of negatives, and how many."""
 
 
 @pytest.fixture
@@ -53,8 +55,7 @@ def batch(C, D, size=(9, 11), cells=(3, 4), images=2):
 
 
 def negatives_of(kind, C, count=None):
-    name, (usual, log_q) = kind.split()[0], KINDS[kind]
-    return Negatives(kind=name, count=min(count or usual, C - 1), log_q=log_q)
+    return Negatives(kind=kind, count=min(count or KINDS[kind], C - 1))
 
 
 def compute(pixels, table, labels, kind="all", logit="distance", tau=20.0, count=None, **options):
@@ -91,9 +92,8 @@ def test_loss_equals_dense_reference(kind, logit, C, D, number, monkeypatch):
         ours = compute(pixels, table, labels, kind, logit, tau=7.0)
     assert calls
     wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
-    name, (count, log_q) = kind.split()[0], KINDS[kind]
     torch.manual_seed(3)
-    want = loss_and_gradients(lambda: reference(*wide, labels, name, min(count, C - 1), 7.0, logit, log_q), *wide)
+    want = loss_and_gradients(lambda: reference(*wide, labels, kind, min(KINDS[kind], C - 1), 7.0, logit), *wide)
     # In two dimensions a pixel comes close to classes that are not its own, where 2 - 2 o.e keeps few digits.
     expect(ours, want, 3e-4 if D == 2 else 3e-6)
 
@@ -113,10 +113,10 @@ def test_two_classes(kind, logit):
 def test_equals_the_way_without_kernels(kind, logit, tau):
     """At sizes that the pixel-by-pixel reference takes too long for, and with logits beyond float32's exponent."""
     pixels, table, labels = batch(700, 12, size=(40, 37), cells=(11, 10))
-    ours = compute(pixels, table, labels, kind, logit, tau, sample_every=2)
+    ours = compute(pixels, table, labels, kind, logit, tau)
     wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
     # An error of a logit, which grows with tau, is a relative one of a weight.
-    expect(ours, compute(*wide, labels, kind, logit, tau, sample_every=2), 1e-6 * tau)
+    expect(ours, compute(*wide, labels, kind, logit, tau), 1e-6 * tau)
 
 
 @pytest.mark.parametrize("logit", LOGITS)
@@ -211,34 +211,21 @@ def compute_alone(pixels, table, labels, kind, wanted):
     return torch.autograd.grad(loss, wanted)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_gradient_of_a_learned_temperature(kind):
-    pixels, table, labels = batch(40, 12)
-    results = []
-    for tau in (torch.tensor(20.0), torch.tensor(20.0, dtype=torch.float64)):
-        torch.manual_seed(3)
-        loss = embedding_cross_entropy(
-            pixels.to(tau.dtype),
-            table.to(tau.dtype),
-            labels,
-            negatives=negatives_of(kind, len(table)),
-            temperature=tau.requires_grad_(),
-            logit="cosine",
-        )
-        results.append(torch.autograd.grad(loss, tau)[0].double())
-    expect(results[:1], results[1:], 1e-4)
-
-
-def test_what_the_kernel_takes():
+def test_what_the_kernel_supports():
     pixels = torch.zeros(1, 6, 2, 2)
-    every = Negatives(kind="all")
-    assert cpu_backend.takes(pixels, every)
-    assert not cpu_backend.takes(pixels.double(), every)
-    assert not cpu_backend.takes(pixels.to("meta"), every)
-    assert not cpu_backend.takes(torch.zeros(1, cpu.MAX_DIM + 1, 2, 2), every)
-    assert cpu_backend.takes(pixels, Negatives(kind="nearest", count=64))
-    assert not cpu_backend.takes(pixels, Negatives(kind="nearest", count=65))
-    assert cpu_backend.takes(pixels, Negatives(kind="random", count=500))
+    every = resolve_negatives(Negatives(kind="all"), 1000)
+    assert cpu_backend.supports(pixels, every)
+    assert not cpu_backend.supports(pixels.double(), every)
+    assert not cpu_backend.supports(pixels.to("meta"), every)
+    assert not cpu_backend.supports(torch.zeros(1, cpu.MAX_DIM + 1, 2, 2), every)
+    for kind, count, expected in [
+        ("nearest", 64, True),
+        ("nearest", 65, False),
+        ("mixed", 65, False),
+        ("random", 500, True),
+    ]:
+        negatives = resolve_negatives(Negatives(kind=kind, count=count), 1000)
+        assert cpu_backend.supports(pixels, negatives) == expected
 
 
 def unit(count, D, seed):

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from kiloseg.losses import Negatives, embedding_cross_entropy, triton_backend
+from kiloseg.losses.negatives import resolve_negatives
 
 triton = pytest.importorskip("triton")
 
@@ -46,9 +47,9 @@ def softmax_case(P, C, D, tau, logit):
     target = torch.randint(C, (P,), generator=generator)
     target[:4] = torch.tensor([0, 2, 1, C - 1])
     target[4] = -1  # leaves out nothing
-    push = torch.rand(P, generator=generator)
-    push[7] = 0  # does not count
-    return o, e, target, push, tau, logit == "cosine"
+    factor = torch.rand(P, generator=generator)
+    factor[7] = 0  # does not count
+    return o, e, target, factor, tau, logit == "cosine"
 
 
 def nearest_case(P, C, D, K):
@@ -63,7 +64,7 @@ def nearest_case(P, C, D, K):
 
 
 def loss_case(kind, logit, tau, C):
-    """Several bands, a band that ends within a block, ignored pixels, a class that a whole stretch has."""
+    """Several blocks of rows, one that ends within a block of pixels, ignored pixels, a class that a whole stretch has."""
     generator = torch.Generator().manual_seed(3)
     pixels = torch.randn(2, 12, 4, 3, generator=generator)
     table = torch.randn(C, 12, generator=generator)
@@ -87,15 +88,15 @@ LOSS = {
 }
 
 
-def sums_and_gradient(o, e, target, push, tau, cosine):
+def sums_and_gradient(o, e, target, factor, tau, cosine):
     from kiloseg.ops.triton.softmax import softmax_sums, softmax_table_gradient
 
     # High enough for the first pixels that it is their top, too low for the last.
     floor = -4.0 * torch.arange(len(o), device=o.device)
-    sums, pull, top = softmax_sums(o, e, target, tau, cosine=cosine, floor_P=floor)
-    alone = softmax_sums(o, e, target, tau, cosine=cosine, wants_pull=False)
-    grad = softmax_table_gradient(o, e, target, push, top, tau, cosine=cosine)
-    return {"sums": sums, "pull": pull, "top": top, "grad": grad, "alone": alone}
+    sums, row_sums, top = softmax_sums(o, e, target, tau, cosine=cosine, floor_P=floor)
+    alone = softmax_sums(o, e, target, tau, cosine=cosine, wants_row_sums=False)
+    grad = softmax_table_gradient(o, e, target, factor, top, tau, cosine=cosine)
+    return {"sums": sums, "row_sums": row_sums, "top": top, "grad": grad, "alone": alone}
 
 
 def nearest_and_rows(o, e, target, K):
@@ -103,10 +104,10 @@ def nearest_and_rows(o, e, target, K):
     from kiloseg.ops.triton.rows import add_weighted_rows, weighted_rows
 
     cosines, ids = nearest_scores(o, e, target, K)
-    pull = weighted_rows(cosines, e, ids)
+    row_sums = weighted_rows(cosines, e, ids)
     grad = torch.ones_like(e)
     add_weighted_rows(grad, cosines, o, ids)
-    return {"cosines": cosines, "ids": ids, "pull": pull, "grad": grad}
+    return {"cosines": cosines, "ids": ids, "row_sums": row_sums, "grad": grad}
 
 
 def loss_and_gradients(pixels, table, labels, kind, logit, tau):
@@ -118,13 +119,13 @@ def loss_and_gradients(pixels, table, labels, kind, logit, tau):
     return {"loss": loss.detach(), "pixels": pixels.grad, "table": table.grad}
 
 
-def loss_on_chip(*args):
-    """`loss_and_gradients` in bands of seven rows, and how often each kernel's function was called."""
+def loss_by_kernels(*args):
+    """`loss_and_gradients` in blocks of seven rows, and how often each kernel's function was called."""
     counts = {}
     for module, name in [("softmax", "softmax_sums"), ("nearest", "nearest_scores")]:
         module = importlib.import_module(f"kiloseg.ops.triton.{module}")
         setattr(module, name, counted(getattr(module, name), counts))
-    triton_backend.BAND_BYTES = 7 * 10 * 12 * 4
+    triton_backend.BLOCK_BYTES = 7 * 10 * 12 * 4
     return {**loss_and_gradients(*args), "counts": counts}
 
 
@@ -142,7 +143,7 @@ def counted(function, counts):
 def cases():
     yield from ((f"softmax {name}", "sums_and_gradient", softmax_case(*case)) for name, case in SOFTMAX.items())
     yield from ((f"nearest {name}", "nearest_and_rows", nearest_case(*case)) for name, case in NEAREST.items())
-    yield from ((f"loss {name}", "loss_on_chip", loss_case(*case)) for name, case in LOSS.items())
+    yield from ((f"loss {name}", "loss_by_kernels", loss_case(*case)) for name, case in LOSS.items())
 
 
 def answer_all(path):
@@ -178,7 +179,7 @@ def answers(tmp_path_factory):
 
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax_equals_dense_formula(name, answers):
-    o, e, target, push, tau, cosine = softmax_case(*SOFTMAX[name])
+    o, e, target, factor, tau, cosine = softmax_case(*SOFTMAX[name])
     answer = answers[f"softmax {name}"]
     products = o.double() @ e.double().T
     if cosine:
@@ -198,16 +199,16 @@ def test_softmax_equals_dense_formula(name, answers):
     # An error of a logit, which grows with tau, is a relative one of a weight: float32 has 6e-8 of 2 tau log2(e).
     tolerance = 5e-7 * tau
     torch.testing.assert_close(answer["sums"].double(), w.sum(1), rtol=tolerance, atol=0)
-    pushed = push.double()[:, None] * w * slope
+    scaled = factor.double()[:, None] * w * slope
     for got, want, size in [
-        (answer["pull"], (w * slope) @ e.double(), (w * slope) @ e.double().abs()),
-        (answer["grad"], pushed.T @ o.double(), pushed.T @ o.double().abs()),
+        (answer["row_sums"], (w * slope) @ e.double(), (w * slope) @ e.double().abs()),
+        (answer["grad"], scaled.T @ o.double(), scaled.T @ o.double().abs()),
     ]:
         assert got.shape == want.shape
         assert ((got.double() - want).abs() <= tolerance * size + 1e-30).all()
     # Without a floor the top is a pixel's largest logit, and sums are relative to that.
-    sums, pull, top = answer["alone"]
-    assert pull is None
+    sums, row_sums, top = answer["alone"]
+    assert row_sums is None
     if tau > 40:
         assert (sums >= 1).all()
         shift = (top - answer["top"]).exp2()
@@ -229,7 +230,7 @@ def test_nearest_is_exact_up_to_ties(name, answers):
     highest = products.topk(K, dim=1).values
     torch.testing.assert_close(answer["cosines"].double().sort(1, descending=True).values, highest, rtol=0, atol=3e-7)
     weight = answer["cosines"].double()
-    torch.testing.assert_close(answer["pull"].double(), (weight[:, :, None] * e[ids]).sum(1), rtol=0, atol=1e-5)
+    torch.testing.assert_close(answer["row_sums"].double(), (weight[:, :, None] * e[ids]).sum(1), rtol=0, atol=1e-5)
     grad = torch.ones(e.shape, dtype=torch.float64)
     grad.index_add_(0, ids.flatten(), (weight[:, :, None] * o[:, None]).flatten(0, 1))
     torch.testing.assert_close(answer["grad"].double(), grad, rtol=0, atol=1e-5)
@@ -238,13 +239,13 @@ def test_nearest_is_exact_up_to_ties(name, answers):
 KERNELS = {
     "sums": (
         "softmax._sums",
-        {"COSINE": False, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
+        {"COSINE": False, "ONLINE": False, "ROW_SUMS": True, "floor_ptr": None, "top_ptr": None},
     ),
     "sums of cosines": (
         "softmax._sums",
-        {"COSINE": True, "ONLINE": False, "PULL": True, "floor_ptr": None, "top_ptr": None},
+        {"COSINE": True, "ONLINE": False, "ROW_SUMS": True, "floor_ptr": None, "top_ptr": None},
     ),
-    "online": ("softmax._sums", {"COSINE": True, "ONLINE": True, "PULL": True}),
+    "online": ("softmax._sums", {"COSINE": True, "ONLINE": True, "ROW_SUMS": True}),
     "gradient": ("softmax._table_gradient", {"COSINE": False, "ONLINE": False, "top_ptr": None}),
     "gradient of cosines": ("softmax._table_gradient", {"COSINE": True, "ONLINE": False, "top_ptr": None}),
     "nearest": ("nearest._nearest", {"K": 8, "SLOTS": 8}),
@@ -295,7 +296,7 @@ def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
 def test_whole_loss_equals_the_path_without_kernels(name, answers):
     answer = answers[f"loss {name}"]
     kind = LOSS[name][0]
-    # Two images of nine rows, in bands of seven.
+    # Two images of nine rows, in blocks of seven.
     expected = {"all": {"softmax_sums": 4}, "random": {"softmax_sums": 4}, "nearest": {"nearest_scores": 4}}
     assert answer.pop("counts") == expected.get(kind, {})
     assert not triton_backend.available(torch.device("cpu"))
@@ -334,5 +335,6 @@ def test_tensors_that_a_kernel_cannot_read_are_named():
 
 def test_what_kernels_cover():
     kinds = [("all", 8), ("random", 500), ("nearest", 64), ("nearest", 65), ("mixed", 8)]
-    covered = [triton_backend.covers(Negatives(kind=kind, count=count)) for kind, count in kinds]
+    resolved = [resolve_negatives(Negatives(kind=kind, count=count), 1000) for kind, count in kinds]
+    covered = [triton_backend.covers(negatives) for negatives in resolved]
     assert covered == [True, True, True, False, False]

@@ -175,16 +175,6 @@ def test_checkpoint_gives_the_model_back(quick, tmp_path):
     assert right.double().mean().item() == pytest.approx(last["val/pixel_accuracy"])
 
 
-def test_learned_temperature_moves_and_is_kept(quick, tmp_path):
-    config = override(quick, {"model.learned_temperature": True, "loss.logit": "cosine"})
-    train(config, lambda _: None)
-    segmenter, kept = load_segmenter(tmp_path / "train" / "step-00000008.pt")
-    assert kept == config
-    factor = float(segmenter.temperature_factor().detach())
-    assert 0.5 < factor < 2
-    assert factor != 1
-
-
 def test_fewer_classes_are_one_table_away(quick):
     _, last = run(override(quick, {"data.num_classes": 3, "trainer.steps": 1}))
     assert len(last["val/iou_per_class"]) == 3
@@ -272,9 +262,6 @@ class PerPixel(torch.nn.Module):
 
     def forward(self, images):
         return self.network(images.float()), self.table
-
-    def temperature_factor(self):
-        return 1.0
 
 
 def uneven_batch():

@@ -3,7 +3,7 @@
 Elsewhere, and where there is no compiler, `kiloseg.losses.reference` does the same with torch's operations; it is the reference.
 
 Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candidates shared by all pixels, K classes of a
-pixel's own, n pixels of a row that may count.
+pixel's own.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
-from kiloseg.config import Negatives
-from kiloseg.losses.negatives import draw_candidates
+from kiloseg.losses.negatives import ResolvedNegatives, candidate_columns, draw_candidates
 from kiloseg.ops import cpu
 from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
 from kiloseg.ops.tiles import TILE_BYTES
@@ -35,13 +34,13 @@ class _Loss(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                "B", "D", "h", "w", "H", "W", "n", "C", "S", "K", "searched", "width", "capacity", "keeps_weights",
+                "B", "D", "h", "w", "H", "W", "C", "S", "K", "searched", "width", "capacity", "keeps_weights",
                 "threads", "cosine", "ignore", "wants_grad", "needs_top",
                 "image_stride", "dim_stride", "row_stride", "column_stride",
             )
         ),
         *((name, ctypes.c_float) for name in ("tau", "weight")),
-        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "columns", "rows", "candidates", "left_out", "factor", "drawn")),
+        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "rows", "candidates", "left_out", "drawn")),
         ("num_drawn", ctypes.c_int64),
         *(
             (name, ctypes.c_void_p)
@@ -53,7 +52,7 @@ class _Loss(ctypes.Structure):
     )  # fmt: skip
 
 
-def takes(pixels_BDhw: Tensor, negatives: Negatives) -> bool:
+def supports(pixels_BDhw: Tensor, negatives: ResolvedNegatives) -> bool:
     """Whether the kernel can compute this loss: on a CPU, not in float64, D up to 256, up to 64 classes of a pixel's own.
 
     True for the fake tensors that memory is planned on as well, for which `embedding_loss` makes its buffers and no more.
@@ -63,7 +62,7 @@ def takes(pixels_BDhw: Tensor, negatives: Negatives) -> bool:
         pixels_BDhw.is_cpu
         and pixels_BDhw.dtype != torch.float64
         and pixels_BDhw.shape[1] <= cpu.MAX_DIM
-        and (negatives.kind in ("all", "random") or negatives.count <= cpu.MAX_NEAREST)
+        and negatives.own <= cpu.MAX_NEAREST
         and cpu.holds_data(pixels_BDhw) is not None
         and cpu.library() is not None
     )
@@ -73,9 +72,8 @@ def embedding_loss(
     pixels_BDhw: Tensor,
     rows_CD: Tensor,
     labels_BHW: Tensor,
-    columns_BHn: Tensor | None,
     *,
-    negatives: Negatives,
+    negatives: ResolvedNegatives,
     temperature: float,
     cosine: bool,
     ignore_index: int,
@@ -92,8 +90,7 @@ def embedding_loss(
         pixels_BDhw: float32.
         rows_CD: the class table, rows of unit length, float32.
         labels_BHW: int64, classes or `ignore_index`.
-        columns_BHn: which pixels of each row count, int64; None for all.
-        negatives: kind and number.
+        negatives: what pixels are compared with.
         temperature: tau.
         cosine: which of the two logits.
         ignore_index: label of pixels that count for nothing.
@@ -108,33 +105,29 @@ def embedding_loss(
     if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
         pixels_BDhw = pixels_BDhw.contiguous()
     labels_BHW = labels_BHW.contiguous()
-    labels_BHn = labels_BHW if columns_BHn is None else labels_BHW.gather(2, columns_BHn)
-    n = labels_BHn.shape[2]
-    counts_BHn = labels_BHn != ignore_index
-    drawn_S = factor_S = column_C = candidates = grad_candidates = None
-    if negatives.kind in ("random", "mixed"):
-        drawn_S, factor_S = draw_candidates(negatives, labels_BHn.where(counts_BHn, -1), C)
-    shares_candidates = negatives.kind in ("all", "random")
-    rows = cpu.whole_rows(rows_CD, tiles=not shares_candidates)  # then only targets are read there
-    S = K = 0
+    counts_BHW = labels_BHW != ignore_index
+    drawn_S = column_C = candidates = grad_candidates = None
+    if negatives.drawn:
+        drawn_S = draw_candidates(negatives.drawn, labels_BHW.where(counts_BHW, -1), C)
+    rows = cpu.whole_rows(rows_CD, tiles=not negatives.shares)  # then only targets are read there
+    S, K = 0, negatives.own
     capacity = BLOCK_BYTES // (4 * rows.shape[1])
-    if shares_candidates:
+    if negatives.shares:
         # Rows come times what makes a logit, or a squared distance, of their product with a pixel.
         scale = temperature * LOG2E if cosine else -2 * (temperature * LOG2E) ** 2
         shared = rows_CD if drawn_S is None else rows_CD[drawn_S]
         candidates, S = cpu.whole_rows(shared * scale), len(shared)
         grad_candidates = torch.zeros_like(candidates) if wants_grad else None
-        if drawn_S is not None:  # a class that is no candidate has the last, see candidates.Candidates
-            column_C = torch.full((C,), S - 1)
-            column_C[drawn_S] = torch.arange(S)
+        column_C = None if drawn_S is None else candidate_columns(drawn_S, C)
         room = tile_bytes // (4 * group * len(candidates))
         keeps = wants_grad and room >= _MIN_GROUPS
         capacity = min(capacity, room * group) if keeps else capacity
     else:
-        K, keeps = negatives.count, False
+        keeps = False
         capacity = min(capacity, BLOCK_BYTES // (4 * K))
-    grad_rows = grad_candidates if negatives.kind == "all" else torch.zeros_like(rows) if wants_grad else None
-    groups = max(min(capacity, H * n) // group, 1)
+    compares_all = negatives.shares and drawn_S is None
+    grad_rows = grad_candidates if compares_all else torch.zeros_like(rows) if wants_grad else None
+    groups = max(min(capacity, H * W) // group, 1)
 
     def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.zeros(size, dtype=dtype, device=pixels_BDhw.device)
@@ -158,8 +151,8 @@ def embedding_loss(
         image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
         assert grad_pixels is None or grad_pixels.stride() == pixels_BDhw.stride()
         call = _Loss(
-            B=B, D=D, h=h, w=w, H=H, W=W, n=n, C=C, S=S, K=K,
-            searched=K if negatives.kind == "nearest" else K - K // 2,
+            B=B, D=D, h=h, w=w, H=H, W=W, C=C, S=S, K=K,
+            searched=negatives.nearest,
             width=width,
             capacity=groups * group,
             keeps_weights=keeps,
@@ -173,14 +166,12 @@ def embedding_loss(
             row_stride=row_stride,
             column_stride=column_stride,
             tau=temperature,
-            weight=1 / max(int(counts_BHn.sum()), 1),
+            weight=1 / max(int(counts_BHW.sum()), 1),
             pixels=pixels_BDhw.data_ptr(),
             labels=cpu.pointer("labels", labels_BHW, torch.int64),
-            columns=cpu.pointer("columns", columns_BHn, torch.int64),
             rows=cpu.pointer("rows", rows),
             candidates=cpu.pointer("candidates", candidates),
             left_out=cpu.pointer("column_C", column_C, torch.int64),
-            factor=cpu.pointer("factor_S", factor_S),
             drawn=cpu.pointer("drawn_S", drawn_S, torch.int64),
             num_drawn=0 if drawn_S is None else len(drawn_S),
             grad_pixels=None if grad_pixels is None else grad_pixels.data_ptr(),

@@ -1,4 +1,4 @@
-"""What training minimises: the head's own cross-entropy, with the regulariser for embeddings."""
+"""What training minimises: the head's own cross-entropy, with the regularizer for embeddings."""
 
 from __future__ import annotations
 
@@ -16,10 +16,8 @@ def objective(
     table_CD: Tensor | None,
     labels_BHW: Tensor,
     loss: Loss,
-    *,
-    temperature_factor: Tensor | float = 1.0,
 ) -> tuple[Tensor, Tensor | None]:
-    """Cross-entropy of labelled pixels, and the weighted regulariser, which does not depend on the batch.
+    """Cross-entropy of labelled pixels, and the weighted regularizer, which does not depend on the batch.
 
     The two come apart because only the first has to be averaged over labelled pixels of all workers.
 
@@ -28,7 +26,6 @@ def objective(
         table_CD: the class table of an embedding head, None for a dense head.
         labels_BHW: int64, -1 for ignore.
         loss: its settings; a dense head uses none of them.
-        temperature_factor: on `loss.temperature`: a scalar that is learned, or a number.
     """
     if table_CD is None:
         return dense_cross_entropy(outputs_BDhw, labels_BHW), None
@@ -38,9 +35,8 @@ def objective(
             table_CD,
             labels_BHW,
             negatives=loss.negatives,
-            temperature=loss.temperature * temperature_factor,
+            temperature=loss.temperature,
             logit=loss.logit,
-            sample_every=loss.sample_every,
         )
     else:
         cross_entropy = official_cross_entropy(
@@ -49,7 +45,6 @@ def objective(
             labels_BHW,
             count=loss.negatives.count,
             temperature=loss.temperature,
-            mend_neighbours=loss.formula == "official-mended",
         )
     if loss.separation_weight == 0:
         return cross_entropy, None

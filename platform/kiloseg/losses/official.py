@@ -1,4 +1,4 @@
-"""The paper's loss as its own code computes it, faults included: what the fused loss is compared with.
+"""The paper's loss as its own code computes it, faults included, for comparison with `embedding_cross_entropy`.
 
 Source: ESSNet, the code of "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU"
 (https://arxiv.org/abs/2012.07489), written anew.
@@ -28,7 +28,6 @@ def official_cross_entropy(
     count: int,
     temperature: float = 20.0,
     ignore_index: int = -1,
-    mend_neighbours: bool = False,
     search: Search = nearest_classes,
 ) -> Tensor:
     """Mean cross-entropy over labelled pixels against the K classes nearest to each, by the formula of the paper's code.
@@ -45,7 +44,6 @@ def official_cross_entropy(
         count: K, 1 to C - 1.
         temperature: tau, above 0.
         ignore_index: label of pixels that count for nothing.
-        mend_neighbours: leave the own class out of the search, so that the negatives are the K nearest others.
         search: what finds the nearest classes; the paper's code takes faiss.
 
     Returns:
@@ -61,7 +59,8 @@ def official_cross_entropy(
         own_BHW = labels_BHW.where(known_BHW, 0)
         with torch.no_grad():
             queries_PD = o_BDHW.permute(0, 2, 3, 1).reshape(-1, D)
-            negatives_PK = _negatives(queries_PD, rows_CD, own_BHW.view(-1, 1), count, mend_neighbours, search)
+            _, found_PK = search(queries_PD, rows_CD.T.contiguous(), count)
+            negatives_PK = torch.where(found_PK == own_BHW.view(-1, 1), found_PK - 1, found_PK).clamp_(min=0)
             negatives_BKHW = negatives_PK.view(B, H, W, count).permute(0, 3, 1, 2)
             compared_BkHW = torch.cat([own_BHW[:, None], negatives_BKHW], 1)
         classes_BkDHW = rows_CD[compared_BkHW].permute(0, 1, 4, 2, 3)
@@ -69,13 +68,3 @@ def official_cross_entropy(
         first_BHW = torch.zeros_like(labels_BHW).masked_fill_(~known_BHW, -1)
         total = F.cross_entropy(z_BkHW, first_BHW, ignore_index=-1, reduction="sum")
     return total / known_BHW.sum().clamp(min=1)
-
-
-def _negatives(queries_PD: Tensor, rows_CD: Tensor, own_P1: Tensor, count: int, mend: bool, search: Search) -> Tensor:
-    rows_DC = rows_CD.T.contiguous()
-    if not mend:
-        _, found_PK = search(queries_PD, rows_DC, count)
-        return torch.where(found_PK == own_P1, found_PK - 1, found_PK).clamp_(min=0)
-    scores_Pk, found_Pk = search(queries_PD, rows_DC, count + 1)
-    order_PK = scores_Pk.masked_fill(found_Pk == own_P1, -torch.inf).topk(count, dim=1).indices
-    return found_Pk.gather(1, order_PK)

@@ -1,4 +1,4 @@
-"""Loss and gradients of the pixels of one band of image rows.
+"""Loss and gradients of the pixels of one block of image rows, with torch's own operations.
 
 Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D for cosine
 logits and D + 1 for distances. Vectors of pixels are kept as columns, (D, P): what is done to each pixel then runs along
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kiloseg.config import Logit
-from kiloseg.losses import triton_backend
-from kiloseg.losses.negatives import Candidates, Table
+from kiloseg.losses.negatives import ResolvedNegatives
+from kiloseg.losses.table import Candidates, Table
 from kiloseg.ops.logits import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT
 from kiloseg.ops.tiles import tile_pixels, tiles
 from kiloseg.ops.top_k import nearest_classes
@@ -29,21 +29,15 @@ class Comparison:
 
     temperature: float
     logit: Logit
+    negatives: ResolvedNegatives
     candidates: Candidates | None
-    """Classes shared by all pixels."""
-    num_nearest: int
-    """Classes of each pixel's own, the nearest ones."""
-    num_drawn: int
-    """Where pixels have nearest classes as well: how many of the candidates each takes, the first that are neither its own
-    class nor among those."""
+    """Classes shared by all pixels, or those drawn of which each pixel takes some beside its nearest."""
     tile_bytes: int | None
     """Size aimed at for one matrix of scores; None for kiloseg.ops.tiles.TILE_BYTES."""
-    on_chip: bool
-    """Whether `kiloseg.losses.triton_backend` does the comparing."""
 
 
-class Band:
-    """Loss and gradients of P pixels.
+class BlockLoss:
+    """Loss and gradients of P pixels; a subclass may compute them by other means than torch's operations.
 
     With distances the target is computed by itself, from the difference of the vectors: it is the one class whose distance
     goes to 0, where 2 - 2 o.e has no digits left. With cosines its logit is as good as the others', so that where all
@@ -52,12 +46,15 @@ class Band:
     Logits z are kept times log2(e), less a maximum where there is one.
 
     Args:
-        raw_PD: embeddings before their normalisation.
+        raw_PD: embeddings before they are normalized.
         table: the class table.
         target_P: class of each pixel, int64; any class where `weight_P` is 0.
         weight_P: share of each pixel in the loss.
         comparison: the negatives.
     """
+
+    reads_target_from_scores = True
+    """Whether the target's logit may come from the scores of all classes instead of a product of its own."""
 
     def __init__(
         self, raw_PD: Tensor, table: Table, target_P: Tensor, weight_P: Tensor, comparison: Comparison
@@ -77,21 +74,18 @@ class Band:
         self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
         candidates = comparison.candidates
         self.target_among_candidates = (
-            self.cosine and candidates is not None and candidates.drawn_S is None and not comparison.on_chip
+            self.reads_target_from_scores and self.cosine and candidates is not None and candidates.drawn_S is None
         )
         if self.target_among_candidates:
             self.z_target_P = torch.empty_like(weight_P)
         else:
-            self._look_at_target()
+            self._score_target()
         # Candidates write all of it, nearest classes add to it.
         self.grad_o_DP = torch.zeros_like(self.o_DP) if candidates is None else torch.empty_like(self.o_DP)
-        if comparison.on_chip:
-            triton_backend.compare(self)
-        else:
-            self._compare()
-        self.loss = self._settle()
+        self.compare()
+        self.loss = self._finish()
 
-    def _look_at_target(self) -> None:
+    def _score_target(self) -> None:
         """The target's logit, and its gradients along o and along e."""
         target_DP = self.table.rows_DC[:, self.target_P]
         if self.cosine:
@@ -105,13 +99,13 @@ class Band:
             self.slope_o_DP = -self.slope_e_DP
 
     def grad_raw(self) -> Tensor:
-        """Gradient to the embeddings before their normalisation, through which the part along o vanishes: (P, D)."""
+        """Gradient of the embeddings before they are normalized, which takes away the part along o: (P, D)."""
         radial_P = (self.grad_o_DP * self.o_DP).sum(0)
         return self.grad_o_DP.addcmul_(self.o_DP, radial_P, value=-1).div_(self.norm_P).T.contiguous()
 
-    def _compare(self) -> None:
+    def compare(self) -> None:
         """Sets the sums of the negatives' exponentials, and their part of the gradients."""
-        candidates, num_nearest = self.comparison.candidates, self.comparison.num_nearest
+        candidates, num_nearest = self.comparison.candidates, self.comparison.negatives.nearest
         top_P1 = None
         if num_nearest:
             cosine_PK, ids_PK = nearest_classes(
@@ -129,17 +123,18 @@ class Band:
         if candidates is not None:
             self._compare_with_candidates(candidates, top_P1, ids_PK if num_nearest else None)
         if num_nearest and self.table.wants_grad:
-            self._pull_from_nearest(weight_PK, distance_PK, ids_PK)
+            self._add_gradients_of_nearest(weight_PK, distance_PK, ids_PK)
 
-    def _settle(self) -> Tensor:
+    def add_target_gradient(self, factor_P: Tensor) -> None:
+        """Adds the target's part of the table's gradient: `slope_e_DP` times the factor."""
+        self.table.scatter_add(self.target_P, self.slope_e_DP.mul_(factor_P))
+
+    def _finish(self) -> Tensor:
         """The loss from the sums; adds the target's part of the gradients where it is not there yet."""
         if self.table.wants_grad and not self.target_among_candidates:
-            pull_P = -self.sums_P / (self.sums_P + self.z_target_P.exp2()) * self.weight_P
-            self.grad_o_DP.addcmul_(pull_P, self.slope_o_DP)
-            if self.comparison.on_chip:
-                triton_backend.pull_target(self, pull_P)
-            else:
-                self.table.pull(self.target_P, self.slope_e_DP.mul_(pull_P))
+            factor_P = -self.sums_P / (self.sums_P + self.z_target_P.exp2()) * self.weight_P
+            self.grad_o_DP.addcmul_(factor_P, self.slope_o_DP)
+            self.add_target_gradient(factor_P)
         # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
         return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
 
@@ -191,9 +186,7 @@ class Band:
             if nearest_PK is None:
                 weight_PS.scatter_(1, candidates.left_out(self.target_P[tile])[:, None], 0)
             else:
-                weight_PS.mul_(self._taken(candidates, tile, nearest_PK[tile]))
-            if candidates.factor_S is not None:
-                weight_PS.mul_(candidates.factor_S)
+                weight_PS.mul_(self._used(candidates, tile, nearest_PK[tile]))
             self.sums_P[tile] += weight_PS.sum(1)
             if not self.table.wants_grad:
                 continue
@@ -203,33 +196,33 @@ class Band:
                 # The gradient along the target is the opposite of the sum of all others.
                 weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
             # Factors of a pixel are applied to D x P matrices, not to the P x S one.
-            push_P = self.push(tile)
-            torch.mul(candidates.transposed_DS @ weight_PS.T, push_P, out=self.grad_o_DP[:, tile])
-            pushed_DP = self.o_DP[:, tile] * push_P
+            factor_P = self.gradient_factor(tile)
+            torch.mul(candidates.transposed_DS @ weight_PS.T, factor_P, out=self.grad_o_DP[:, tile])
+            scaled_DP = self.o_DP[:, tile] * factor_P
             if candidates.drawn_S is None:
-                self.table.grad_DC.addmm_(pushed_DP, weight_PS)
+                self.table.grad_DC.addmm_(scaled_DP, weight_PS)
             else:
-                self.table.pull(candidates.drawn_S, pushed_DP @ weight_PS)
+                self.table.scatter_add(candidates.drawn_S, scaled_DP @ weight_PS)
 
-    def _taken(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
-        """Which of the drawn classes each pixel of a tile takes beside its nearest: bool (P, S)."""
+    def _used(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
+        """Which of the drawn classes each pixel of a tile is compared with beside its nearest: bool (P, S)."""
         assert candidates.drawn_S is not None
         free_PS = candidates.drawn_S != self.target_P[tile, None]
         for nearest_P in nearest_PK.unbind(1):
             free_PS &= candidates.drawn_S != nearest_P[:, None]
-        return free_PS & (free_PS.cumsum(1) <= self.comparison.num_drawn)
+        return free_PS & (free_PS.cumsum(1) <= self.comparison.negatives.from_drawn)
 
-    def _pull_from_nearest(self, weight_PK: Tensor, distance_PK: Tensor | None, ids_PK: Tensor) -> None:
+    def _add_gradients_of_nearest(self, weight_PK: Tensor, distance_PK: Tensor | None, ids_PK: Tensor) -> None:
         """Gradients of the pixels' own negatives, in tiles of K x D values a pixel."""
         if distance_PK is not None:
             weight_PK.div_(distance_PK)
         K, D = weight_PK.shape[1], len(self.o_DP)
         for tile in tiles(len(ids_PK), tile_pixels(K * D, self.o_DP, self.comparison.tile_bytes)):
-            pushed_PK = weight_PK[tile] * self.push(tile)[:, None]
-            pulled_PD = torch.bmm(pushed_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
-            self.grad_o_DP[:, tile] += pulled_PD.T
-            pushed_DPK = self.o_DP[:, tile, None] * pushed_PK
-            self.table.pull(ids_PK[tile].reshape(-1), pushed_DPK.flatten(1))
+            scaled_PK = weight_PK[tile] * self.gradient_factor(tile)[:, None]
+            grad_PD = torch.bmm(scaled_PK[:, None], self.table.rows_CD[ids_PK[tile]])[:, 0]
+            self.grad_o_DP[:, tile] += grad_PD.T
+            scaled_DPK = self.o_DP[:, tile, None] * scaled_PK
+            self.table.scatter_add(ids_PK[tile].reshape(-1), scaled_DPK.flatten(1))
 
     def _logits(self, products_PS: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
         """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
@@ -238,7 +231,7 @@ class Band:
         distance_PS = products_PS.clamp_(min=MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
         return candidates.negated(distance_PS), distance_PS
 
-    def push(self, tile: slice) -> Tensor:
+    def gradient_factor(self, tile: slice) -> Tensor:
         """Factor of the negatives' gradients, from their sums of exponentials: (P,)."""
         # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
         slope = self.tau if self.cosine else self.tau * self.tau * LOG2E

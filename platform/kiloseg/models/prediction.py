@@ -1,6 +1,6 @@
 """Prediction: the class whose embedding is nearest to the pixel's, and how sure that is.
 
-Shapes: B batch, H W pixels, h w feature cells, P pixels of a band, D embedding, C classes, k classes sought.
+Shapes: B batch, H W pixels, h w feature cells, P pixels of a block, D embedding, C classes, k classes sought.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from torch import Tensor
 
 from kiloseg.ops.tiles import tiles
 from kiloseg.ops.top_k import nearest_classes
-from kiloseg.ops.upsampling import Bands
+from kiloseg.ops.upsampling import BlockwiseUpsampling
 
-BAND_BYTES = 2**20
-"""Size aimed at for one P x D matrix of a band of rows."""
+BLOCK_BYTES = 2**20
+"""Size aimed at for one P x D matrix of a block of rows."""
 
 
 class Nearest(NamedTuple):
@@ -38,12 +38,12 @@ class Nearest(NamedTuple):
 def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Tensor:
     """The nearest class of every pixel at full resolution: argmin_c ||o - e_c||, which for unit vectors is argmax_c o.e_c.
 
-    Works in bands of rows and tiles of pixels: a C-channel map never exists at any resolution, and beyond the labels
-    memory is h*W*D and a few times BAND_BYTES and kiloseg.ops.tiles.TILE_BYTES.
+    Works in blocks of rows and tiles of pixels: a C-channel map never exists at any resolution, and beyond the labels
+    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES.
 
     Args:
         pixels_BDhw: output of the embedding head.
-        table_CD: the class table; rows are normalised here.
+        table_CD: the class table; rows are normalized here.
         size: (H, W) of the labels.
 
     Returns:
@@ -84,18 +84,18 @@ def _empty(pixels_BDhw: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Te
 def _search(
     pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int], count: int
 ) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
-    """For each band: image, rows, lengths of the pixels (P, 1), their dot products with the nearest rows and the ids."""
+    """For each block: image, rows, lengths of the pixels (P, 1), their dot products with the nearest rows and the ids."""
     B, D, h, w = pixels_BDhw.shape
     with torch.autocast(pixels_BDhw.device.type, enabled=False):
         pixels_BDhw = pixels_BDhw if pixels_BDhw.dtype == torch.float64 else pixels_BDhw.float()
         rows_DC = F.normalize(table_CD.to(pixels_BDhw.dtype), dim=1).T.contiguous()
-        bands = Bands((h, w), size, pixels_BDhw)
-        max_rows = max(BAND_BYTES // (pixels_BDhw.element_size() * D * size[1]), 1)
+        upsampling = BlockwiseUpsampling((h, w), size, pixels_BDhw)
+        max_rows = max(BLOCK_BYTES // (pixels_BDhw.element_size() * D * size[1]), 1)
         for one in tiles(B, 1):
-            widened_hWD = bands.widen(pixels_BDhw[one.start])
-            for rows, cells in bands.spans(max_rows):
+            columns_hWD = upsampling.columns(pixels_BDhw[one.start])
+            for rows, cells in upsampling.blocks(max_rows):
                 # A pixel's own length scales all its scores alike, so the search need not divide it out.
-                pixels_PD = bands.take(widened_hWD, rows, cells)
+                pixels_PD = upsampling.rows(columns_hWD, rows, cells)
                 norm_P1 = torch.linalg.vector_norm(pixels_PD, dim=1, keepdim=True).clamp_(min=1e-12)
                 scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count)
                 yield one.start, rows, norm_P1, scores_Pk, ids_Pk

@@ -42,11 +42,7 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         self.normalise_early = model.normalise_early
         self.network = _build_network(model, outputs)
-        self.table = (
-            ClassTable(num_classes, model.embed_dim, learned_temperature=model.learned_temperature)
-            if model.head == "embedding"
-            else None
-        )
+        self.table = ClassTable(num_classes, model.embed_dim) if model.head == "embedding" else None
         statistics = timm.get_pretrained_cfg(model.backbone)
         mean, std = (statistics.mean, statistics.std) if statistics else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean_311", torch.tensor(mean).view(3, 1, 1), persistent=False)
@@ -78,10 +74,6 @@ class Segmenter(nn.Module):
             F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False) for one in pixels_BDhw
         )
         return torch.cat([one.argmax(1) for one in logits])
-
-    def temperature_factor(self) -> Tensor | float:
-        """What the temperature of the loss is multiplied by: a learned scalar, or 1."""
-        return 1.0 if self.table is None else self.table.temperature_factor()
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters of the pretrained part, which may learn at a rate of their own."""

@@ -45,7 +45,7 @@ def nearest_classes(
         Dot products (P, K) and class ids, int64 (P, K).
     """
     P, C = len(pixels_PD), rows_DC.shape[1]
-    if _cpu_kernel_takes(pixels_PD, rows_DC, count):
+    if _cpu_kernel_supports(pixels_PD, rows_DC, count):
         return _search_by_cpu_kernel(pixels_PD, rows_DC, count, exclude_P)
     found_PK = pixels_PD.new_empty((P, count))
     ids_PK = torch.empty((P, count), dtype=torch.int64, device=pixels_PD.device)
@@ -75,7 +75,7 @@ class _Search(ctypes.Structure):
     )
 
 
-def _cpu_kernel_takes(pixels_PD: Tensor, rows_DC: Tensor, count: int) -> bool:
+def _cpu_kernel_supports(pixels_PD: Tensor, rows_DC: Tensor, count: int) -> bool:
     return (
         pixels_PD.is_cpu
         and pixels_PD.dtype == rows_DC.dtype == torch.float32

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from typing import cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.config import Config, Precision
 from kiloseg.losses import objective
-from kiloseg.models import Segmenter
 
 
 def autocast_of(precision: Precision, device: torch.device) -> torch.autocast | None:
@@ -52,10 +49,7 @@ def training_step(
     images, labels = images_B3HW.to(device, non_blocking=True), labels_BHW.to(device, non_blocking=True)
     with autocast or contextlib.nullcontext():
         outputs, table = model(images)
-    segmenter = cast(Segmenter, model.module if isinstance(model, DistributedDataParallel) else model)
-    cross_entropy, regulariser = objective(
-        outputs, table, labels, config.loss, temperature_factor=segmenter.temperature_factor()
-    )
+    cross_entropy, regulariser = objective(outputs, table, labels, config.loss)
     if world > 1:
         cross_entropy = cross_entropy * _share_of_pixels(labels)
     loss = cross_entropy if regulariser is None else cross_entropy + regulariser

@@ -13,7 +13,6 @@
 // The candidates' logits as they are computed: products with scaled rows, to which a constant is added.
 struct logits {
     const float *rows;
-    const float *factor;
     int64_t D, S, width;
     float constant;  // of a squared distance, times (tau log2 e)^2
     float least;
@@ -22,7 +21,7 @@ struct logits {
 INLINE struct logits logits_of(const struct loss *a) {
     float factor = a->tau * LOG2E;
     return (struct logits){
-        a->candidates, a->factor, a->D, a->S, a->width, a->cosine ? 0 : 2 * factor * factor, LEAST * factor * factor
+        a->candidates, a->D, a->S, a->width, a->cosine ? 0 : 2 * factor * factor, LEAST * factor * factor
     };
 }
 
@@ -56,7 +55,6 @@ INLINE void weigh(
                 if (masked) {
                     w = unless(*(const ivec *)(left_out + u * LANES) == isplat((int32_t)(c + r)), w);
                     if (c + r >= l->S) w = splat(0);
-                    else if (l->factor) w *= l->factor[c + r];
                 }
                 sums[u] += w;
                 store(weights + (c - first + r) * GROUP + u * LANES, w * slope);
@@ -65,12 +63,12 @@ INLINE void weigh(
     }
 }
 
-// As `weigh` by the shortest way: classes that nobody leaves out, that all exist and that count once need no mask.
+// As `weigh` by the shortest way: classes that nobody leaves out and that all exist need no mask.
 static void weigh_chunk(
     const struct logits *l, const float *o, int64_t first, int64_t last, const float *top, const int32_t *left_out,
     vec sums[VECTORS], float *weights, int cosine
 ) {
-    int masked = last > l->S || l->factor;
+    int masked = last > l->S;
     for (int i = 0; i < GROUP; ++i) masked |= left_out[i] >= first && left_out[i] < last;
     if (cosine && masked) weigh(l, o, first, last, top, left_out, sums, weights, 1, 1);
     else if (cosine) weigh(l, o, first, last, top, left_out, sums, weights, 1, 0);

@@ -7,14 +7,12 @@ static void fill(struct state *now, int parity) {
     const struct loss *a = now->a;
     int32_t *rows = integers(a, parity, ROW), *columns = integers(a, parity, COLUMN);
     int32_t *targets = integers(a, parity, TARGET);
-    int64_t count = 0, n = a->n, cursor = now->cursor;
-    for (; cursor < a->H * n && count < a->capacity; ++cursor) {
-        int64_t y = cursor / n, line = now->image * a->H + y;
-        int64_t x = a->columns ? a->columns[line * n + cursor % n] : cursor % n;
-        int64_t label = a->labels[line * a->W + x];
+    int64_t count = 0, cursor = now->cursor;
+    for (; cursor < a->H * a->W && count < a->capacity; ++cursor) {
+        int64_t label = a->labels[now->image * a->H * a->W + cursor];
         if (label == a->ignore) continue;
-        rows[count] = (int32_t)y;
-        columns[count] = (int32_t)x;
+        rows[count] = (int32_t)(cursor / a->W);
+        columns[count] = (int32_t)(cursor % a->W);
         targets[count++] = (int32_t)label;
     }
     now->cursor = cursor;
@@ -101,7 +99,7 @@ static void loss_run(struct team *team, int thread) {
 void kiloseg_loss(struct loss *a) {
     struct state state = {.a = a};
     // A thread's start costs about as much as so many scores.
-    int64_t useful = a->B * a->H * a->n * (a->S ? a->S : a->C) / 16384;
+    int64_t useful = a->B * a->H * a->W * (a->S ? a->S : a->C) / 16384;
     run_team(loss_run, &state, a->threads < useful ? a->threads : useful);
     *a->result = (float)(state.total * a->weight);
 }

@@ -16,7 +16,6 @@
 
 struct loss {
     int64_t B, D, h, w, H, W;
-    int64_t n;             // pixels of a row that may count: W, or the number of columns
     int64_t C, S;          // classes of the table; candidates shared by all pixels, 0 for none
     int64_t K, searched;   // classes of a pixel's own, and how many of those are its nearest; the others are drawn
     int64_t width;         // D, filled up to whole vectors
@@ -27,11 +26,9 @@ struct loss {
     float tau, weight;     // weight: share of each pixel in the loss
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
-    const int64_t *columns;    // (B, H, n), or null
     const float *rows;         // (C, width) of unit length, filled up to whole tiles
     const float *candidates;   // (S, width), likewise, times `scale` below
     const int64_t *left_out;   // (C): the candidate that pixels of a class leave out; null: their own
-    const float *factor;       // (S): by how much a candidate counts; or null
     const int64_t *drawn;      // (num_drawn): ids of the drawn classes where each pixel has nearest ones as well
     int64_t num_drawn;
     float *grad_pixels;

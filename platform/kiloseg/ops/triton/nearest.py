@@ -1,4 +1,4 @@
-"""The K classes nearest to each pixel on a GPU: score tiles and the best so far stay on chip.
+"""The K classes nearest to each pixel on a GPU: score tiles and the best so far stay in registers.
 
 One walk over the classes. Of a tile a pixel looks at its highest score; where that beats the worst of the K that it holds,
 the score is taken in and the next one looked at. In random order a pixel takes in about K (1 + ln(C / K)) classes, most

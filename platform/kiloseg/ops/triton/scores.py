@@ -120,7 +120,7 @@ def _dot(a, b, out):
 def logits_of(cosines, beyond, excluded, factor, least, COSINE: tl.constexpr):
     """Logits to base 2, at most 0, and the inverse of tau log2(e) times the distance (with COSINE: 1).
 
-    `factor` is tau log2(e), `least` the smallest squared distance that is told from 0. Classes that are `beyond` the last
+    `factor` is tau log2(e), `least` the smallest squared distance that is distinguished from 0. Classes that are `beyond` the last
     get a weight of 0 by the constant of a fused multiply-add, which is free, `excluded` pairs by a choice.
     """
     if COSINE:

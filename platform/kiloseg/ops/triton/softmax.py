@@ -1,4 +1,4 @@
-"""Softmax over every class on a GPU: score tiles stay on chip, in registers, and are computed anew for the table's gradient.
+"""Softmax over every class on a GPU: score tiles stay in registers and are computed anew for the table's gradient.
 
 Two kernels, as in flash attention: one has its pixels and walks over the classes, the other has its classes and walks over
 the pixels. What they read and write in memory is P x D and C x D, never P x C. `kiloseg.losses.reference` has the same
@@ -40,7 +40,7 @@ def softmax_sums(
     *,
     cosine: bool,
     floor_P: Tensor | None = None,
-    wants_pull: bool = True,
+    wants_row_sums: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Sums over every class but the target of w = exp2(z - top), and of w times the class's row.
 
@@ -54,10 +54,10 @@ def softmax_sums(
         temperature: tau.
         cosine: which of the two logits.
         floor_P: the least that `top` may be: the target's own logit.
-        wants_pull: whether to compute the second sum.
+        wants_row_sums: whether to compute the second sum.
 
     Returns:
-        sums_P; pull_PD, the sum of w e, with distance logits that of w / (tau log2(e) ||o - e||) e (None unless wanted);
+        sums_P; row_sums_PD, the sum of w e, with distance logits that of w / (tau log2(e) ||o - e||) e (None unless wanted);
         top_P, the largest z or floor of each pixel where tau is above 40, else None for 0.
 
     Raises:
@@ -68,7 +68,7 @@ def softmax_sums(
     floor_P = o_PD.new_full((P,), -FAR.value) if online and floor_P is None else floor_P
     check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, floor_P=floor_P)
     sums_P = o_PD.new_empty(P)
-    pull_PD = torch.empty_like(o_PD) if wants_pull else None
+    row_sums_PD = torch.empty_like(o_PD) if wants_row_sums else None
     top_P = torch.empty_like(sums_P) if online else None
     _sums[lambda meta: (triton.cdiv(P, meta["BLOCK_P"]),)](
         o_PD,
@@ -76,7 +76,7 @@ def softmax_sums(
         target_P,
         floor_P,
         sums_P,
-        pull_PD,
+        row_sums_PD,
         top_P,
         P,
         len(rows_CD),
@@ -87,27 +87,27 @@ def softmax_sums(
         W=width(D),
         COSINE=cosine,
         ONLINE=online,
-        PULL=wants_pull,
+        ROW_SUMS=wants_row_sums,
     )
-    return sums_P, pull_PD, top_P
+    return sums_P, row_sums_PD, top_P
 
 
 def softmax_table_gradient(
     o_PD: Tensor,
     rows_CD: Tensor,
     target_P: Tensor,
-    push_P: Tensor,
+    factor_P: Tensor,
     top_P: Tensor | None,
     temperature: float,
     *,
     cosine: bool,
 ) -> Tensor:
-    """Sum over pixels of push w o for every class, with distance logits of push w / (tau log2(e) ||o - e||) o: (C, D).
+    """Sum over pixels of f w o for every class, with distance logits of f w / (tau log2(e) ||o - e||) o: (C, D).
 
-    The weights w are those of `softmax_sums`, relative to the same `top_P`; arguments likewise. `push_P` is a pixel's
+    The weights w are those of `softmax_sums`, relative to the same `top_P`; arguments likewise. `factor_P` holds f, a pixel's
     factor, 0 for pixels that do not count. The order of sums is fixed, so equal input gives equal bits.
     """
-    check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, push_P=push_P, top_P=top_P)
+    check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, factor_P=factor_P, top_P=top_P)
     P, D = o_PD.shape
     C = len(rows_CD)
     blocks = triton.cdiv(C, 64)
@@ -117,7 +117,7 @@ def softmax_table_gradient(
         pieces(o_PD),
         pieces(rows_CD),
         target_P,
-        push_P,
+        factor_P,
         top_P,
         grad_SCD,
         P,
@@ -140,7 +140,7 @@ def _num_processors(device: torch.device) -> int:
 
 @tuned(
     [(64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3), (128, 64, 8, 2), (128, 32, 8, 3)],
-    key=["magnitude", "W", "COSINE", "ONLINE", "PULL"],
+    key=["magnitude", "W", "COSINE", "ONLINE", "ROW_SUMS"],
 )
 @triton.jit(do_not_specialize=["P", "C", "magnitude"])
 def _sums(
@@ -149,7 +149,7 @@ def _sums(
     target_ptr,
     floor_ptr,
     sums_ptr,
-    pull_ptr,
+    row_sums_ptr,
     top_ptr,
     P,
     C,
@@ -160,7 +160,7 @@ def _sums(
     W: tl.constexpr,
     COSINE: tl.constexpr,
     ONLINE: tl.constexpr,
-    PULL: tl.constexpr,
+    ROW_SUMS: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
@@ -171,7 +171,7 @@ def _sums(
     o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
     target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
     sums = tl.zeros((BLOCK_P,), tl.float32)
-    pull = tl.zeros((BLOCK_P, W), tl.float32)
+    row_sums = tl.zeros((BLOCK_P, W), tl.float32)
     top = tl.zeros((BLOCK_P,), tl.float32)
     if ONLINE:
         top = tl.load(floor_ptr + pixels, mask=inside, other=0.0)
@@ -186,17 +186,17 @@ def _sums(
             shrink = tl.exp2(top - higher)
             top = higher
             sums *= shrink
-            pull *= shrink[:, None]
+            row_sums *= shrink[:, None]
             logits -= top[:, None]
         weight = tl.exp2(logits)
         sums += tl.sum(weight, 1)
-        if PULL:
+        if ROW_SUMS:
             w1, w2, w3 = split(weight * inverse, ROUND=False)
             # Added outside the product, whose accumulator is cut off where float32 addition rounds.
-            pull += product(w1, w2, w3, e1, e2, e3)
+            row_sums += product(w1, w2, w3, e1, e2, e3)
     tl.store(sums_ptr + pixels, sums, mask=inside)
-    if PULL:
-        tl.store(pull_ptr + place, pull, mask=filled)
+    if ROW_SUMS:
+        tl.store(row_sums_ptr + place, row_sums, mask=filled)
     if ONLINE:
         tl.store(top_ptr + pixels, top, mask=inside)
 
@@ -207,7 +207,7 @@ def _table_gradient(
     o_ptr,
     rows_ptr,
     target_ptr,
-    push_ptr,
+    factor_ptr,
     top_ptr,
     grad_ptr,
     P,
@@ -231,13 +231,13 @@ def _table_gradient(
         inside = pixels < P
         o1, o2, o3 = load_pieces(o_ptr, pixels, P, W)
         target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
-        push = tl.load(push_ptr + pixels, mask=inside, other=0.0)
+        pixel_factor = tl.load(factor_ptr + pixels, mask=inside, other=0.0)
         cosines = product(e1, e2, e3, tl.trans(o1), tl.trans(o2), tl.trans(o3))
         # Classes beyond the last are zeros and are not written.
         logits, inverse = logits_of(cosines, False, ids[:, None] == target[None, :], factor, least, COSINE)
         if ONLINE:
             logits -= tl.load(top_ptr + pixels, mask=inside, other=0.0)[None, :]
-        w1, w2, w3 = split(tl.exp2(logits) * inverse * push[None, :], ROUND=False)
+        w1, w2, w3 = split(tl.exp2(logits) * inverse * pixel_factor[None, :], ROUND=False)
         grad += product(w1, w2, w3, o1, o2, o3)
     place = (share.to(tl.int64) * C + ids)[:, None] * D + tl.arange(0, W)[None, :]
     tl.store(grad_ptr + place, grad, mask=(ids < C)[:, None] & (tl.arange(0, W) < D)[None, :])

@@ -10,16 +10,16 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-cluster faults services lint setup clean
+.PHONY: demo test test-all faults services lint setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
 
-test: $(READY)  ## all tests
-	$(BIN)/python -m pytest
+test: $(READY)  ## the tests, in two processes of one thread each, which is what two cores have room for
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
 
-test-cluster: $(READY)  ## the longer tests on clusters of several Ray nodes
-	$(BIN)/python -m pytest -m cluster
+test-all: $(READY)  ## what `make test` leaves out: tests of more than a minute, and those on clusters of several Ray nodes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or cluster"
 
 faults: $(READY)  ## studies struck by faults, each COUNT times
 	$(BIN)/python -m pytest -m faults --count $(COUNT) -ra

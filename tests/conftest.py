@@ -16,6 +16,11 @@ from kiloseg.overrides import override
 
 NUM_CLASSES = 6
 
+ON_RAY = ("tests/tuning/",)
+
+LONGEST_FIRST = (*ON_RAY, "tests/experiments/", "tests/training/", "tests/ops/", "tests/tracking/", "tests/data/")
+"""Rooms and files in order of the time that their tests take, as far as the order matters."""
+
 
 def make_samples(split: str, count: int, size: int = 64):
     """Coloured squares on noise: class c has its own colour; a stripe is ignored."""
@@ -68,8 +73,32 @@ def pytest_generate_tests(metafunc):
 
 
 def pytest_collection_modifyitems(items):
-    """Repetitions come in rounds, so that what was counted before a stop counts for every fault alike."""
-    items.sort(key=lambda item: item.callspec.params.get("repetition", 0) if hasattr(item, "callspec") else 0)
+    """Repetitions come in rounds, so that what was counted before a stop counts for every fault alike.
+
+    Within a round the longest rooms come first: two processes that share the tests end at about the same time.
+    """
+
+    def place(item):
+        repetition = item.callspec.params.get("repetition", 0) if hasattr(item, "callspec") else 0
+        room = item.path.relative_to(item.config.rootpath).as_posix()
+        longest = [number for number, name in enumerate(LONGEST_FIRST) if room.startswith(name)]
+        return repetition, *(longest or [len(LONGEST_FIRST)])
+
+    items.sort(key=place)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A file's tests stay in one process, for their fixtures; those on Ray all stay in one, for its cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return next((room for room in ON_RAY if file.startswith(room)), file)
+
+    config.option.loadscopereorder = False  # files with many tests are not the longest
+    return ByFile(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -68,15 +68,15 @@ def copy_tree(to: Path) -> Path:
 
 
 def note_calls(tree: Path, module: str, function: str, folder: Path) -> None:
-    """Has a function of the tree's library leave a note of every call."""
-    path = tree / "platform" / "kiloseg" / f"{module}.py"
+    """Has a function of the tree's library, in a module such as "training.loop", leave a note of every call."""
+    path = tree / "platform" / "kiloseg" / (module.replace(".", "/") + ".py")
     assert f"def {function}(" in path.read_text()
     path.write_text(path.read_text() + NOTE.format(name=function, folder=str(folder)))
 
 
 def note_reads(tree: Path, folder: Path) -> None:
     """Has every sample that is read leave a line, in a file for each process."""
-    path = tree / "platform" / "kiloseg" / "data" / "reader.py"
+    path = tree / "platform" / "kiloseg" / "data" / "reading" / "reader.py"
     path.write_text(path.read_text() + READS.format(folder=str(folder)))
 
 

@@ -94,7 +94,7 @@ def test_grid_under_a_budget(squares, tmp_path):
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("scale_classes").experiment_id
-    parent = client.search_runs([experiment], "tags.`kiloseg.tuning.study` LIKE 'scale_classes-%'")[0]
+    parent = client.search_runs([experiment], "tags.`kiloseg.study` LIKE 'scale_classes-%'")[0]
     artifacts = {file.path for file in client.list_artifacts(parent.info.run_id)}
     figures = {
         f"{name}_vs_classes.{kind}" for name in ("miou", "peak_memory_gib", "images_per_s") for kind in ("png", "svg")

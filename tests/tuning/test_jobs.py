@@ -9,7 +9,7 @@ from copies import copy_tree, note_calls, notes
 from heads import running_head
 from scripts import quick_search
 
-ROLES = {"cluster": "start_ray", "trial": "run_trial", "train": "train"}
+ROLES = {"tuning.cluster": "start_ray", "tuning.trial": "run_trial", "training.loop": "train"}
 """What runs in the driver, in Tune's actor, in Train's worker."""
 
 

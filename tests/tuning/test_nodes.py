@@ -37,7 +37,7 @@ def seen(tmp_path):
 @pytest.fixture
 def tree(tmp_path, seen):
     copy = copy_tree(tmp_path / "tree")
-    note_calls(copy, "trial", "_work", seen)
+    note_calls(copy, "tuning.trial", "_work", seen)
     note_reads(copy, seen)
     return copy
 

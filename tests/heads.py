@@ -41,26 +41,33 @@ class Head:
         command = ["ray", "job", "submit", "--working-dir", str(tree), "--", "python", *words]
         return [str(BIN / command[0]), *map(str, command[1:])]
 
-    def num_nodes(self) -> int:
-        """Nodes that live, itself among them."""
-        request = urllib.request.Request(
-            f"{self.dashboard}/nodes?view=summary", headers={"Authorization": f"Bearer {self.token}"}
-        )
-        with urllib.request.urlopen(request, timeout=30) as answer:
-            nodes = json.load(answer)["data"]["summary"]
-        return sum(node["raylet"].get("state") == "ALIVE" for node in nodes)
+    def nodes(self) -> list[str]:
+        """The ids of the nodes that are alive, itself among them."""
+        status, content = self._get("/nodes?view=summary", self.token)
+        nodes = json.loads(content)["data"]["summary"] if status == 200 else []
+        return [node["raylet"]["nodeId"] for node in nodes if node["raylet"].get("state") == "ALIVE"]
+
+    def takes_jobs(self) -> bool:
+        """Whether it knows the agent that starts its jobs.
+
+        The dashboard and the agent's own port answer before that, and a job that is submitted then may be refused. Ray lists a
+        node's logs by the same entry, through the same agent.
+        """
+        return any(self.status(f"/api/v0/logs?node_id={node}&glob=none", self.token) == 200 for node in self.nodes())
 
     def status(self, path: str, token: str | None) -> int:
         """HTTP status of a GET."""
+        return self._get(path, token)[0]
+
+    def _get(self, path: str, token: str | None) -> tuple[int, bytes]:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
+        request = urllib.request.Request(self.dashboard + path, headers=headers)
         try:
-            with urllib.request.urlopen(
-                urllib.request.Request(self.dashboard + path, headers=headers), timeout=5
-            ) as answer:
-                return answer.status
+            with urllib.request.urlopen(request, timeout=30) as answer:
+                return answer.status, answer.read()
         except urllib.error.HTTPError as error:
             with error:
-                return error.code
+                return error.code, error.read()
 
 
 @contextlib.contextmanager
@@ -94,7 +101,7 @@ def running_head(*, cpus: int = 2):
     )
     try:
         with _running(command, environment, folder / "head.log") as process:
-            _wait(head, agent, process, folder / "head.log")
+            _wait(head, process, folder / "head.log")
             yield head
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -116,7 +123,7 @@ def running_nodes(head: Head, *resources: dict[str, int]):
             nodes.append(stack.enter_context(_running(command, head.environment, log)))
             # One after the other: two nodes of one machine that start together can miss each other's ports.
             deadline = time.monotonic() + 120
-            while head.num_nodes() < number + 2:
+            while len(head.nodes()) < number + 2:
                 assert nodes[-1].poll() is None, log.read_text()
                 assert time.monotonic() < deadline, f"the node did not come up:\n{log.read_text()}"
                 time.sleep(0.5)
@@ -140,13 +147,12 @@ def _running(command: list[object], environment: dict[str, str], log: Path):
         process.wait()
 
 
-def _wait(head: Head, agent: int, process: subprocess.Popen, log: Path) -> None:
-    """Until jobs can be submitted: the dashboard hands them to an agent, which comes up after it."""
+def _wait(head: Head, process: subprocess.Popen, log: Path) -> None:
+    """Waits until jobs can be submitted."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline and process.poll() is None:
         with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", agent), timeout=1).close()
-            if head.status("/api/jobs/", head.token) == 200:
+            if head.takes_jobs():
                 return
         time.sleep(0.2)
     raise AssertionError(f"the head did not come up:\n{log.read_text()}")

@@ -10,7 +10,7 @@ export RAY_USAGE_STATS_ENABLED := 0
 export MLFLOW_DISABLE_TELEMETRY := true
 export DO_NOT_TRACK := 1
 
-.PHONY: demo test test-all faults services lint setup clean
+.PHONY: demo test test-all faults services lint docs setup clean
 
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
@@ -32,6 +32,10 @@ lint: $(READY)  ## style and types
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(READY)  ## the documentation, into runs/docs; a broken link or an undocumented public name ends it
+	$(BIN)/sphinx-build --fail-on-warning --keep-going --quiet -d runs/docs/doctrees docs runs/docs/html
+	@echo "runs/docs/html/index.html"
 
 setup: $(READY)  ## the environment alone
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/compare.md, taken of MLflow's own UI by a headless browser.
+"""The pictures of docs/how-to/compare.md, taken of MLflow's own UI by a headless browser.
 
     python docs/take_pictures.py --runs runs --experiment scale_classes
 

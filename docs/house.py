@@ -1,0 +1,125 @@
+"""What the documentation needs beyond Sphinx's own extensions.
+
+- Docstrings of this project are plain text with code between single backticks: signs that would be markup are escaped.
+- Pages of the repository (CONTRIBUTING.md, datasets/README.md, ...) are included in the documentation: their links are rewritten.
+- A public name that no page of the reference describes is a warning, and `make docs` makes warnings errors.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parents[1]
+
+PAGES = {
+    "CHANGELOG.md": "development/changelog.md",
+    "CONTRIBUTING.md": "development/contributing.md",
+    "README.md": "index.md",
+    "SECURITY.md": "development/security.md",
+    "benchmarks/README.md": "benchmarks.md",
+    "datasets/README.md": "how-to/datasets.md",
+    "experiments/LOG.md": "log.md",
+}
+"""Pages that lie outside docs/, and the page that includes each."""
+
+FACES = (
+    "kiloseg.losses",
+    "kiloseg.memory",
+    "kiloseg.metrics",
+    "kiloseg.models",
+)
+"""Modules whose `__all__` is public."""
+
+logger = logging.getLogger(__name__)
+
+
+def escape_docstring(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Escapes what is markup to reStructuredText, such as the bars of a norm, outside code."""
+    literal: int | None = None
+    for number, line in enumerate(lines):
+        indent = len(line) - len(line.lstrip())
+        if literal is not None and line.strip() and indent <= literal:
+            literal = None
+        if literal is None:
+            parts = re.split(r"(`[^`]*`)", line)
+            lines[number] = "".join(
+                part if part.startswith("`") else re.sub(r"([|*]|\b_\B|(?<=\w)_(?!\w))", r"\\\1", part)
+                for part in parts
+            )
+        if line.rstrip().endswith("::"):
+            literal = indent
+
+
+def without_signature(
+    app: Sphinx, what: str, name: str, found: Any, options: Any, signature: str | None, returns: str | None
+) -> tuple[str, str | None] | None:
+    """Leaves out the arguments of a dataclass, which are its fields and described below it."""
+    return ("", None) if what == "class" and dataclasses.is_dataclass(found) else None
+
+
+def rewrite_page(app: Sphinx, docname: str, content: list[str]) -> None:
+    """Rewrites the links of a page of docs/."""
+    content[0] = with_links(app, content[0], Path(app.env.doc2path(docname)).parent, docname)
+
+
+def rewrite_included(app: Sphinx, relative: Path, docname: str, content: list[str]) -> None:
+    """Rewrites the links of a page that lies elsewhere and is included in one of docs/."""
+    # MyST gives the last part of the including page's name alone.
+    content[0] = with_links(app, content[0], (Path(app.srcdir) / relative).resolve().parent, app.env.docname)
+
+
+def with_links(app: Sphinx, text: str, folder: Path, docname: str) -> str:
+    """A page's text with links that lead from `docname`, where it is shown, instead of from `folder`, where it lies.
+
+    A link to a page of the repository that is included in the documentation leads to the page that includes it.
+    """
+    shown = Path(app.env.doc2path(docname)).parent
+
+    def rewritten(match: re.Match[str]) -> str:
+        target, hash_, anchor = match[1].partition("#")
+        if "://" in target or not target:
+            return match[0]
+        found = (folder / target).resolve()
+        if not found.exists() or not found.is_relative_to(ROOT):
+            logger.warning("the link to %s leads nowhere", match[1], location=docname, type="link")
+            return match[0]
+        name = found.relative_to(ROOT).as_posix()
+        found = Path(app.srcdir) / PAGES[name] if name in PAGES else found
+        return f"]({Path(os.path.relpath(found, shown)).as_posix()}{hash_}{anchor})"
+
+    return re.sub(r"\]\(([^)\s]+)\)", rewritten, text)
+
+
+def check_public_names(app: Sphinx, environment: BuildEnvironment) -> None:
+    """Warns of every public name that has no docstring or no place in the reference."""
+    described = set(environment.get_domain("py").objects)
+    for face in FACES:
+        module = importlib.import_module(face)
+        if not hasattr(module, "__all__"):
+            logger.warning("%s has no __all__", face, type="public")
+        for name in getattr(module, "__all__", ()):
+            found = getattr(module, name)
+            home = f"{getattr(found, '__module__', face)}.{getattr(found, '__qualname__', name)}"
+            if callable(found) and not found.__doc__:
+                logger.warning("%s.%s has no docstring", face, name, type="public")
+            if not {f"{face}.{name}", home} & described and not isinstance(found, type(importlib)):
+                logger.warning("%s.%s is public, and no page of docs/reference describes it", face, name, type="public")
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    """Connects the above to Sphinx."""
+    app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-signature", without_signature)
+    app.connect("source-read", rewrite_page)
+    app.connect("include-read", rewrite_included)
+    app.connect("env-check-consistency", check_public_names)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

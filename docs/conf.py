@@ -18,7 +18,6 @@ version = release = kiloseg.__version__
 extensions = [
     "myst_parser",
     "sphinx.ext.autodoc",
-    "sphinx.ext.mathjax",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
     "house",
@@ -44,6 +43,7 @@ python_maximum_signature_line_length = 90
 default_role = "code"
 
 html_theme = "furo"
+html_math_renderer = "mathml"
 html_title = "kiloseg"
 html_static_path = ["_static"]
 html_css_files = ["house.css"]

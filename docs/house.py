@@ -1,6 +1,7 @@
 """What the documentation needs beyond Sphinx's own extensions.
 
 - Docstrings of this project are plain text with code between single backticks: signs that would be markup are escaped.
+- Formulas become MathML, which browsers draw by themselves, so that pages need no network.
 - Pages of the repository (CONTRIBUTING.md, datasets/README.md, ...) are included in the documentation: their links are rewritten.
 - A public name that no page of the reference describes is a warning, and `make docs` makes warnings errors.
 """
@@ -14,6 +15,9 @@ import re
 from pathlib import Path
 from typing import Any
 
+from docutils import nodes
+from docutils.utils.math import MathError
+from docutils.utils.math.latex2mathml import tex2mathml
 from sphinx.application import Sphinx
 from sphinx.environment import BuildEnvironment
 from sphinx.util import logging
@@ -57,6 +61,17 @@ def escape_docstring(app: Sphinx, what: str, name: str, found: Any, options: Any
             )
         if line.rstrip().endswith("::"):
             literal = indent
+    if what in ("attribute", "data"):
+        _escaped[name] = list(lines)
+
+
+def leave_attributes(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
+    """Keeps the docstring of a field from napoleon, which takes what precedes a colon for a type."""
+    if what in ("attribute", "data"):
+        lines[:] = _escaped.pop(name, lines)
+
+
+_escaped: dict[str, list[str]] = {}
 
 
 def without_signature(
@@ -64,6 +79,27 @@ def without_signature(
 ) -> tuple[str, str | None] | None:
     """Leaves out the arguments of a dataclass, which are its fields and described below it."""
     return ("", None) if what == "class" and dataclasses.is_dataclass(found) else None
+
+
+def mathml(node: nodes.math | nodes.math_block, *, as_block: bool) -> str:
+    """A formula as MathML; what cannot be translated is a warning."""
+    try:
+        return tex2mathml(node.astext(), as_block=as_block)
+    except MathError as error:
+        logger.warning("the formula %r: %s", node.astext(), error, location=node, type="math")
+        return node.astext()
+
+
+def math_inline(translator: Any, node: nodes.math) -> None:
+    """Writes a formula inside a line."""
+    translator.body.append(mathml(node, as_block=False))
+    raise nodes.SkipNode
+
+
+def math_block(translator: Any, node: nodes.math_block) -> None:
+    """Writes a formula on lines of its own."""
+    translator.body.append(f'<div class="formula">{mathml(node, as_block=True)}</div>')
+    raise nodes.SkipNode
 
 
 def rewrite_page(app: Sphinx, docname: str, content: list[str]) -> None:
@@ -118,7 +154,9 @@ def check_public_names(app: Sphinx, environment: BuildEnvironment) -> None:
 def setup(app: Sphinx) -> dict[str, Any]:
     """Connects the above to Sphinx."""
     app.connect("autodoc-process-docstring", escape_docstring, priority=400)  # before napoleon
+    app.connect("autodoc-process-docstring", leave_attributes, priority=600)  # after it
     app.connect("autodoc-process-signature", without_signature)
+    app.add_html_math_renderer("mathml", (math_inline, None), (math_block, None))
     app.connect("source-read", rewrite_page)
     app.connect("include-read", rewrite_included)
     app.connect("env-check-consistency", check_public_names)

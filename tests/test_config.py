@@ -70,9 +70,8 @@ IMPOSSIBLE = [
 
 WORDS = [
     ("data.other_classes", Data, "data.other_classes = 'odd': expected one of background, ignore"),
-    ("model.head", Model, "model.head = 'odd': expected one of embedding, dense"),
+    ("model.head", Model, "model.head = 'odd': expected one of embedding, dense, official"),
     ("loss.negatives.kind", Negatives, "negatives.kind = 'odd': expected one of nearest, random, mixed, all"),
-    ("loss.formula", Loss, "loss.formula = 'odd': expected one of kiloseg, official"),
     ("loss.logit", Loss, "loss.logit = 'odd': expected one of distance, cosine"),
     ("optimizer.name", Optimizer, "optimizer.name = 'odd': expected one of sgd, adamw"),
     ("trainer.precision", Trainer, "trainer.precision = 'odd': expected one of auto, fp32, bf16"),

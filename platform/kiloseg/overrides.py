@@ -7,7 +7,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
-from kiloseg.config import Config
+from kiloseg.config import HEADS, Config, HeadSettings
 
 T = TypeVar("T")
 
@@ -111,37 +111,38 @@ def _fits(value: Any, expected: Any) -> bool:
 def head_overrides(head: str) -> dict[str, Any]:
     """Values for `override` of a head as command lines name it.
 
-    That is dense; embedding, or embedding:KIND with negatives of that kind; or official, the paper's loss as its code has it.
+    That is a name among `kiloseg.config.HEADS`, as in dense or official, or NAME:KIND with negatives of that kind, as in
+    embedding:nearest.
     """
-    if head == "official":
-        return {
-            "model.head": "embedding",
-            "model.normalise_early": True,
-            "loss.formula": head,
-            "loss.negatives.kind": "nearest",
-            "loss.logit": "distance",
-            "loss.separation_weight": 1.0,
-        }
     name, _, kind = head.partition(":")
-    return {"model.head": name} | ({"loss.negatives.kind": kind} if kind else {})
+    settings = HEADS.get(name, HeadSettings())
+    return {"model.head": name, **settings.required, **settings.usual} | ({"loss.negatives.kind": kind} if kind else {})
 
 
 def head_name(config: Config) -> str:
     """The head of a run as command lines name it: what `head_overrides` takes."""
-    if config.model.head == "dense":
-        return "dense"
-    kind = config.loss.negatives.kind
-    return f"embedding:{kind}" if config.loss.formula == "kiloseg" else config.loss.formula
+    head = config.model.head
+    return f"{head}:{config.loss.negatives.kind}" if head == "embedding" else head
+
+
+def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The same settings by the names of this version: `loss.formula` is a head now."""
+    renamed = dict(values)
+    formula = renamed.pop("loss.formula", "kiloseg")
+    if formula != "kiloseg" and renamed.get("model.head") != "dense":
+        renamed["model.head"] = formula
+    return renamed
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
     """The config whose `flatten` is `values`; names that are missing keep their defaults.
 
-    Settings that former versions had (`REMOVED`) are accepted at their former defaults.
+    Settings that former versions had (`REMOVED`) are accepted at their former defaults, and former names are understood.
 
     Raises:
         ValueError: as `override`; a removed setting with another value than its former default.
     """
+    values = _renamed(values)
     for name, default in REMOVED.items():
         if values.get(name, default) != default:
             raise ValueError(
@@ -154,9 +155,10 @@ def from_flat(values: Mapping[str, Any]) -> Config:
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """Names what is not the same in two runs or studies, both given by dotted names; empty where nothing is.
 
-    Settings that may differ are left out. Settings that were removed count where `then` has another value than their former
-    default.
+    Settings that may differ are left out. `then` may be of a former version: settings that were removed since count where it has
+    another value than their former default.
     """
+    then = _renamed(then)
     now = {**now, **{name: default for name, default in REMOVED.items() if name in then}}
     changed = [
         f"{name} was {then.get(name)!r}, is {value!r}"

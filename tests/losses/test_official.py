@@ -7,8 +7,9 @@ import torch
 import torch.nn.functional as F
 
 from kiloseg.config import Config
-from kiloseg.losses import Negatives, embedding_cross_entropy, objective, official_cross_entropy
+from kiloseg.losses import Negatives, embedding_cross_entropy, official_cross_entropy
 from kiloseg.models import build_segmenter
+from kiloseg.models.heads import head_class
 from kiloseg.overrides import head_overrides, override
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -79,22 +80,26 @@ def test_nothing_labelled_gives_0_and_no_gradient(batch):
 def test_a_run_takes_it_by_name(batch):
     pixels, table, labels = batch
     config = override(Config(), {**head_overrides("official"), "loss.negatives.count": K})
-    cross_entropy, regulariser = objective(pixels, table, labels, config.loss)
+    made = head_class(config.model.head)(override(config, {"model.embed_dim": D}).model, config.loss, C)
+    made.table.rows_CD = torch.nn.Parameter(table.detach())
+    cross_entropy, regularizer = made.loss(pixels, labels)
     expected = by_hand(pixels, table, labels)
     assert cross_entropy.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert regulariser is not None
+    assert regularizer is not None
+    made.settings = override(config, {"loss.separation_weight": 0.0}).loss
+    assert made.loss(pixels, labels).regularizer is None
 
 
 @pytest.mark.parametrize("early", [False, True])
 def test_embeddings_are_unit_vectors_early_only_if_asked(early):
     model = {"model.arch": "fpn", "model.backbone": "test_resnet", "model.normalise_early": early}
     segmenter = build_segmenter(override(Config(), model), C, torch.device("cpu"))
-    outputs, _ = segmenter(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
+    outputs = segmenter(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
     lengths = outputs.norm(dim=1)
     assert torch.allclose(lengths, torch.ones_like(lengths), atol=1e-5) == early
 
 
 @pytest.mark.parametrize(("name", "value"), [("loss.negatives.kind", "all"), ("loss.logit", "cosine")])
 def test_settings_it_does_not_have_are_refused(name, value):
-    with pytest.raises(ValueError, match=f"{name} = .*for loss.formula = 'official'"):
+    with pytest.raises(ValueError, match=f"{name} = .*for model.head = 'official'"):
         override(Config(), {**head_overrides("official"), name: value})

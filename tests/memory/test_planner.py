@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from kiloseg.config import Config, Loss, Negatives
+from kiloseg.config import Config, Loss, Model, Negatives
 from kiloseg.data.reading.loader import Batch
-from kiloseg.losses import objective
 from kiloseg.memory import PeakMemory, largest_batch, plan, plan_evaluation
 from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.models import build_segmenter
+from kiloseg.models.heads import EmbeddingHead
 from kiloseg.ops.tiles import TILE_BYTES, shapes_only
 from kiloseg.overrides import override
 from kiloseg.training.evaluation import evaluate
@@ -95,11 +95,12 @@ def test_plan_is_what_a_real_step_is_counted_to_take(name):
 def loss_bytes(kind, context, mode=None, classes=300):
     """Peak of the loss alone, whose tiles count where no network hides them; on fake tensors unless `mode` is another."""
     with mode or FakeTensorMode():
-        pixels, table = torch.zeros(3, 12, 16, 16, requires_grad=True), torch.zeros(classes, 12, requires_grad=True)
+        pixels = torch.zeros(3, 12, 16, 16, requires_grad=True)
+        head = EmbeddingHead(Model(embed_dim=12), Loss(negatives=Negatives(kind=kind)), classes)
         labels = torch.zeros((3, 64, 64), dtype=torch.int64)
         live = LiveTensors()
         with live, context:
-            objective(pixels, table, labels, Loss(negatives=Negatives(kind=kind)))
+            head.loss(pixels, labels)
     return live.peak_bytes
 
 

@@ -62,23 +62,21 @@ def test_every_architecture_is_known_here():
 def test_architectures_give_maps_of_the_outputs(arch, head):
     model = segmenter(9, arch=arch, head=head, backbone="test_vit" if arch == "dpt" else "test_resnet")
     height, width = (128, 160) if arch == "pan" else SIZE  # pan pools its coarsest map three times more
-    outputs, table = model(images(size=(height, width)))
+    outputs = model(images(size=(height, width)))
     stride = STRIDES[arch]
     assert outputs.shape == (2, 5 if head == "embedding" else 9, height // stride, width // stride)
     assert outputs.isfinite().all()
     assert outputs.std() > 0
     if head == "embedding":
-        assert table is model.table.rows_CD
-        assert table.shape == (9, 5)
+        assert model.head.table().shape == (9, 5)
     else:
-        assert table is None
-        assert model.table is None
+        assert model.head.table is None
     outputs.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in list(model.backbone_parameters())[:2])
 
 
 def test_architecture_may_be_spelled_in_capitals():
-    assert segmenter(arch="FPN")(images())[0].shape == (2, 5, 16, 24)
+    assert segmenter(arch="FPN")(images()).shape == (2, 5, 16, 24)
 
 
 def test_table_starts_on_the_sphere_with_other_rows_for_other_seeds():
@@ -191,7 +189,7 @@ def test_predict_of_embeddings_is_the_nearest_row():
     model = segmenter(40)
     given = images(size=(64, 96))
     with torch.no_grad():
-        pixels, table = model(given)
+        pixels, table = model(given), model.head.table()
     distances = brute_force(pixels, table, (64, 96))
     two = distances.topk(2, largest=False).values
     clear = two[..., 1] - two[..., 0] > 1e-5
@@ -206,7 +204,7 @@ def test_predict_of_the_dense_head_is_the_largest_upsampled_logit(arch):
     model = segmenter(9, arch=arch, head="dense")
     given = images(count=3, size=(64, 96))
     with torch.no_grad():
-        logits = model(given)[0]
+        logits = model(given)
     expected = F.interpolate(logits, size=(64, 96), mode="bilinear", align_corners=False).argmax(1)
     predicted = model.predict(given)
     assert predicted.dtype == torch.int64

@@ -11,10 +11,12 @@ from damage import spoil
 from heads import free_ports
 from torch.nn.parallel import DistributedDataParallel
 
+from kiloseg.config import Model
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import validation_batches
 from kiloseg.memory import plan, plan_evaluation
+from kiloseg.models.heads import EmbeddingHead
 from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint
@@ -254,14 +256,14 @@ def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path):
 class PerPixel(torch.nn.Module):
     """A network without batch statistics, so that halves of a batch give the same outputs as the whole."""
 
-    def __init__(self):
+    def __init__(self, loss):
         super().__init__()
         torch.manual_seed(0)
         self.network = torch.nn.Conv2d(3, 4, 1)
-        self.table = torch.nn.Parameter(torch.randn(5, 4))
+        self.head = EmbeddingHead(Model(embed_dim=4), loss, 5)
 
     def forward(self, images):
-        return self.network(images.float()), self.table
+        return self.head(self.network(images.float()))
 
 
 def uneven_batch():
@@ -282,12 +284,12 @@ def stepped(model, batch, config, world):
 def step_in_group(rank, world, config):
     images, labels = uneven_batch()
     mine = slice(2 * rank, 2 * rank + 2)
-    return stepped(DistributedDataParallel(PerPixel()), Batch(images[mine], labels[mine]), config, world)
+    return stepped(DistributedDataParallel(PerPixel(config.loss)), Batch(images[mine], labels[mine]), config, world)
 
 
 def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick):
-    whole = stepped(PerPixel(), uneven_batch(), quick, 1)
-    start = [None, *(parameter.detach().tolist() for parameter in PerPixel().parameters())]
+    whole = stepped(PerPixel(quick.loss), uneven_batch(), quick, 1)
+    start = [None, *(parameter.detach().tolist() for parameter in PerPixel(quick.loss).parameters())]
     first, second = on_two_workers(step_in_group, quick)
     for mine, other, expected, before in zip(first, second, whole, start, strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)

@@ -3,7 +3,6 @@
 from kiloseg.config import Negatives
 from kiloseg.losses.dense import dense_cross_entropy
 from kiloseg.losses.embedding import check_labels, embedding_cross_entropy
-from kiloseg.losses.objective import objective
 from kiloseg.losses.official import official_cross_entropy
 from kiloseg.losses.separation import class_separation
 
@@ -13,6 +12,5 @@ __all__ = [
     "class_separation",
     "dense_cross_entropy",
     "embedding_cross_entropy",
-    "objective",
     "official_cross_entropy",
 ]

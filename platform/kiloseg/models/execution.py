@@ -28,7 +28,7 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
     That is channels_last, checkpoint_activations and compile; names in the state dict are those of a plain Segmenter.
 
     Args:
-        config: the run; `model` and `trainer` count.
+        config: the run; `model`, `loss` and `trainer` count.
         num_classes: C, which `config.data` may leave to the data set.
         device: where to. On "meta" nothing is allocated.
 
@@ -36,7 +36,7 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
         ValueError: as Segmenter.
     """
     with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
-        segmenter = Segmenter(config.model, num_classes).to(device)
+        segmenter = Segmenter(config.model, num_classes, config.loss).to(device)
     if config.trainer.channels_last:
         segmenter.network.to(memory_format=torch.channels_last)
     if config.trainer.checkpoint_activations:

@@ -1,4 +1,4 @@
-"""The network: image to pixel embeddings and class table, or to logits for the dense baseline."""
+"""The network from images to the outputs of its head."""
 
 from __future__ import annotations
 
@@ -8,48 +8,48 @@ from typing import Any
 import segmentation_models_pytorch as smp
 import timm
 import torch
-import torch.nn.functional as F
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
-from kiloseg.config import Model
-from kiloseg.models.class_table import ClassTable
-from kiloseg.models.prediction import nearest_class
+from kiloseg.config import Loss, Model
+from kiloseg.models.heads import head_class
 from kiloseg.models.pretrained import check_file_weights, load_package_weights, timm_options
 
 
 class Segmenter(nn.Module):
-    """A segmentation-models-pytorch network over a timm backbone whose outputs are embeddings, with its class table.
+    """A segmentation-models-pytorch network over a timm backbone, and the head that its outputs are for.
 
     The decoder's own final upsampling is taken out where it has one (all but dpt, unet and their kin, which end at full
     resolution or near it): loss and prediction upsample in bands instead.
 
     Args:
         model: what to build.
-        num_classes: C, rows of the table, or outputs of the dense head.
+        num_classes: C.
+        loss: settings of the head's loss.
 
     Raises:
-        ValueError: an architecture, backbone or weights that do not exist; the message names what does.
+        ValueError: an architecture, backbone or weights that do not exist (the message names what does), or settings of the
+            head that cannot work.
     """
 
     network: Any
     mean_311: Tensor
     std_311: Tensor
 
-    def __init__(self, model: Model, num_classes: int) -> None:
+    def __init__(self, model: Model, num_classes: int, loss: Loss | None = None) -> None:
         super().__init__()
-        outputs = model.embed_dim if model.head == "embedding" else num_classes
         self.num_classes = num_classes
-        self.normalise_early = model.normalise_early
-        self.network = _build_network(model, outputs)
-        self.table = ClassTable(num_classes, model.embed_dim) if model.head == "embedding" else None
+        head = head_class(model.head)
+        self.network = _build_network(model, head.num_outputs(model, num_classes))
+        # After the network: seeds draw weights in this order, and checkpoints number the optimizer's parameters by it.
+        self.head = head(model, loss or Loss(), num_classes)
         statistics = timm.get_pretrained_cfg(model.backbone)
         mean, std = (statistics.mean, statistics.std) if statistics else ((0.5,) * 3, (0.5,) * 3)
         self.register_buffer("mean_311", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std_311", torch.tensor(std).view(3, 1, 1), persistent=False)
 
-    def forward(self, images_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Pixel embeddings (B, D, h, w) and the table (C, D), or logits (B, C, h, w) and None.
+    def forward(self, images_B3HW: Tensor) -> Tensor:
+        """What `head.loss` and `head.predict` take: pixel embeddings (B, D, h, w), or logits (B, C, h, w).
 
         Args:
             images_B3HW: uint8, H and W multiples of 32.
@@ -57,23 +57,19 @@ class Segmenter(nn.Module):
         normalised = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
             normalised = normalised.contiguous(memory_format=torch.channels_last)
-        outputs = self.network(normalised)
-        if self.table is None:
-            return outputs, None
-        return F.normalize(outputs, dim=1) if self.normalise_early else outputs, self.table()
+        outputs: Tensor = self.head(self.network(normalised))
+        return outputs
 
     @torch.no_grad()
     def predict(self, images_B3HW: Tensor) -> Tensor:
         """The class of every pixel: int64 of shape (B, H, W)."""
-        pixels_BDhw, table_CD = self(images_B3HW)
-        size = (images_B3HW.shape[2], images_B3HW.shape[3])
-        if table_CD is not None:
-            return nearest_class(pixels_BDhw, table_CD, size=size)
-        # One image at a time, so that the dense head is not charged with a whole batch of full-size logits.
-        logits = (
-            F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False) for one in pixels_BDhw
-        )
-        return torch.cat([one.argmax(1) for one in logits])
+        return self.head.predict(self(images_B3HW), (images_B3HW.shape[2], images_B3HW.shape[3]))
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Also takes the names of checkpoints from before there were heads, whose table was the segmenter's own."""
+        for name in [name for name in state_dict if name.startswith(f"{prefix}table.")]:
+            state_dict[f"{prefix}head.{name.removeprefix(prefix)}"] = state_dict.pop(name)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
         """Parameters of the pretrained part, which may learn at a rate of their own."""

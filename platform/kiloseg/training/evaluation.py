@@ -71,7 +71,7 @@ def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:
     config = from_flat(state["config"])
     # The checkpoint has all weights; a pretrained start would be fetched only to be overwritten.
     model = override(config.model, {"weights": "none"})
-    segmenter = Segmenter(model, state["num_classes"])
+    segmenter = Segmenter(model, state["num_classes"], config.loss)
     segmenter.load_state_dict(state["model"])
     return segmenter.eval(), config
 

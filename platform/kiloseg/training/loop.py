@@ -84,8 +84,6 @@ def train(
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
-    if config.model.head == "embedding":
-        config.loss.negatives.check_classes(num_classes)
     batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)
     validation = validation_batches(config.data, info, rank=rank, world=world)
 

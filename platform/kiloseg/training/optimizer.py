@@ -16,14 +16,14 @@ def build_optimizer(segmenter: Segmenter, optimizer: Optimizer) -> torch.optim.O
     Every group keeps its peak learning rate as "peak_lr"; `set_learning_rate` scales it.
     """
     backbone = {id(parameter) for parameter in segmenter.backbone_parameters()}
-    table = set() if segmenter.table is None else {id(segmenter.table.rows_CD)}
+    undecayed = {id(parameter) for parameter in segmenter.head.undecayed()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in segmenter.backbone_parameters():
         parameter.requires_grad_(optimizer.backbone_lr_factor > 0)
     for parameter in segmenter.parameters():
         if not parameter.requires_grad:
             continue
-        decays = parameter.dim() > 1 and id(parameter) not in table
+        decays = parameter.dim() > 1 and id(parameter) not in undecayed
         groups.setdefault((id(parameter) in backbone, decays), []).append(parameter)
     settings = [
         {

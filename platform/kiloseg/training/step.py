@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+from typing import cast
 
 import torch
 import torch.distributed
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.config import Config, Precision
-from kiloseg.losses import objective
+from kiloseg.models import Segmenter
 
 
 def autocast_of(precision: Precision, device: torch.device) -> torch.autocast | None:
@@ -30,15 +32,15 @@ def training_step(
     autocast: torch.autocast | None = None,
     world: int = 1,
 ) -> Tensor:
-    """One optimisation step: forward under `autocast`, objective, backward, clipping, update; gradients are freed.
+    """One optimisation step: forward under `autocast`, loss, backward, clipping, update; gradients are freed.
 
     Args:
-        config: the run; its loss and `optimizer.clip_norm` count.
+        config: the run; `optimizer.clip_norm` counts.
         model: a Segmenter, or DDP around one.
         optimizer: of the model's parameters.
         images_B3HW: uint8, this worker's, on any device.
         labels_BHW: int64, -1 for ignore, on any device.
-        autocast: see `autocast_of`. The objective runs outside of it.
+        autocast: see `autocast_of`. The loss is computed outside of it.
         world: workers that take the step together.
 
     Returns:
@@ -48,11 +50,12 @@ def training_step(
     device = next(model.parameters()).device
     images, labels = images_B3HW.to(device, non_blocking=True), labels_BHW.to(device, non_blocking=True)
     with autocast or contextlib.nullcontext():
-        outputs, table = model(images)
-    cross_entropy, regulariser = objective(outputs, table, labels, config.loss)
+        outputs = model(images)
+    segmenter = cast(Segmenter, model.module if isinstance(model, DistributedDataParallel) else model)
+    cross_entropy, regularizer = segmenter.head.loss(outputs, labels)
     if world > 1:
         cross_entropy = cross_entropy * _share_of_pixels(labels)
-    loss = cross_entropy if regulariser is None else cross_entropy + regulariser
+    loss = cross_entropy if regularizer is None else cross_entropy + regularizer
     loss.backward()
     if config.optimizer.clip_norm > 0:
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)

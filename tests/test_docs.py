@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import os
 import re
 import shlex
 import subprocess
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 from scripts import said
+
+from kiloseg.overrides import flatten
 
 ROOT = Path(__file__).parents[1]
 SHOWN_FIRST = (
@@ -158,3 +161,25 @@ def test_the_build_sees_faults(tmp_path):
     assert "kiloseg.losses.no_such_loss" in done.stderr
     assert "kiloseg.losses.embedding_cross_entropy is public, and no page" in done.stderr
     assert "kiloseg.losses.class_separation is public" not in done.stderr
+
+
+def test_the_head_of_the_contributors_page_trains(quick):
+    """In a process of its own, since a head stays registered."""
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    (block,) = re.findall(r"^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    (name,) = re.findall(r'@register_head\("(\w+)"\)', block)
+    values = flatten(quick) | {"model.head": name, "trainer.steps": 2, "trainer.validate_every": 0}
+    source = (
+        f"import torch.nn.functional as F\n{block}\nfrom kiloseg.overrides import from_flat\n"
+        "from kiloseg.training.loop import train\n"
+        f"print(train(from_flat({values!r}), report=lambda *_: None))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", source],
+        env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "miou" in done.stdout

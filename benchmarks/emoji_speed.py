@@ -27,7 +27,7 @@ class Arguments:
     """Speed of the emoji builder."""
 
     bank: Path = ROOT / "runs" / "emoji" / "bank.tar"
-    """File that datasets/emoji.py made."""
+    """File that datasets/emoji.py --recipe-version 1 made."""
     scenes: int = 3000
     """Scenes of 256 x 256 to draw in each round, all but one of them in split train."""
     rounds: int = 3
@@ -53,7 +53,16 @@ def main(arguments: Arguments) -> None:
                 "--out",
                 folder,
             ]
-            command += ["--processes", "1", "--train-samples", str(arguments.scenes - 1), "--val-samples", "1"]
+            command += [
+                "--recipe-version",
+                "1",
+                "--processes",
+                "1",
+                "--train-samples",
+                str(arguments.scenes - 1),
+                "--val-samples",
+                "1",
+            ]
             begin, begin_cpu = time.perf_counter(), cpu_seconds()
             subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
             seconds, used = time.perf_counter() - begin, cpu_seconds() - begin_cpu

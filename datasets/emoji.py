@@ -1,14 +1,15 @@
-"""Builds the emoji data set: 1,536 classes of real artwork by three vendors before photographs.
+"""Builds the emoji data set: 1,536 classes of real artwork by seven vendors before photographs.
 
     python datasets/emoji.py --out data/emoji
 
 Class 0 is the background, classes 1 to 1,536 are emoji, so a network has 1,537 classes to tell apart. `train` shows the
-drawings of Google and Twitter, `val` those of Microsoft (Fluent) before other photographs, so that validation asks for
-what is shown and not for a picture that was seen before. Class k is drawn in proportion to 1/k in training, so
-`data.num_classes` = N keeps the N - 1 most frequent emoji and makes background of the others.
+drawings of five vendors; `val` shows the same drawings in new scenes before other photographs; `val_style` shows two vendors that
+`train` never shows, so that it asks for what is meant and not for a picture that was seen before. Class k is drawn in proportion
+to 1/k in training, so `data.num_classes` = N keeps the N - 1 most frequent emoji and makes background of the others.
+`--recipe-version 1` builds the first version, of three vendors, whose `val` shows a vendor that `train` never shows.
 
-npm brings the sprites, 150 MB, the first time. They become a bank of 20 MB, with which datasets/emoji_shards.py draws the
-same data set where there is neither npm nor pyarrow.
+npm brings the sprites, 160 MB, the first time. They become a bank of 30 MB, with which datasets/emoji_shards.py draws the
+same data set where there is neither npm nor pyarrow nor resvg.
 """
 
 from __future__ import annotations
@@ -39,16 +40,17 @@ WORK = Path(__file__).parents[1] / "runs" / "emoji"
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Scenes, Output):
-    """Builds the emoji data set: 1,536 emoji drawn by three vendors, before photographs; Google and Twitter for training,
-    Fluent for validation.
+    """Builds the emoji data set: 1,536 emoji drawn by seven vendors, before photographs; five of them for training and
+    validation, Fluent and OpenMoji for a validation of their own.
 
     Equal settings and an equal bank give an equal digest, whatever the number of processes.
     """
 
-    bank: Path = WORK / "bank.tar"
-    """File with sprites and backgrounds, 20 MB. Where it exists nothing else is needed; else it is made there."""
+    bank: Path | None = None
+    """File with sprites and backgrounds, 20 to 30 MB. Where it exists nothing else is needed; else it is made there. None:
+    bank-2.tar in runs/emoji, or bank.tar for version 1."""
     tarballs: Path = WORK
-    """Folder with the three npm packages as `npm pack` writes them; those that are missing are brought into it."""
+    """Folder with the npm packages as `npm pack` writes them; those that are missing are brought into it."""
     backgrounds: Path | None = None
     """Folder of photographs (jpg, png, webp) to draw on beside the nine that scikit-learn and scikit-image ship; every third
     of all is kept for val. What a file ATTRIBUTION, COPYING, copyright or LICENSE in it says becomes their credit."""
@@ -57,33 +59,38 @@ class Arguments(Scenes, Output):
         Scenes.__post_init__(self)
         Output.__post_init__(self)
 
+    @property
+    def bank_file(self) -> Path:
+        """Where the bank is or will be."""
+        return self.bank or WORK / ("bank.tar" if self.recipe_version == 1 else f"bank-{self.recipe_version}.tar")
+
 
 def build_emoji(arguments: Arguments) -> DatasetInfo:
-    """Builds the data set unless it is there already, and prints how often val shows the rarest class.
+    """Builds the data set unless it is there already, and prints how often each validation split shows the rarest class.
 
     Raises:
         DataError: sprites cannot be had, `bank` holds other photographs than those asked for, or as `build`.
         ModuleNotFoundError: a package that ships photographs is missing.
     """
-    if not arguments.bank.is_file():
+    if not arguments.bank_file.is_file():
         _make_bank(arguments)
-    bank, digest = read_bank(arguments.bank)
+    bank, digest = read_bank(arguments.bank_file)
     if arguments.backgrounds is not None:
-        _check_backgrounds(arguments.bank, bank, arguments.backgrounds)
+        _check_backgrounds(arguments.bank_file, bank, arguments.backgrounds)
     info = describe(
         arguments, bank, digest=digest, shard_size=arguments.shard_size, command=arguments.command("datasets/emoji.py")
     )
     tasks = [
-        *plan_shards("train", arguments.train_samples, arguments.shard_size),
-        *plan_shards("val", arguments.val_samples, arguments.shard_size),
+        task for split, count in arguments.samples.items() for task in plan_shards(split, count, arguments.shard_size)
     ]
     scenes = Scenes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scenes)})
-    path = str(arguments.bank.absolute())
+    path = str(arguments.bank_file.absolute())
     info = build(arguments, info, tasks, functools.partial(_samples, scenes=scenes, bank=path, digest=digest))
     _complete_index(arguments.out)
-    write_attribution(arguments.out, bank)
-    samples = class_samples(read_index(arguments.out, "val"), info.num_classes)
-    print(coverage(samples.tolist(), arguments.val_samples))
+    write_attribution(arguments.out, bank, scenes)
+    for split in arguments.recipe.validation_splits:
+        samples = class_samples(read_index(arguments.out, split), info.num_classes)
+        print(coverage(samples.tolist(), split, arguments.samples[split]))
     return info
 
 
@@ -95,10 +102,11 @@ def _make_bank(arguments: Arguments) -> None:
     photographs = packaged()
     if arguments.backgrounds is not None:
         photographs += in_folder(arguments.backgrounds)
-    tarballs = emoji_packages.obtain(arguments.tarballs, emoji_packages.PACKAGES)
-    print(f"making {arguments.bank}", flush=True)
-    bank = make_bank(tarballs, photographs, emoji_packages.PACKAGES)
-    write_bank(arguments.bank, bank)
+    recipe = arguments.recipe
+    tarballs = emoji_packages.obtain(arguments.tarballs, (*recipe.pictures, *recipe.drawings))
+    print(f"making {arguments.bank_file}", flush=True)
+    bank = make_bank(tarballs, photographs, recipe.pictures, recipe.drawings)
+    write_bank(arguments.bank_file, bank)
     merged = sum(len(one.twins) for one in bank.classes)
     print(f"{len(bank.classes)} classes of {len(bank.classes) + merged} emoji, {len(photographs)} photographs")
 

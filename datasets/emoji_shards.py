@@ -27,12 +27,12 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 from synthetic.emoji_bank import Bank, read_bank
 from synthetic.emoji_photographs import by_credit, photographs_of
-from synthetic.emoji_scenes import NAME, VENDORS, Scenes, describe, make_scenes
+from synthetic.emoji_scenes import NAME, Scenes, describe, make_scenes
 
 ROWS = "index.jsonl"
 ATTRIBUTION = "ATTRIBUTION.md"
 ENOUGH = 5
-"""Samples of val that should show a class, so that its IoU says something."""
+"""Samples of a validation split that should show a class, so that its IoU says something."""
 
 Part = tuple[str, int, int, int]
 """Split, number of the shard, first sample, end of the samples."""
@@ -54,7 +54,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
         return found
     parts: list[Part] = [
         (split, number, start, min(start + shard_size, count))
-        for split, count in (("train", scenes.train_samples), ("val", scenes.val_samples))
+        for split, count in scenes.samples.items()
         for number, start in enumerate(range(0, count, shard_size))
     ]
     out.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
         _write, out=out, scenes=scenes, bank=str(bank_path.absolute()), digest=digest, num_classes=info.num_classes
     )
     splits: dict[str, list[Shard]] = {}
-    val_samples: Counter[int] = Counter()
+    shown: dict[str, Counter[int]] = {split: Counter() for split in scenes.recipe.validation_splits}
     partial = out / (ROWS + ".partial")
     with (
         ProcessPoolExecutor(min(processes, len(parts)), mp_context=get_context("spawn")) as pool,
@@ -71,19 +71,20 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
         for part, (shard, rows) in zip(parts, pool.map(write, parts), strict=True):
             splits.setdefault(part[0], []).append(shard)
             file.writelines(json.dumps({"split": part[0], **row}) + "\n" for row in rows)
-            if part[0] == "val":
-                val_samples.update(class_id for row in rows for class_id in row["class_ids"])
+            if part[0] in shown:
+                shown[part[0]].update(class_id for row in rows for class_id in row["class_ids"])
             print(f"{shard.name}: {shard.samples} samples, {shard.bytes / 1e6:.1f} MB", flush=True)
     partial.replace(out / ROWS)
-    write_attribution(out, bank)
+    write_attribution(out, bank, scenes)
     info = dataclasses.replace(info, splits=splits)
     write_info(out, info)
     print(f"{out}: {info.num_classes} classes, digest {info.digest}")
-    print(coverage([val_samples[class_id] for class_id in range(info.num_classes)], scenes.val_samples))
+    for split, samples in shown.items():
+        print(coverage([samples[class_id] for class_id in range(info.num_classes)], split, scenes.samples[split]))
     return info
 
 
-def write_attribution(out: Path | str, bank: Bank) -> None:
+def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
     """Writes beside the shards whose pictures they hold, and under which licences."""
     lines = [
         "# Whose pictures these are",
@@ -94,20 +95,22 @@ def write_attribution(out: Path | str, bank: Bank) -> None:
         "| picture | split | source and licence |",
         "|---|---|---|",
     ]
-    shown_in = {vendor: split for split, vendors in VENDORS.items() for vendor in vendors}
-    lines += [f"| sprites: {vendor} | {shown_in[vendor]} | {credit} |" for vendor, credit in bank.credits.items()]
-    for split in VENDORS:
+    vendors = scenes.recipe.vendors
+    for vendor, credit in bank.credits.items():
+        splits = ", ".join(split for split, shown in vendors.items() if vendor in shown)
+        lines.append(f"| sprites: {vendor} | {splits} | {credit} |")
+    for split in vendors:
         for credit, names in by_credit(photographs_of(split, bank.photographs)).items():
             lines.append(f"| background: {', '.join(names)} | {split} | {credit.replace('|', '/')} |")
     open_folder(out).write(ATTRIBUTION, ("\n".join(lines) + "\n").encode())
 
 
-def coverage(samples_per_class: Iterable[int], val_samples: int) -> str:
-    """A line on how often val shows the rarest class; `samples_per_class` begins with the background."""
+def coverage(samples_per_class: Iterable[int], split: str, num_samples: int) -> str:
+    """A line on how often a validation split shows the rarest class; `samples_per_class` begins with the background."""
     fewest = min(list(samples_per_class)[1:])
-    line = f"every class is labelled in at least {fewest} samples of val"
+    line = f"every class is labelled in at least {fewest} samples of {split}"
     if fewest < ENOUGH:
-        line += f"; at least {ENOUGH} are advised: raise val_samples = {val_samples}"
+        line += f"; at least {ENOUGH} are advised: raise {split}_samples = {num_samples}"
     return line
 
 

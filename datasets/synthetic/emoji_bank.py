@@ -23,9 +23,10 @@ from PIL import Image, UnidentifiedImageError
 from kiloseg.data.writing.shard import file_sha256
 from kiloseg.storage.errors import DataError
 from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, merge_twins
+from synthetic.emoji_drawings import draw, read_drawings
 from synthetic.emoji_packages import PACKAGES, Package, read_images, read_table
 from synthetic.emoji_photographs import Photograph
-from synthetic.emoji_sprites import SIDE, sprites_of, twins
+from synthetic.emoji_sprites import SIDE, some_sprites_of, sprites_of, twins
 
 FORMAT = "kiloseg-emoji-bank-1"
 COLUMNS = 48
@@ -40,19 +41,29 @@ class Bank:
     classes: list[Emoji]
     """Class k + 1 is the k-th; class 0 is the background."""
     sprites: dict[str, np.ndarray]
-    """Vendor to uint8 of shape (C, SIDE, SIDE, 4), premultiplied."""
+    """Vendor to uint8 of shape (C, SIDE, SIDE, 4), premultiplied; wholly transparent where the vendor draws no such emoji."""
     credits: dict[str, str]
     """Vendor to package, licence and whom to name."""
     photographs: list[Photograph]
 
 
 def make_bank(
-    tarballs: dict[str, Path], photographs: Sequence[Photograph], packages: tuple[Package, ...] = PACKAGES
+    tarballs: dict[str, Path],
+    photographs: Sequence[Photograph],
+    packages: tuple[Package, ...] = PACKAGES,
+    drawings: tuple[Package, ...] = (),
 ) -> Bank:
     """Chooses the classes and decodes every vendor's picture of each once.
 
+    Args:
+        tarballs: vendor to its file.
+        photographs: for the background.
+        packages: of vendors that decide, together, which classes there are.
+        drawings: of vendors that draw in SVG and may lack classes.
+
     Raises:
         DataError: a tarball or picture that cannot be read.
+        ModuleNotFoundError: there are `drawings`, and resvg_py is not installed.
     """
     pictures = {package.vendor: read_images(tarballs[package.vendor], package) for package in packages}
     emoji = base_emoji(read_table(tarballs[packages[0].vendor]), pictures.values())
@@ -60,10 +71,14 @@ def make_bank(
     sprites = {vendor: sprites_of(files, codes, vendor) for vendor, files in pictures.items()}
     classes = by_frequency(merge_twins(emoji, [pair for drawn in sprites.values() for pair in twins(drawn)]))
     rows = [codes.index(one.code) for one in classes]
+    chosen = [one.code for one in classes]
+    drawn_too = {}
+    for vendor, files in (read_drawings(tarballs, drawings) if drawings else {}).items():
+        drawn_too[vendor] = some_sprites_of(draw(files, chosen, vendor), chosen, vendor)
     return Bank(
         classes=classes,
-        sprites={vendor: drawn[rows] for vendor, drawn in sprites.items()},
-        credits={package.vendor: f"{package.spec} (npm): {package.licence}" for package in packages},
+        sprites={vendor: drawn[rows] for vendor, drawn in sprites.items()} | drawn_too,
+        credits={package.vendor: f"{package.spec} (npm): {package.licence}" for package in (*packages, *drawings)},
         photographs=list(photographs),
     )
 

@@ -7,7 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-SPLITS = ("train", "val")
+SPLITS = ("train", "val", "val_style")
+"""A split's place here seeds its random numbers, so new ones go to the end."""
 FEWEST_OBJECTS, MOST_OBJECTS = 6, 14
 THEME = 0.6
 """Share of a scene's objects that come from one subcategory: what stands together in life is often alike."""
@@ -18,12 +19,12 @@ _BLOCK = 1024
 
 
 class Choice:
-    """Draws class ids, 1 to C, for the scenes of both splits.
+    """Draws class ids, 1 to C, for the scenes of all splits.
 
     In training every object is drawn by itself: with probability THEME from the scene's subcategory, which is itself
     drawn by the frequency of its classes, else from all. So each object has class k with probability in proportion to
-    1 / k, whatever the theme. In validation the objects of all scenes are one long deal, in rounds of all classes, so
-    that any two classes are placed equally often, give or take one a stream.
+    1 / k, whatever the theme. In a validation split the objects of all scenes are one long deal, in rounds of all classes,
+    so that any two classes are placed equally often, give or take one a stream.
 
     Args:
         subcategories: of class 1, 2, ... C.
@@ -41,14 +42,14 @@ class Choice:
         members = [ids[self.subcategory == number] for number in range(len(names))]
         self.all = _Weighted(ids, weights)
         self.of_subcategory = [_Weighted(those, weights[those - 1]) for those in members]
-        self._rounds: dict[int, np.ndarray] = {}
+        self._rounds: dict[tuple[str, int], np.ndarray] = {}
 
     def class_ids(self, rng: np.random.Generator, split: str, index: int) -> list[int]:
         """Classes of the objects of a scene, in the order in which they are drawn; `rng` is the scene's own."""
         start, stop = self._objects(split, index)
-        if split == "val":
-            themed = self._deal("themed", int(start * THEME), int(stop * THEME))
-            loose = self._deal("loose", start - int(start * THEME), stop - int(stop * THEME))
+        if split != "train":
+            themed = self._deal(split, "themed", int(start * THEME), int(stop * THEME))
+            loose = self._deal(split, "loose", start - int(start * THEME), stop - int(stop * THEME))
             return rng.permutation(themed + loose).tolist()
         theme = self.subcategory[self.all.draw(rng, 1)[0] - 1]
         themed_count = int(rng.binomial(stop - start, THEME))
@@ -64,8 +65,8 @@ class Choice:
         ends = _block(self.seed, split, block)
         return start + (int(ends[within - 1]) if within else 0), start + int(ends[within])
 
-    def _deal(self, stream: Literal["themed", "loose"], start: int, stop: int) -> list[int]:
-        """Class ids `start` to `stop` - 1 of one of the two streams of val.
+    def _deal(self, split: str, stream: Literal["themed", "loose"], start: int, stop: int) -> list[int]:
+        """Class ids `start` to `stop` - 1 of one of the two streams of a validation split.
 
         In each round the classes are shuffled and cut in two: the first THEME of them, sorted into subcategories in a
         random order, are that round of the themed stream, the others of the loose one.
@@ -73,17 +74,17 @@ class Choice:
         themed = round(self.count * THEME)
         length = themed if stream == "themed" else self.count - themed
         offset = 0 if stream == "themed" else themed
-        return [int(self._round(number // length)[offset + number % length]) for number in range(start, stop)]
+        return [int(self._round(split, number // length)[offset + number % length]) for number in range(start, stop)]
 
-    def _round(self, number: int) -> np.ndarray:
-        if number not in self._rounds:
-            rng = np.random.default_rng([self.seed, SPLITS.index("val"), _ROUND, number])
+    def _round(self, split: str, number: int) -> np.ndarray:
+        if (split, number) not in self._rounds:
+            rng = np.random.default_rng([self.seed, SPLITS.index(split), _ROUND, number])
             order = rng.permutation(self.count)
             rank = rng.permutation(self.subcategory.max() + 1)
             themed = order[: round(self.count * THEME)]
             themed[:] = themed[np.argsort(rank[self.subcategory[themed]], kind="stable")]
-            self._rounds[number] = order + 1
-        return self._rounds[number]
+            self._rounds[split, number] = order + 1
+        return self._rounds[split, number]
 
 
 class _Weighted:

@@ -24,7 +24,7 @@ class Package:
     sha256: str
     """Of the tarball, hexadecimal."""
     images: str
-    """Folder inside the tarball with a picture per emoji, named by its code points."""
+    """Folder inside the tarball with a picture per emoji, named by its code points, or a file that holds them all."""
     licence: str
     """Of the pictures, with whom to name."""
 
@@ -66,6 +66,43 @@ PACKAGES = (
         licence="Fluent Emoji, Microsoft, packed by LobeHub, MIT licence (https://opensource.org/license/mit)",
     ),
 )
+_CC_BY_SA_4 = "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)"
+
+DRAWINGS = (
+    Package(
+        vendor="noto-v1",
+        name="@iconify-json/noto-v1",
+        version="1.2.5",
+        sha256="2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
+        images="package/icons.json",
+        licence="Noto Emoji of 2017, Google, packed by Iconify, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
+    ),
+    Package(
+        vendor="emojione",
+        name="@iconify-json/emojione",
+        version="1.2.3",
+        sha256="26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
+        images="package/icons.json",
+        licence="Emoji One 2.3 (EmojiTwo), packed by Iconify, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/)",
+    ),
+    Package(
+        vendor="emojione-v1",
+        name="@iconify-json/emojione-v1",
+        version="1.2.3",
+        sha256="6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3",
+        images="package/icons.json",
+        licence=f"Emoji One 1.5, packed by Iconify, {_CC_BY_SA_4}",
+    ),
+    Package(
+        vendor="openmoji",
+        name="openmoji",
+        version="17.0.0",
+        sha256="55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
+        images="package/color/svg/",
+        licence=f"OpenMoji (https://openmoji.org), its authors, {_CC_BY_SA_4}",
+    ),
+)
+"""Vendors whose pictures are SVG and who may lack classes."""
 TABLE = "package/emoji.json"
 """The list of all emoji with their categories, in the first package."""
 
@@ -126,10 +163,16 @@ def code_of(name: str) -> str:
 
 def read_table(tarball: Path) -> bytes:
     """The content of emoji.json; raises DataError where the tarball has none."""
-    for name, content in _members(tarball, TABLE):
-        if name == TABLE:
+    return read_member(tarball, TABLE)
+
+
+def read_member(tarball: Path, member: str) -> bytes:
+    """The content of one file of a tarball; raises DataError where it has none of that name."""
+    for name, content in _members(tarball, member):
+        if name == member:
             return content
-    raise DataError(f"{tarball} holds no {TABLE}; expected a tarball of {PACKAGES[0].spec}")
+    expected = next((one.spec for one in (*PACKAGES, *DRAWINGS) if one.tarball == tarball.name), "another package")
+    raise DataError(f"{tarball} holds no {member}; expected a tarball of {expected}")
 
 
 def read_images(tarball: Path, package: Package) -> dict[str, bytes]:

@@ -70,10 +70,10 @@ def in_folder(folder: Path) -> list[Photograph]:
 
 
 def photographs_of(split: str, photographs: list[Photograph]) -> list[Photograph]:
-    """Every third photograph is kept for val; where there are fewer than three, both splits have all."""
+    """Every third photograph is kept for validation; where there are fewer than three, all splits have all."""
     if len(photographs) < 3:
         return photographs
-    return [one for number, one in enumerate(photographs) if (number % 3 == 2) == (split == "val")]
+    return [one for number, one in enumerate(photographs) if (number % 3 == 2) == (split != "train")]
 
 
 def by_credit(photographs: list[Photograph]) -> dict[str, list[str]]:

@@ -18,17 +18,14 @@ from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 from synthetic.backgrounds import random_square
+from synthetic.emoji_backgrounds import varied_square
 from synthetic.emoji_bank import Bank, read_bank
 from synthetic.emoji_choice import SPLITS, Choice
 from synthetic.emoji_objects import draw_object
 from synthetic.emoji_photographs import by_credit, photographs_of
+from synthetic.emoji_recipes import RECIPES, Recipe
 
 NAME = "emoji"
-VERSION = 1
-"""Raised with every change of these files that changes a sample."""
-
-VENDORS = {"train": ("google", "twitter"), "val": ("fluent",)}
-
 PLACES = 4
 """An object goes to the emptiest of this many random places."""
 NAMEABLE = 1 / 3
@@ -55,18 +52,56 @@ class Scenes:
     """Another seed gives other scenes of the same classes."""
     frequency: Frequency = "zipf"
     """Class frequency in train. zipf: class k is drawn in proportion to 1/k. uniform: all alike. Val is always uniform."""
+    recipe_version: int = 2
+    """2: val shows the vendors of train in new scenes, val_style two vendors that train never shows. 1: the first version,
+    whose val shows a vendor that train never shows and which has no val_style; its figures are not to be held against
+    those of 2."""
+    val_style_samples: int = 1_500
+    """Scenes in split val_style of version 2, with as many objects as in val."""
 
     def __post_init__(self) -> None:
-        for name, lowest in (("train_samples", 1), ("val_samples", 1), ("size", 96), ("seed", 0)):
+        for name, lowest in (
+            ("train_samples", 1),
+            ("val_samples", 1),
+            ("val_style_samples", 1),
+            ("size", 96),
+            ("seed", 0),
+        ):
             if getattr(self, name) < lowest:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least {lowest}")
         if self.frequency not in typing.get_args(Frequency):
             raise ValueError(f"frequency = {self.frequency!r}: expected one of {', '.join(typing.get_args(Frequency))}")
+        if self.recipe_version not in RECIPES:
+            raise ValueError(f"recipe_version = {self.recipe_version}: expected one of {', '.join(map(str, RECIPES))}")
+
+    @property
+    def recipe(self) -> Recipe:
+        """What the version is made of."""
+        return RECIPES[self.recipe_version]
+
+    @property
+    def samples(self) -> dict[str, int]:
+        """Split to its number of scenes."""
+        return {split: getattr(self, f"{split}_samples") for split in self.recipe.vendors}
 
 
 def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, command: str) -> DatasetInfo:
-    """The data set without its splits; `digest` is the bank's."""
+    """The data set without its splits; `digest` is the bank's.
+
+    Raises:
+        DataError: the bank was made for another version.
+    """
+    version = scenes.recipe_version
+    lacking = [name for shown in scenes.recipe.vendors.values() for name in shown if name not in bank.sprites]
+    if lacking:
+        raise DataError(
+            f"the bank holds no sprites by {', '.join(dict.fromkeys(lacking))}: expected one that was made for "
+            f"recipe_version = {version}; name another file by --bank, or give --recipe-version 1 for a bank of version 1"
+        )
     fields = {field.name: getattr(scenes, field.name) for field in dataclasses.fields(Scenes)}
+    del fields["recipe_version"]
+    if version == 1:
+        del fields["val_style_samples"]
     # Pillow resizes and compresses, and NumPy may change its generators.
     libraries = {"pillow": PIL.__version__, "numpy": np.__version__}
     return DatasetInfo(
@@ -75,7 +110,7 @@ def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, comman
         background=0,
         licence=licence(bank),
         command=command,
-        recipe={"builder": NAME, "version": VERSION, **fields, "shard_size": shard_size, "bank": digest, **libraries},
+        recipe={"builder": NAME, "version": version, **fields, "shard_size": shard_size, "bank": digest, **libraries},
     )
 
 
@@ -93,7 +128,7 @@ def make_scenes(split: str, start: int, stop: int, *, scenes: Scenes, bank: str,
     """Draws samples `start` to `stop` - 1 of a split; each depends on its number, on the bank and on `scenes` alone.
 
     Args:
-        split: train or val.
+        split: train, val or, in version 2, val_style.
         start: first sample.
         stop: end of the samples, exclusive.
         scenes: what they are like.
@@ -107,7 +142,7 @@ def make_scenes(split: str, start: int, stop: int, *, scenes: Scenes, bank: str,
     choice = _choice(bank, digest, scenes.seed, scenes.frequency)
     for index in range(start, stop):
         rng = np.random.default_rng([scenes.seed, SPLITS.index(split), _SCENE, index])
-        image, mask, objects = _scene(rng, scenes.size, content, split, choice.class_ids(rng, split, index))
+        image, mask, objects = _scene(rng, scenes, content, split, choice.class_ids(rng, split, index))
         yield Sample(key=f"{split}-{index:07d}", image=image, mask=mask, meta={"objects": objects})
 
 
@@ -125,16 +160,17 @@ def _choice(path: str, digest: str, seed: int, frequency: Frequency) -> Choice:
 
 
 def _scene(
-    rng: np.random.Generator, size: int, bank: Bank, split: str, class_ids: list[int]
+    rng: np.random.Generator, scenes: Scenes, bank: Bank, split: str, class_ids: list[int]
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
     """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
-    photographs = photographs_of(split, bank.photographs)
-    image = random_square(rng, [photograph.image for photograph in photographs], size)
-    vendors = VENDORS[split]
+    size = scenes.size
+    image = _background(rng, scenes, bank, split)
+    vendors = scenes.recipe.vendors[split]
     owner = np.full((size, size), -1, np.int8)
     placed: list[tuple[str, tuple[slice, slice], np.ndarray]] = []
     for number, class_id in enumerate(class_ids):
-        vendor = vendors[rng.integers(len(vendors))]
+        drawn = [vendor for vendor in vendors if bank.sprites[vendor][class_id - 1, ..., 3].any()]
+        vendor = drawn[rng.integers(len(drawn))]
         colours, opacity = draw_object(
             rng, bank.sprites[vendor][class_id - 1], size, mirrors=bank.classes[class_id - 1].mirrors
         )
@@ -156,10 +192,12 @@ def _scene(
     objects = []
     for number, (class_id, (vendor, window, cells)) in enumerate(zip(class_ids, placed, strict=True)):
         seen = owner[window] == number
-        visible = round(seen.sum() / cells.sum(), 3)
+        # Thin lines may be less than half opaque everywhere once they are shrunk.
+        visible = round(seen.sum() / max(cells.sum(), 1), 3)
         named = visible >= NAMEABLE and seen.sum() >= SMALLEST_REST * (size / 256) ** 2
         mask[window][seen] = class_id if named else IGNORE_ID
-        rows, columns = np.flatnonzero(cells.any(1)), np.flatnonzero(cells.any(0))
+        shown = cells if cells.any() else np.ones_like(cells)
+        rows, columns = np.flatnonzero(shown.any(1)), np.flatnonzero(shown.any(0))
         top, left = window[0].start, window[1].start
         objects.append(
             {
@@ -178,6 +216,14 @@ def _scene(
             }
         )
     return image.astype(np.uint8), mask, objects
+
+
+def _background(rng: np.random.Generator, scenes: Scenes, bank: Bank, split: str) -> np.ndarray:
+    """A background as float32 (size, size, 3). Textures, which cannot be kept apart as photographs are, are for train alone."""
+    photographs = [photograph.image for photograph in photographs_of(split, bank.photographs)]
+    if scenes.recipe.varied_backgrounds:
+        return varied_square(rng, photographs, scenes.size, textures=split == "train")
+    return random_square(rng, photographs, scenes.size)
 
 
 def _place(

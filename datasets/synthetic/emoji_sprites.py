@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from kiloseg.storage.errors import DataError
 
 SIDE = 64
-"""Pixels: the size that two of the three vendors ship. The third is shrunk to it, so that sharpness tells no vendor."""
+"""Pixels: the size that two vendors ship. The others are shrunk to it, so that sharpness tells no vendor."""
 
 TWIN = 0.0355
 """Two sprites whose difference (see `twins`) is below this are twins.
@@ -61,6 +61,21 @@ def sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.
             raise DataError(
                 f"the picture of emoji {code} by {vendor}: {error}; expected what npm's package holds"
             ) from error
+    return sprites
+
+
+def some_sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.ndarray:
+    """Sprites in the order of `codes` of a vendor that need not draw them all: as `sprites_of`, transparent where it draws
+    none, or draws two alike, so that nobody could tell which is meant.
+
+    Raises:
+        DataError: a picture that cannot be read, or with nothing in it.
+    """
+    rows = [number for number, code in enumerate(codes) if code in pictures]
+    sprites = np.zeros((len(codes), SIDE, SIDE, 4), np.uint8)
+    sprites[rows] = sprites_of(pictures, [codes[row] for row in rows], vendor)
+    for pair in twins(sprites[rows]):
+        sprites[[rows[one] for one in pair]] = 0
     return sprites
 
 

@@ -111,7 +111,8 @@ def _presets() -> dict[str, Preset]:
     presets = {"glyphs": Preset(config=GLYPHS, build="python datasets/glyphs.py --out DIR --num-classes 40")}
     presets["emoji"] = Preset(
         config=EMOJI,
-        build="python datasets/emoji.py --out DIR --size 96 --train-samples 40000 --val-samples 1536",
+        build="python datasets/emoji.py --out DIR --size 96 --train-samples 40000 --val-samples 1536 "
+        "--val-style-samples 1536",
     )
     presets["emoji-gpu"] = Preset(config=EMOJI_GPU, build="python datasets/emoji.py --out DIR")
     for data, (builder, config, published) in _PAPER.items():

@@ -22,14 +22,17 @@ from kiloseg.data.description import read_info
 from kiloseg.data.index import read_index
 from kiloseg.data.writing.shard import file_sha256, write_shard
 from kiloseg.storage.errors import DataError
-from synthetic import emoji_packages
+from synthetic.emoji_backgrounds import varied_square
 from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank
 from synthetic.emoji_choice import Choice
 from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, may_mirror, merge_twins
+from synthetic.emoji_drawings import ICONS, NAMES, icon_name, read_drawings, read_icons
+from synthetic.emoji_drawings import draw as draw_svg
 from synthetic.emoji_objects import _recolouring, draw_object
-from synthetic.emoji_packages import PACKAGES, code_of, obtain, read_images, read_table
+from synthetic.emoji_packages import DRAWINGS, PACKAGES, code_of, obtain, read_images, read_table
 from synthetic.emoji_photographs import PACKAGED, Photograph, in_folder, photographs_of
-from synthetic.emoji_scenes import NAMEABLE, Scenes, make_scenes
+from synthetic.emoji_recipes import RECIPES
+from synthetic.emoji_scenes import NAMEABLE, Scenes, describe, make_scenes
 from synthetic.emoji_sprites import SIDE, sprite, sprites_of, twins
 
 ROOT = Path(__file__).parents[2]
@@ -159,7 +162,8 @@ def small_bank(small_packages, tmp_path_factory):
     return path, file_sha256(path)
 
 
-SMALL = Scenes(train_samples=7, val_samples=5, size=96)
+SMALL = Scenes(train_samples=7, val_samples=5, size=96, recipe_version=1)
+SMALL_2 = Scenes(train_samples=7, val_samples=5, val_style_samples=4, size=96)
 
 
 def draw(bank, split="train", stop=7, start=0, scenes=SMALL):
@@ -172,6 +176,55 @@ def same(samples, others):
         np.array_equal(a.image, b.image) and np.array_equal(a.mask, b.mask) and (a.key, a.meta) == (b.key, b.meta)
         for a, b in zip(samples, others, strict=True)
     )
+
+
+DRAWN_SVG = """<path d="M6 6h14v38h{w}v13H6z" fill="#{color}"/><circle cx="39" cy="11" r="5"/>"""
+
+
+@pytest.fixture(scope="session")
+def small_drawings(tmp_path_factory):
+    """Tarballs of the vendors that draw in SVG, in a folder, and their descriptions. All but OpenMoji lack the dog and one of
+    the relaxed face, and Emoji One draws the fox as it draws the cat."""
+    folder = tmp_path_factory.mktemp("drawings")
+    packages = []
+    for package in DRAWINGS:
+        svg = {}
+        for number, (_, short, *_) in enumerate(ENTRIES):
+            shape = 2 if package.vendor == "emojione" and short == "fox_face" else number
+            svg[short] = DRAWN_SVG.format(w=6 + 2 * shape, color=f"{(shape * 40503 * len(package.vendor)) % 4096:03x}")
+        if package.vendor == "openmoji":
+            files = {
+                f"{package.images}{unified.replace('-FE0F', '')}.svg": (
+                    f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 64 64">{svg[short]}</svg>'.encode()
+                )
+                for unified, short, *_ in ENTRIES
+            }
+            names = [{"hexcode": unified, "annotation": long.title()} for unified, _, long, *_ in ENTRIES]
+            files[NAMES] = json.dumps(names).encode()
+        else:
+            icons = {
+                icon_name(long): {"body": svg[short]}
+                for _, short, long, *_ in ENTRIES
+                if short not in ("dog", "relaxed", "cat2")
+            }
+            aliases = {"cat": {"parent": "tomcat"}, "dog-face": {"parent": "fox-face", "hFlip": True}}
+            icons["tomcat"] = {"body": svg["cat2"]}
+            files = {
+                package.images: json.dumps({"icons": icons, "aliases": aliases, "width": 64, "height": 64}).encode()
+            }
+        pack(folder / package.tarball, files)
+        packages.append(dataclasses.replace(package, sha256=file_sha256(folder / package.tarball)))
+    return folder, tuple(packages)
+
+
+@pytest.fixture(scope="session")
+def small_bank_2(small_packages, small_drawings, tmp_path_factory):
+    """The file of a bank of all seven vendors, and its digest."""
+    (folder, packages), (drawn_in, drawings) = small_packages, small_drawings
+    tarballs = obtain(folder, packages) | obtain(drawn_in, drawings)
+    path = tmp_path_factory.mktemp("bank2") / "bank-2.tar"
+    write_bank(path, make_bank(tarballs, photographs(), packages, drawings))
+    return path, file_sha256(path)
 
 
 # Packages
@@ -367,6 +420,44 @@ def test_a_damaged_bank_is_refused(small_bank, tmp_path):
         read_bank(tmp_path / "none.tar")
 
 
+# Drawings
+
+
+def test_names_of_icons():
+    assert icon_name("Man\u2019s Shoe") == "mans-shoe" and icon_name("piñata") == "pinata"
+    assert icon_name("Japanese “free of charge” button") == "japanese-free-of-charge-button"
+
+
+def test_vendors_may_lack_classes_and_draw_two_alike(small_bank, small_bank_2):
+    bank, _ = read_bank(small_bank_2[0])
+    before, _ = read_bank(small_bank[0])
+    assert bank.classes == before.classes  # further vendors change no class
+    assert all(np.array_equal(bank.sprites[vendor], drawn) for vendor, drawn in before.sprites.items())
+    drawn = {
+        vendor: {one.name for one, sprite in zip(bank.classes, sprites, strict=True) if sprite[..., 3].any()}
+        for vendor, sprites in bank.sprites.items()
+    }
+    assert drawn["openmoji"] == CLASSES
+    assert drawn["noto-v1"] == drawn["emojione-v1"] == CLASSES - {"dog", "relaxed"}  # a turned alias is none of its own
+    assert drawn["emojione"] == CLASSES - {"dog", "relaxed", "cat2", "fox_face"}  # nobody could tell which is meant
+    number = [one.name for one in bank.classes].index("grinning")
+    sprite = bank.sprites["openmoji"][number]
+    assert sprite[40, 10, 3] == 255 and sprite[30, 60, 3] == 0 and sprite[11, 39].tolist() == [0, 0, 0, 255]
+
+
+def test_drawings_that_cannot_be_read_are_named(small_drawings, tmp_path):
+    _, packages = small_drawings
+    with pytest.raises(DataError, match=r"emoji 1f600 by openmoji cannot be drawn \(the document does not have"):
+        draw_svg({"1f600": b"<svg"}, ["1f601", "1f600"], "openmoji")
+    path = tmp_path / packages[0].tarball
+    pack(path, {ICONS: b"[]"})
+    with pytest.raises(DataError, match=r"icons\.json of .* is not as expected"):
+        read_icons(path, {})
+    pack(path, {"package/package.json": b"{}"})
+    with pytest.raises(DataError, match=rf"holds no package/icons\.json; expected a tarball of {packages[0].name}@"):
+        read_icons(path, {})
+
+
 # Objects
 
 
@@ -432,16 +523,17 @@ def test_classes_follow_zipf_in_train_in_spite_of_themes():
     assert flat.max() / flat.min() < 1.3
 
 
-def test_val_deals_every_class_equally_often_with_themes():
+@pytest.mark.parametrize("split", ["val", "val_style"])
+def test_validation_deals_every_class_equally_often_with_themes(split):
     subcategories = [f"s{number // 50}" for number in range(1536)]
     choice = Choice(subcategories, seed=3, zipf=True)
-    drawn = [choice.class_ids(np.random.default_rng(index), "val", index) for index in range(1500)]
+    drawn = [choice.class_ids(np.random.default_rng(index), split, index) for index in range(1500)]
     counts = np.bincount(np.concatenate(drawn), minlength=1537)[1:]
     assert counts.max() - counts.min() <= 2 and counts.min() >= 8
     shares = [Counter(subcategories[k - 1] for k in ids).most_common(1)[0][1] / len(ids) for ids in drawn]
     assert 0.5 < np.mean(shares) < 0.8
     late = Choice(subcategories, seed=3, zipf=True)
-    assert late.class_ids(np.random.default_rng(1400), "val", 1400) == drawn[1400]
+    assert late.class_ids(np.random.default_rng(1400), split, 1400) == drawn[1400]
 
 
 # Scenes
@@ -454,6 +546,53 @@ def test_a_scene_depends_on_its_number_alone(small_bank):
     val = draw(small_bank, "val", 5)
     assert {entry["vendor"] for one in val for entry in one.meta["objects"]} == {"fluent"}
     assert {entry["vendor"] for one in whole for entry in one.meta["objects"]} == {"google", "twitter"}
+
+
+def test_splits_of_version_2_show_what_they_are_for(small_bank_2):
+    shown = {split: draw(small_bank_2, split, 40, scenes=SMALL_2) for split in ("train", "val", "val_style")}
+    vendors = {
+        split: {entry["vendor"] for one in those for entry in one.meta["objects"]} for split, those in shown.items()
+    }
+    assert vendors["train"] == vendors["val"] == {"google", "twitter", "noto-v1", "emojione", "emojione-v1"}
+    assert vendors["val_style"] == {"fluent", "openmoji"}
+    for those in shown.values():  # nobody is shown with an emoji that he does not draw
+        assert all(
+            entry["vendor"] in ("google", "twitter", "fluent", "openmoji")
+            for one in those
+            for entry in one.meta["objects"]
+            if entry["emoji"] in ("dog", "relaxed")
+        )
+    keys = [one.key for those in shown.values() for one in those]
+    assert len(set(keys)) == len(keys) and not same(shown["val"], shown["val_style"])
+    assert same(shown["val"][3:5], draw(small_bank_2, "val", 5, start=3, scenes=SMALL_2))
+
+
+def test_a_bank_of_version_1_is_refused_for_version_2(small_bank):
+    bank, digest = read_bank(small_bank[0])
+    with pytest.raises(
+        DataError, match=r"no sprites by noto-v1, emojione, emojione-v1, openmoji: .*--recipe-version 1"
+    ):
+        describe(SMALL_2, bank, digest=digest, shard_size=5, command="")
+    assert describe(SMALL, bank, digest=digest, shard_size=5, command="").recipe.keys() == {
+        *("builder", "version", "train_samples", "val_samples", "size", "seed", "frequency", "shard_size", "bank"),
+        *("pillow", "numpy"),
+    }
+
+
+def test_backgrounds_of_validation_are_made_of_its_own_photographs():
+    """Of a black photograph and with no textures every background is black, or white where colors are inverted."""
+    black = [Image.new("RGB", (400, 300))]
+    rng = np.random.default_rng(0)
+    squares = [varied_square(rng, black, 96, textures=False) for _ in range(60)]
+    assert all(square.shape == (96, 96, 3) and square.dtype == np.float32 for square in squares)
+    assert {float(square.min()) for square in squares} <= {0.0, 255.0} | {
+        float(square.min())
+        for square in squares
+        if np.ptp(square) > 0  # blends of the two
+    }
+    assert sum(np.ptp(square) > 0 for square in squares) < 15
+    textured = [varied_square(rng, black, 96, textures=True) for _ in range(200)]
+    assert 0.15 < np.mean([np.ptp(square) > 30 for square in textured]) < 0.4
 
 
 def test_masks_are_tight_and_later_objects_hide_earlier_ones(tmp_path):
@@ -471,7 +610,7 @@ def test_masks_are_tight_and_later_objects_hide_earlier_ones(tmp_path):
         photographs=photographs(3, colour=0),
     )
     write_bank(tmp_path / "bank.tar", bank)
-    scenes = Scenes(val_samples=40)
+    scenes = Scenes(val_samples=40, recipe_version=1)
     samples = draw((tmp_path / "bank.tar", file_sha256(tmp_path / "bank.tar")), "val", 40, scenes=scenes)
     wrong, moved, ids, ignored = 0, 0, set(), 0
     for sample in samples:
@@ -513,6 +652,8 @@ def test_photographs_of_val_are_its_own():
         {"val_samples": 0},
         {"size": 95},
         {"seed": -1},
+        {"val_style_samples": 0},
+        {"recipe_version": 3},
         {"frequency": "often"},
         {"shard_size": 0},
         {"processes": 0},
@@ -526,7 +667,7 @@ def test_impossible_settings_are_refused(wrong):
 
 # The builders
 
-BUILD = {"train_samples": 7, "val_samples": 5, "size": 96, "shard_size": 3, "processes": 1}
+BUILD = {"train_samples": 7, "val_samples": 5, "size": 96, "shard_size": 3, "processes": 1, "recipe_version": 1}
 
 
 @pytest.fixture(scope="module")
@@ -535,7 +676,7 @@ def built(small_packages, tmp_path_factory):
     folder, packages = small_packages
     work = tmp_path_factory.mktemp("built")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(emoji_packages, "PACKAGES", packages)
+        patch.setitem(RECIPES, 1, dataclasses.replace(RECIPES[1], pictures=packages))
         arguments = emoji.Arguments(out=str(work / "set"), bank=work / "bank.tar", tarballs=folder, **BUILD)
         info = emoji.build_emoji(arguments)
     return arguments, info
@@ -614,9 +755,32 @@ def test_numpy_and_pillow_draw_the_same_from_the_bank(built, tmp_path, capsys):
     assert not (out / "index.jsonl").exists()
 
 
+def test_a_build_of_version_2(small_packages, small_drawings, tmp_path, capsys):
+    (folder, packages), (drawn_in, drawings) = small_packages, small_drawings
+    tarballs = tmp_path / "tarballs"
+    shutil.copytree(folder, tarballs)
+    shutil.copytree(drawn_in, tarballs, dirs_exist_ok=True)
+    recipe = dataclasses.replace(RECIPES[2], pictures=packages, drawings=drawings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, 2, recipe)
+        build = BUILD | {"recipe_version": 2, "val_style_samples": 4}
+        arguments = emoji.Arguments(out=str(tmp_path / "set"), bank=tmp_path / "bank.tar", tarballs=tarballs, **build)
+        info = emoji.build_emoji(arguments)
+        printed = capsys.readouterr().out
+        write_emoji(tmp_path / "bank.tar", SMALL_2, tmp_path / "again", shard_size=3, processes=1)
+    assert {split: info.num_samples(split) for split in info.splits} == {"train": 7, "val": 5, "val_style": 4}
+    assert info.recipe["version"] == 2 and info.recipe["val_style_samples"] == 4
+    assert "samples of val;" in printed and "samples of val_style;" in printed
+    attribution = (tmp_path / "set" / "ATTRIBUTION.md").read_text()
+    for line in ("| sprites: emojione-v1 | train, val |", "| sprites: openmoji | val_style |", "CC BY-SA 4.0"):
+        assert line in attribution
+    assert read_info(tmp_path / "again").digest == info.digest
+    assert read_index(arguments.out, "val_style").num_rows == 4
+
+
 def test_rows_of_another_build_do_not_become_the_index(built, tmp_path):
     arguments, _ = built
-    scenes = Scenes(train_samples=2, val_samples=2, size=96)
+    scenes = Scenes(train_samples=2, val_samples=2, size=96, recipe_version=1)
     write_emoji(arguments.bank, scenes, tmp_path, shard_size=3, processes=1)
     emoji.build_emoji(dataclasses.replace(arguments, out=str(tmp_path)))
     assert read_index(tmp_path).num_rows == 12 and not (tmp_path / "index.jsonl").exists()
@@ -657,8 +821,9 @@ def test_command_line(built, tmp_path):
 
 
 def test_how_often_val_shows_the_rarest_class():
-    assert coverage([0, 7, 5, 9], 10) == "every class is labelled in at least 5 samples of val"
-    assert "at least 4 samples of val; at least 5 are advised: raise val_samples = 10" in coverage([99, 7, 4, 9], 10)
+    assert coverage([0, 7, 5, 9], "val", 10) == "every class is labelled in at least 5 samples of val"
+    line = coverage([99, 7, 4, 9], "val_style", 10)
+    assert "at least 4 samples of val_style; at least 5 are advised: raise val_style_samples = 10" in line
 
 
 # The real packages
@@ -677,6 +842,22 @@ def real():
                 raise
             pytest.skip(f"the real packages cannot be had here: {error}")
     return tarballs
+
+
+@pytest.fixture(scope="module")
+def real_drawings(real):
+    """The published tarballs of SVG, as `real`, and the codes of all classes."""
+    try:
+        tarballs = obtain(emoji.WORK, DRAWINGS)
+    except DataError as error:
+        if "npm" not in str(error) or "sha256" in str(error):
+            raise
+        pytest.skip(f"the real packages cannot be had here: {error}")
+    pictures = {package.vendor: read_images(real[package.vendor], package) for package in PACKAGES}
+    chosen = base_emoji(read_table(real["google"]), pictures.values())
+    codes = [one.code for one in chosen]
+    pairs = [pair for vendor, files in pictures.items() for pair in twins(sprites_of(files, codes, vendor))]
+    return tarballs, [one.code for one in merge_twins(chosen, pairs)]
 
 
 def test_the_real_packages_give_1536_classes(real):
@@ -709,3 +890,11 @@ def test_the_real_packages_give_1536_classes(real):
     ):
         assert not mirrors[name], name
     assert [one.name for one in by_frequency(classes)[:3]] == ["sagittarius", "scorpion", "slightly_smiling_face"]
+
+
+def test_the_real_drawings_cover_most_classes(real_drawings):
+    tarballs, codes = real_drawings
+    covered = {
+        vendor: sum(code in files for code in codes) for vendor, files in read_drawings(tarballs, DRAWINGS).items()
+    }
+    assert covered == {"noto-v1": 1159, "emojione": 1036, "emojione-v1": 881, "openmoji": 1536}

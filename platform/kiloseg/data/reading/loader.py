@@ -183,10 +183,10 @@ class TrainBatches:
 
 
 class _ValidationStream(IterableDataset[Batch]):
-    def __init__(self, data: Data, info: DatasetInfo, *, rank: int, world: int) -> None:
+    def __init__(self, data: Data, info: DatasetInfo, split: str, *, rank: int, world: int) -> None:
         self.data, self.rank, self.world = data, rank, world
-        self.shards = info.shards("val")
-        self.samples = min(info.num_samples("val"), data.val_samples or info.num_samples("val"))
+        self.shards = info.shards(split)
+        self.samples = min(info.num_samples(split), data.val_samples or info.num_samples(split))
         self.decode = Decoder(info, select_classes(data, info))
 
     def __iter__(self) -> Iterator[Batch]:
@@ -200,14 +200,16 @@ class _ValidationStream(IterableDataset[Batch]):
                 yield _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
 
 
-def validation_batches(data: Data, info: DatasetInfo, *, rank: int = 0, world: int = 1) -> Iterable[Batch]:
-    """Every validation sample of this worker's share once, whole images, padded to a common size with ignored pixels.
+def validation_batches(
+    data: Data, info: DatasetInfo, *, split: str = "val", rank: int = 0, world: int = 1
+) -> Iterable[Batch]:
+    """Every sample of this worker's share of a split once, whole images, padded to a common size with ignored pixels.
 
     Raises:
-        DataError: shards are missing or cut short, or there is no validation split.
+        DataError: shards are missing or cut short, or there is no such split.
     """
-    check_shards(data.path, info, "val")
-    return _loader(_ValidationStream(data, info, rank=rank, world=world), data, persistent=False)
+    check_shards(data.path, info, split)
+    return _loader(_ValidationStream(data, info, split, rank=rank, world=world), data, persistent=False)
 
 
 def _loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:

@@ -54,7 +54,8 @@ def most_at_once(output):
     return most
 
 
-@pytest.mark.timeout(500)
+@pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_grid_under_a_budget(squares, tmp_path):
     """A budget in which two images of the embedding head fit and not one of the paper's code, which gathers K x D a pixel."""
     settings = {name.replace("-", "_"): value for name, value in QUICK.items()}

@@ -92,12 +92,12 @@ def test_plan_is_what_a_real_step_is_counted_to_take(name):
     assert plan_evaluation(config) == pytest.approx(evaluation, rel=0.01)
 
 
-def loss_bytes(kind, context, mode=None, classes=300):
+def loss_bytes(kind, context, mode=None, classes=300, side=64):
     """Peak of the loss alone, whose tiles count where no network hides them; on fake tensors unless `mode` is another."""
     with mode or FakeTensorMode():
-        pixels = torch.zeros(3, 12, 16, 16, requires_grad=True)
+        pixels = torch.zeros(3, 12, side // 4, side // 4, requires_grad=True)
         head = EmbeddingHead(Model(embed_dim=12), Loss(negatives=Negatives(kind=kind)), classes)
-        labels = torch.zeros((3, 64, 64), dtype=torch.int64)
+        labels = torch.zeros((3, side, side), dtype=torch.int64)
         live = LiveTensors()
         with live, context:
             head.loss(pixels, labels)
@@ -114,19 +114,20 @@ def test_compiled_loss_is_planned_as_it_is_counted(kind, classes):
 
 @pytest.mark.parametrize("kind", ["all", "nearest", "random", "mixed"])
 def test_tiles_left_out_do_not_change_the_peak(monkeypatch, kind):
-    """Blocks of 7 rows, of which the last has one."""
+    """Blocks of 7 rows, of which the last has one, and tiles of one pixel."""
+    side = 3 * 7 + 1
     monkeypatch.setenv("KILOSEG_NATIVE", "0")  # its kernel has no tiles
-    monkeypatch.setattr("kiloseg.losses.embedding.BLOCK_BYTES", 7 * 64 * 12 * 4)
+    monkeypatch.setattr("kiloseg.losses.embedding.BLOCK_BYTES", 7 * side * 12 * 4)
     monkeypatch.setitem(TILE_BYTES, "cpu", 1)
-    every = loss_bytes(kind, contextlib.nullcontext())
-    assert loss_bytes(kind, shapes_only()) == pytest.approx(every, rel=1e-3)
+    every = loss_bytes(kind, contextlib.nullcontext(), side=side)
+    assert loss_bytes(kind, shapes_only(), side=side) == pytest.approx(every, rel=1e-3)
 
 
 @pytest.mark.parametrize("values", [{}, {"model.head": "dense", "data.num_classes": 300}], ids=["embedding", "dense"])
 def test_largest_batch_fits_and_one_image_more_does_not(values):
     config = override(SMALL, {"loss.negatives.kind": "random", **values})
-    peaks = {images: plan(override(config, {"trainer.batch_size": images})) for images in (1, 2, 3, 4, 9, 10)}
-    for images in (1, 2, 3, 9):
+    peaks = {images: plan(override(config, {"trainer.batch_size": images})) for images in (1, 2, 9, 10)}
+    for images in (1, 2, 9):
         assert largest_batch(config, peaks[images]) == images, images
     assert largest_batch(config, (peaks[9] + peaks[10]) / 2) == 9
     assert largest_batch(config, 0.99 * peaks[1]) == 0

@@ -182,34 +182,48 @@ def test_fewer_classes_are_one_table_away(quick):
     assert len(last["val/iou_per_class"]) == 3
 
 
-def in_group(rank, world, port, work, arguments, results):
+def in_group(rank, world, port, tasks, results):
+    """What each process of a group does: it answers one task after the other."""
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", rank=rank, world_size=world)
-    results.put((rank, work(rank, world, *arguments)))
-    torch.distributed.barrier()
+    while (task := tasks.get()) is not None:
+        work, arguments = task
+        results.put((rank, work(rank, world, *arguments)))
+        torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
-def on_two_workers(work, *arguments):
+@pytest.fixture(scope="module")
+def on_two_workers():
+    """Runs a function in each of two processes of one group; what they return. All tests share them, and import torch once."""
     (port,) = free_ports(1)
     context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=in_group, args=(rank, 2, port, work, arguments, results)) for rank in range(2)]
+    tasks, results = [context.Queue() for _ in range(2)], context.Queue()
+    processes = [context.Process(target=in_group, args=(rank, 2, port, tasks[rank], results)) for rank in range(2)]
     for process in processes:
         process.start()
-    outcomes = dict(results.get(timeout=120) for _ in processes)
+
+    def run(work, *arguments):
+        for queue in tasks:
+            queue.put((work, arguments))
+        outcomes = dict(results.get(timeout=120) for _ in processes)
+        return outcomes[0], outcomes[1]
+
+    yield run
+    for queue in tasks:
+        queue.put(None)
     for process in processes:
         process.join(timeout=60)
-        assert process.exitcode == 0
-    return outcomes[0], outcomes[1]
+        process.kill()
+    assert [process.exitcode for process in processes] == [0, 0]
 
 
 def train_in_group(rank, world, config):
     return run(config)
 
 
-def test_two_workers_end_with_the_same_metrics(quick):
+def test_two_workers_end_with_the_same_metrics(quick, on_two_workers):
     config = override(quick, {"trainer.steps": 4, "trainer.validate_every": 2})
     (reports, first), (_, second) = on_two_workers(train_in_group, config)
     assert first["val/iou_per_class"] == second["val/iou_per_class"]
@@ -236,11 +250,12 @@ def test_resumed_run_knows_the_bad_samples_it_has_met(quick, squares, tmp_path):
         run(one_less, resume=checkpoint)
 
 
-def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path):
+def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path, on_two_workers):
     data = tmp_path / "data"
     shutil.copytree(squares, data)
     keys = spoil(data / "train-000002.tar")
     changes = {"data.path": str(data), "data.max_bad_samples": len(keys), "data.loader_workers": 1, "trainer.steps": 16}
+    changes["trainer.validate_every"] = 16  # each time processes that load are started
     (reports, first), (_, second) = on_two_workers(train_in_group, override(quick, changes))
     assert first["bad_samples"] == second["bad_samples"]
     assert first["train/bad_samples"] == len(first["bad_samples"]) == len(keys)
@@ -287,7 +302,7 @@ def step_in_group(rank, world, config):
     return stepped(DistributedDataParallel(PerPixel(config.loss)), Batch(images[mine], labels[mine]), config, world)
 
 
-def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick):
+def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick, on_two_workers):
     whole = stepped(PerPixel(quick.loss), uneven_batch(), quick, 1)
     start = [None, *(parameter.detach().tolist() for parameter in PerPixel(quick.loss).parameters())]
     first, second = on_two_workers(step_in_group, quick)

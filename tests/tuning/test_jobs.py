@@ -23,6 +23,7 @@ def flags(squares, runs):
     return quick_search(squares, runs, {"trainer.steps": 2, "trainer.validate-every": 1, "num-trials": 1})
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_job_runs_the_code_that_was_submitted(head, squares, tmp_path):
     """Logs and exit codes come back, of a study that succeeds and of one that would lose its results."""

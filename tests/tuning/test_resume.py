@@ -38,7 +38,9 @@ def until(path, text, seconds):
 
 
 @pytest.mark.timeout(500)
-@pytest.mark.parametrize("snapshot_s", [1, pytest.param(1000, marks=pytest.mark.faults)])
+@pytest.mark.parametrize(
+    "snapshot_s", [pytest.param(1, marks=pytest.mark.slow), pytest.param(1000, marks=pytest.mark.faults)]
+)
 def test_killed_study_goes_on(squares, tmp_path, snapshot_s, monkeypatch):
     """Also where Tune had not yet written down that the first trial was over, and starts it again."""
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", str(snapshot_s))

@@ -61,7 +61,7 @@ def test_two_arms(squares, tmp_path):
     done = run(squares, tmp_path, "--question", "temperature", "--arms", *names, "--seeds", "0")
     assert done.returncode == 0, done.stdout + done.stderr
     (folder,) = (tmp_path / "runs" / "studies").iterdir()
-    table = pandas.read_csv(folder / "temperature.csv")
+    table = pandas.read_csv(folder / "temperature.csv", dtype={"arm": str})
     assert table["arm"].tolist() == list(names)
     assert (table["steps"] == 2).all() and (table["miou"] > 0).all() and (table["outcome"] == "finished").all()
     assert table["miou"].map("{:.4g}".format).isin(re.findall(r"[\d.]+", done.stdout)).all()

@@ -6,14 +6,12 @@ import os
 import re
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from dense import loss_and_gradients, reference
-from setuptools import build_meta
 
 from kiloseg.losses import Negatives, class_separation, cpu_backend, embedding_cross_entropy
 from kiloseg.losses.negatives import resolve_negatives
@@ -381,17 +379,3 @@ def test_processes_that_compile_at_once_do_not_disturb_each_other(tmp_path):
     assert [out.decode().strip() for out, _ in answers] == [str(cpu.lanes().group)] * 3, answers
     assert [path.suffix for path in tmp_path.iterdir()] == [".so"]
     assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_sources_are_in_the_wheel(tmp_path, monkeypatch):
-    folder = tmp_path / "source"
-    folder.mkdir()
-    for name in ("pyproject.toml", "README.md", "platform"):
-        (folder / name).symlink_to(ROOT / name)
-    monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["setup.py"])
-    wheel = build_meta.build_wheel(str(tmp_path))
-    names = zipfile.ZipFile(tmp_path / wheel).namelist()
-    sources = {f"kiloseg/ops/cpu/{path.name}" for path in compiler.FOLDER.glob("*.[ch]")}
-    assert sources <= set(names)
-    assert {f"kiloseg/ops/cpu/{source}" for source in compiler.SOURCES} <= sources

@@ -18,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from tqdm import tqdm
@@ -35,6 +35,7 @@ from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.delivery import Outbox
 from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
 from kiloseg.training.loop import train
+from kiloseg.training.report import Report
 from kiloseg.tuning.summary import iou_table
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,13 +79,12 @@ def main(arguments: Arguments) -> None:
     run.log_dataset(info.name, info.digest, config.data.path)
     outbox = Outbox(output, run, alone=True)  # a server that is gone costs neither time nor numbers
 
-    def report(numbers: dict[str, Any]) -> None:
-        metrics = {name: value for name, value in numbers.items() if isinstance(value, int | float) and name != "step"}
-        outbox.study.log_metrics(metrics, step=numbers["step"])
-        if "val/miou" in numbers:
-            tqdm.write(
-                f"step {numbers['step']:,}: val/miou {numbers['val/miou']:.4f}, loss {numbers['train/loss']:.3f}"
-            )
+    def report(new: Report) -> None:
+        outbox.study.log_metrics(
+            {name: value for name, value in new.numbers().items() if name != "step"}, step=new.step
+        )
+        if new.validation is not None:
+            tqdm.write(f"step {new.step:,}: val/miou {new.validation.miou:.4f}, loss {new.loss:.3f}")
 
     try:
         last = train(config, report, resume=output if arguments.resume else None)
@@ -92,13 +92,15 @@ def main(arguments: Arguments) -> None:
         outbox.study.end("FAILED")
         outbox.close(patience_s=5)
         raise
-    outbox.study.set_tags({"peak_memory_kind": last["peak_memory_kind"]})
-    outbox.study.log_table(iou_table(config.data, last["val/iou_per_class"]), "iou_per_class.json")
+    validation = last.validation
+    assert validation is not None, "every run ends with a validation"
+    outbox.study.set_tags({"peak_memory_kind": validation.peaks.kind})
+    outbox.study.log_table(iou_table(config.data, validation.iou_per_class), "iou_per_class.json")
     outbox.study.end("FINISHED")
     outbox.close()
     print(
-        f"\n{arguments.preset}: val/miou {last['val/miou']:.4f} after {last['step']:,} steps, peak memory "
-        f"{last['peak_memory_gib']:.3f} GiB ({last['peak_memory_kind']})"
+        f"\n{arguments.preset}: val/miou {validation.miou:.4f} after {last.step:,} steps, peak memory "
+        f"{validation.peaks.training_gib:.3f} GiB ({validation.peaks.kind})"
     )
     print_published(preset)
     print(f"checkpoints: {output}\ncompare in MLflow: {tracker.ui_command()}")

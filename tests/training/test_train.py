@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import pickle
 import shutil
 
 import pytest
@@ -21,7 +22,7 @@ from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint
 from kiloseg.training.evaluation import load_segmenter, predict_samples
-from kiloseg.training.loop import LeftError, NonFiniteLossError, train
+from kiloseg.training.loop import NonFiniteLossError, PreemptedError, train
 from kiloseg.training.meters import RunningMean
 from kiloseg.training.step import training_step
 
@@ -80,28 +81,50 @@ def test_frozen_backbone_stays_as_it_is_and_takes_less_memory(quick, tmp_path):
     assert plan(frozen) < 0.9 * plan(quick)
 
 
-def leave_after(asked):
+def preempted_after(times):
     """Says yes when it has been asked so many times."""
-    counts = iter(range(asked + 1))
-    return lambda: next(counts) == asked
+    counts = iter(range(times + 1))
+    return lambda: next(counts) == times
 
 
-@pytest.mark.parametrize("asked", [0, 3, 4, 5, 6, 11])
-def test_run_that_left_goes_on_exactly(quick, tmp_path, asked):
+@pytest.mark.parametrize("times", [0, 3, 4, 5, 6, 11])
+def test_preempted_run_goes_on_exactly(quick, tmp_path, times):
     """After any step, before any batch of a validation, before the first report and at the end of the run."""
     config = override(quick, {"trainer.report_every": 3, "data.val_batch_size": 8})
     reports, last = run(config)
-    left = override(config, {"trainer.output": str(tmp_path / "left")})
+    preempted = override(config, {"trainer.output": str(tmp_path / "preempted")})
     before = []
-    with pytest.raises(LeftError, match=r"asked to leave after step \d; resume from .*left/step-0000000\d\.pt"):
-        train(left, before.append, leave=leave_after(asked))
-    *before, farewell = before
-    assert farewell.keys() == {"step", "checkpoint"}
-    after, resumed = run(left, resume=farewell["checkpoint"])
+    with pytest.raises(
+        PreemptedError, match=r"preempted after step \d; resume from .*preempted/step-0000000\d\.pt"
+    ) as error:
+        train(preempted, before.append, preempted=preempted_after(times))
+    assert load_checkpoint(error.value.checkpoint)["step"] == error.value.step
+    after, resumed = run(preempted, resume=error.value.checkpoint)
     assert [numbers(report) for report in before + after] == [numbers(report) for report in reports]
     assert numbers(resumed) == numbers(last)
     for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
-        assert torch.equal(tensor, load_checkpoint(tmp_path / "left" / "step-00000008.pt")["model"][name]), name
+        assert torch.equal(tensor, load_checkpoint(tmp_path / "preempted" / "step-00000008.pt")["model"][name]), name
+
+
+def test_error_of_preemption_survives_pickling():
+    error = pickle.loads(pickle.dumps(PreemptedError(3, "step-00000003.pt")))
+    assert (error.step, error.checkpoint) == (3, "step-00000003.pt")
+    assert str(error) == "preempted after step 3; resume from step-00000003.pt"
+
+
+def test_checkpoint_without_the_keys_of_today_goes_on(quick, tmp_path):
+    """As those of the first versions of the format are."""
+    config = override(quick, {"trainer.keep_checkpoints": 9})
+    reports, last = run(config)
+    stored = load_checkpoint(tmp_path / "train" / "step-00000004.pt")
+    for name in ("location", "reports", "peaks", "bad_samples", "unreported", "mean_loss"):
+        del stored[name]
+    torch.save(stored, tmp_path / "old.pt")
+    resumed_reports, resumed = run(config, resume=tmp_path / "old.pt")
+    assert [numbers(report) for report in resumed_reports] == [
+        numbers(report) for report in reports if report["step"] > 4
+    ]
+    assert numbers(resumed) == numbers(last)
 
 
 def test_finished_run_is_not_run_again(quick, tmp_path):
@@ -292,8 +315,8 @@ def stepped(model, batch, config, world):
     """The loss of a step, as a run reports it, and the parameters after it."""
     mean_loss = RunningMean(torch.device("cpu"))
     mean_loss.add(training_step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), *batch, world=world))
-    mean_loss.share(world)
-    return [mean_loss.take(1), *(parameter.detach().tolist() for parameter in model.parameters())]
+    mean_loss.average(world)
+    return [mean_loss.value(1), *(parameter.detach().tolist() for parameter in model.parameters())]
 
 
 def step_in_group(rank, world, config):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from kiloseg.config import Config
 from kiloseg.data.reading.batches import Batch
-from kiloseg.memory import PeakMemory
+from kiloseg.memory.peak import PeakMemory
 from kiloseg.metrics import IoU
 from kiloseg.models import Segmenter
 from kiloseg.overrides import from_flat, override
@@ -26,23 +26,29 @@ def evaluate(
     *,
     autocast: torch.autocast | None = None,
     peak: PeakMemory | None = None,
-) -> IoU:
-    """Counts over `batches`, summed over the workers of a process group; the model is left in the mode it was in.
+    stop: Callable[[], bool] | None = None,
+) -> IoU | None:
+    """Counts hits over `batches`, summed over the workers of a process group; the model is left in the mode it was in.
 
     Args:
         segmenter: on the device to use.
         batches: this worker's share of the validation split.
         autocast: the mixed precision of training, if any.
         peak: measures the predictions, on a CPU that of the first batch alone.
+        stop: asked before every batch; once it says yes the evaluation is broken off. For a worker alone.
 
     Returns:
-        The counts; `compute()` gives the metrics.
+        The counts, whose `compute()` gives the metrics; None where `stop` said yes.
     """
     device = next(segmenter.parameters()).device
     was_training = segmenter.training
     segmenter.eval()
     counts = IoU(segmenter.num_classes, device=device)
+    stopped = False
     for images, labels in batches:
+        if stop is not None and stop():
+            stopped = True
+            break
         images, labels = images.to(device, non_blocking=True), labels.to(device, non_blocking=True)
         with contextlib.nullcontext() if peak is None else peak.step(images, labels):
             predicted = predict(segmenter, images, autocast)
@@ -50,6 +56,8 @@ def evaluate(
         if device.type == "cpu":
             peak = None
     segmenter.train(was_training)
+    if stopped:
+        return None
     counts.all_reduce()
     return counts
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training diverged."""
+    """Training diverged: its loss is NaN or infinite."""
 
 
 class RunningMean:
@@ -24,30 +24,32 @@ class RunningMean:
         self._count = 0
 
     def add(self, loss: Tensor) -> None:
-        """One step's."""
+        """Adds the loss of one step, a scalar on the device."""
         self._sum += loss
         self._count += 1
 
-    def share(self, world: int) -> None:
-        """Makes it the mean over `world` workers, all of which call this."""
-        if world > 1:
+    def average(self, world_size: int) -> None:
+        """Makes it the mean over all workers, every one of which calls this."""
+        if world_size > 1:
             torch.distributed.all_reduce(self._sum)
-            self._sum /= world
+            self._sum /= world_size
 
     def state(self) -> tuple[float, int]:
-        """Their sum and number, for `restore`."""
+        """Sum and number of the losses, for `load_state`."""
         return self._sum.item(), self._count
 
-    def restore(self, state: tuple[float, int]) -> None:
-        """Goes on from what `state` said."""
+    def load_state(self, state: tuple[float, int]) -> None:
+        """Goes on from what `state` returned."""
         self._sum.fill_(state[0])
         self._count = state[1]
 
-    def take(self, step: int) -> float:
-        """Raises NonFiniteLossError; a NaN stays in the sum, so none is missed between reports."""
+    def value(self, step: int) -> float:
+        """The mean; a NaN stays in the sum, so none is missed between reports.
+
+        Raises:
+            NonFiniteLossError: it is NaN or infinite; the message names `step`.
+        """
         mean = self._sum.item() / self._count
-        self._sum.zero_()
-        self._count = 0
         if not math.isfinite(mean):
             raise NonFiniteLossError(
                 f"the training loss is {mean} before step {step}; lower optimizer.lr, add optimizer.warmup_steps or set "
@@ -55,9 +57,14 @@ class RunningMean:
             )
         return mean
 
+    def reset(self) -> None:
+        """Begins anew."""
+        self._sum.zero_()
+        self._count = 0
+
 
 class Clock:
-    """Images a second over the steps themselves, validation and the first (counted) steps left out."""
+    """Images per second of training steps, without validation and without the first steps, which are counted or compiled."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -66,7 +73,7 @@ class Clock:
 
     @contextlib.contextmanager
     def running(self, *, images: int) -> Iterator[None]:
-        """Counts what runs inside, unless it is of 0 images."""
+        """Counts the time of what runs inside; with 0 images it is left out."""
         begin = time.perf_counter()
         yield
         if images:

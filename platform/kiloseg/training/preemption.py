@@ -1,4 +1,4 @@
-"""The notice to leave: SIGTERM, by which a spot machine or a job scheduler says that the process will soon be killed."""
+"""Preemption: SIGTERM, by which a spot machine or a job scheduler says that it will soon end the process."""
 
 from __future__ import annotations
 
@@ -6,18 +6,36 @@ import signal
 import threading
 from types import FrameType
 
-_asked = threading.Event()
+_requested = threading.Event()
 
 
-def listen() -> None:
-    """From now on SIGTERM does nothing to this process but to make `given` true; for the main thread to call."""
-    signal.signal(signal.SIGTERM, _ask)
+class PreemptedError(RuntimeError):
+    """Training has ended early because it was asked to, after it wrote a checkpoint.
+
+    Attributes:
+        step: optimization steps taken.
+        checkpoint: path or URL of the checkpoint to resume from; None in all workers but rank 0, which wrote it.
+    """
+
+    def __init__(self, step: int, checkpoint: str | None) -> None:
+        super().__init__(f"preempted after step {step}; resume from {checkpoint or 'the checkpoint of rank 0'}")
+        self.step = step
+        self.checkpoint = checkpoint
+
+    def __reduce__(self) -> tuple[type[PreemptedError], tuple[int, str | None]]:
+        """Exceptions are pickled by their message alone otherwise."""
+        return PreemptedError, (self.step, self.checkpoint)
 
 
-def given() -> bool:
-    """Whether the process was asked to leave since it began to listen."""
-    return _asked.is_set()
+def install_handler() -> None:
+    """From now on SIGTERM no longer ends this process but makes `requested` true; the main thread must call this."""
+    signal.signal(signal.SIGTERM, _request)
 
 
-def _ask(number: int, frame: FrameType | None) -> None:
-    _asked.set()
+def requested() -> bool:
+    """Whether the process got SIGTERM since the handler was installed."""
+    return _requested.is_set()
+
+
+def _request(number: int, frame: FrameType | None) -> None:
+    _requested.set()

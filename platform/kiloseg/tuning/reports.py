@@ -14,6 +14,8 @@ import ray.train
 from ray.train import Checkpoint
 
 from kiloseg.storage.filesystems import holder, open_folder
+from kiloseg.training.checkpoint import PATTERN
+from kiloseg.training.report import Report, Validation
 
 logger = logging.getLogger(__name__)
 
@@ -23,15 +25,15 @@ HISTORY = "history"
 """Key of a result under which all reports since the result before it travel, validations and others."""
 IOU_PER_CLASS = "val/iou_per_class"
 BAD_SAMPLES = "bad_samples"
-"""Key of a result that names the training samples that its run did without."""
+"""Key of a result that names the training samples that its run has left out."""
 
 CHECKPOINT = "checkpoint_path"
 """Key of a result that holds the folder of its checkpoint; Ray's name for it."""
 RESUMED = "resumed_from"
 """Key of a result that repeats what a checkpoint knew: the step from which the run goes on."""
 
-LEFT = "left"
-"""Folder of a trial for the checkpoint of a run that was asked to leave."""
+UNREPORTED = "left"
+"""Folder of a trial for a checkpoint that no report names: of a run that was preempted, or that failed in a validation."""
 
 FAILED_OUTCOMES = ("oom", "diverged", "refused", "failed")
 
@@ -53,13 +55,13 @@ class Reporter:
     Args:
         rank: of the worker.
         steps: of the whole run.
-        left: folder, by path or URL, for the checkpoint of a run that leaves.
+        unreported: folder, by path or URL, for a checkpoint that no report names.
     """
 
-    def __init__(self, *, rank: int, steps: int, left: str) -> None:
+    def __init__(self, *, rank: int, steps: int, unreported: str) -> None:
         self.rank = rank
         self.steps = steps
-        self.left = left
+        self.unreported = unreported
         self.step = 0
         self._train_began = time.perf_counter()
         self._startup_s = 0.0
@@ -70,50 +72,53 @@ class Reporter:
         self._train_began = time.perf_counter()
         self._startup_s = self._train_began - worker_began
 
-    def __call__(self, report: dict[str, Any]) -> None:
-        """Takes a report as `kiloseg.training.loop.train` gives it; one with a validation goes to Ray, with all those before it."""
-        self.step = report[STEP]
-        if METRIC in report:
-            self._history.append(_numbers(report))
-            checkpoint = None
-            if self.rank == 0:
-                folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
-                source = Path(report["checkpoint"])
-                source.replace(folder / source.name)
-                checkpoint = Checkpoint.from_directory(folder)
-            self._send(report, checkpoint)
-        elif "checkpoint" in report:
-            self._keep(Path(report["checkpoint"]))
-        else:
-            self._history.append(_numbers(report))
-
-    def resume(self, state: Mapping[str, Any]) -> None:
-        """Reports again what a checkpoint knows: a death may come between a checkpoint and the arrival of its report."""
-        self._history = list(state.get("reports", []))
-        last = state["report"]
-        if not last:
+    def __call__(self, report: Report) -> None:
+        """Takes a report of `kiloseg.training.loop.train`; one with a validation goes to Ray, with all those before it."""
+        self.step = report.step
+        self._history.append(report.numbers())
+        if report.validation is None:
             return
-        self.step = last[STEP]
-        more = {RESUMED: state[STEP]}
-        if last[STEP] == state[STEP]:
-            more[CHECKPOINT] = holder(state["location"])[0].location
-        self._send(last, None, **more)
+        checkpoint = None
+        if report.checkpoint is not None:
+            folder = Path(tempfile.mkdtemp(prefix="kiloseg-upload-"))
+            source = Path(report.checkpoint)
+            source.replace(folder / source.name)
+            checkpoint = Checkpoint.from_directory(folder)
+        self._send(report, report.validation, checkpoint)
 
-    def _send(self, report: dict[str, Any], checkpoint: Checkpoint | None, **more: Any) -> None:
-        result = self._result("finished") | _numbers(report) | {"peak_memory_kind": report["peak_memory_kind"]} | more
-        if report.get(BAD_SAMPLES):
-            result[BAD_SAMPLES] = report[BAD_SAMPLES]
+    def resume(self, stored: Mapping[str, Any]) -> None:
+        """Reports again what a checkpoint knows: a death may come between a checkpoint and the arrival of its report."""
+        self._history = list(stored.get("reports", []))
+        last = Report.from_names(stored["report"])
+        if last is None or last.validation is None:
+            return
+        self.step = last.step
+        more = {RESUMED: stored[STEP]}
+        if last.step == stored[STEP]:
+            more[CHECKPOINT] = holder(stored["location"])[0].location
+        self._send(last, last.validation, None, **more)
+
+    def keep(self, output: Path) -> None:
+        """Keeps the newest checkpoint in the folder of a run that ends early, if there is one that no report has named.
+
+        Not by way of Ray, whose other processes may be about to end as well.
+        """
+        checkpoints = sorted(output.glob(PATTERN))
+        if checkpoints:
+            folder = open_folder(self.unreported)
+            with folder.scratch() as scratch:
+                shutil.copy(checkpoints[-1], scratch)
+                folder.put(scratch / checkpoints[-1].name, checkpoints[-1].name)
+
+    def _send(self, report: Report, validation: Validation, checkpoint: Checkpoint | None, **more: Any) -> None:
+        kind = {"peak_memory_kind": validation.peaks.kind}
+        result = self._result("finished") | report.numbers() | kind | more
+        if validation.bad_samples:
+            result[BAD_SAMPLES] = validation.bad_samples
         if self.step == self.steps:
-            result[IOU_PER_CLASS] = report[IOU_PER_CLASS]
+            result[IOU_PER_CLASS] = validation.iou_per_class
         self._history = []
         ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=checkpoint is not None)
-
-    def _keep(self, checkpoint: Path) -> None:
-        """Not by way of Ray, whose other processes may have been told to leave as well."""
-        folder = open_folder(self.left)
-        with folder.scratch() as scratch:
-            shutil.copy(checkpoint, scratch)
-            folder.put(scratch / checkpoint.name, checkpoint.name)
 
     def failed(self, outcome: str, error: Exception) -> dict[str, Any]:
         """The result of a trial that cannot work, with the worst score for the searcher."""
@@ -129,7 +134,3 @@ class Reporter:
             "train_s": time.perf_counter() - self._train_began,
             HISTORY: self._history,
         }
-
-
-def _numbers(report: Mapping[str, Any]) -> dict[str, int | float]:
-    return {name: value for name, value in report.items() if isinstance(value, int | float)}

@@ -2,7 +2,7 @@
 
 Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each worker
 runs `_work`, which is `kiloseg.training.loop.train` with a report that feeds Ray. After a death of any
-of them Tune starts the trial again, from its newest checkpoint. A worker that gets SIGTERM writes one more and leaves.
+of them Tune starts the trial again, from its newest checkpoint. A worker that gets SIGTERM writes one more and ends.
 
 Numbers reach MLflow through the study's driver (see `kiloseg.tuning.callbacks.recorder`): one writer, whatever the number of
 trials, and no worker pays the 2.5 s of CPU that importing mlflow and opening its database take. Only the worker imports torch
@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -32,7 +33,7 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import inside, open_folder
 from kiloseg.training import preemption
 from kiloseg.tuning.cluster import Resources
-from kiloseg.tuning.reports import LEFT, METRIC, Reporter, run_of
+from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
 
 logger = logging.getLogger(__name__)
 
@@ -96,11 +97,11 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
 class _ListeningBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
         """Signals are for the main thread of a process, which training does not run in."""
-        worker_group.execute(preemption.listen)
+        worker_group.execute(preemption.install_handler)
 
 
 class _Alone(BackendConfig):
-    """Of a worker that has no others: no process group, and SIGTERM as a notice (see `kiloseg.training.preemption`)."""
+    """Of a worker that has no others: no process group, and SIGTERM as preemption (see `kiloseg.training.preemption`)."""
 
     @property
     def backend_cls(self) -> type[Backend]:
@@ -151,7 +152,9 @@ def _newest_state(directory: str) -> dict[str, Any] | None:
     """The newest whole checkpoint of a trial. Found in its folder, since Ray Train only knows those that it heard of."""
     from kiloseg.training.checkpoint import load_newest
 
-    folders = [name for name in open_folder(directory).entries() if name.startswith("checkpoint_") or name == LEFT]
+    folders = [
+        name for name in open_folder(directory).entries() if name.startswith("checkpoint_") or name == UNREPORTED
+    ]
     return load_newest(*(inside(directory, name) for name in folders))
 
 
@@ -167,7 +170,7 @@ def _work(given: dict[str, Any]) -> None:
     settings: TrialSettings = given["settings"]
     directory = given["directory"]
     rank = ray.train.get_context().get_world_rank()
-    reporter = Reporter(rank=rank, steps=settings.base.trainer.steps, left=inside(directory, LEFT))
+    reporter = Reporter(rank=rank, steps=settings.base.trainer.steps, unreported=inside(directory, UNREPORTED))
     try:
         with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
             config = override(
@@ -177,7 +180,11 @@ def _work(given: dict[str, Any]) -> None:
             reporter.begin(began)
             if state is not None:
                 reporter.resume(state)
-            train(config, reporter, resume=state, leave=preemption.given)
+            try:
+                train(config, reporter, resume=state, preempted=preemption.requested)
+            except Exception:
+                reporter.keep(Path(scratch))
+                raise
     except Exception as error:
         if is_out_of_memory(error):
             outcome = "oom"

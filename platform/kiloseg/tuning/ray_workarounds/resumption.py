@@ -16,7 +16,7 @@ from ray.tune.schedulers import ASHAScheduler
 
 from kiloseg.storage.filesystems import inside
 from kiloseg.training.checkpoint import newest_step
-from kiloseg.tuning.reports import LEFT, RESUMED, STEP, run_of
+from kiloseg.tuning.reports import RESUMED, STEP, UNREPORTED, run_of
 
 
 class Rungs(tune.Callback):
@@ -68,9 +68,9 @@ class Retries(tune.Callback):
         self._count(trial, result.get(RESUMED, result[STEP]))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """After a failure, which is no failure of a run that was told to leave: it may be long before the first validation."""
+        """After a failure, which is none if the run was preempted: that may be long before its first validation."""
         with contextlib.suppress(OSError):
-            self._count(trial, newest_step(inside(self.checkpoints, f"{run_of(trial.trial_id)}/{LEFT}")))
+            self._count(trial, newest_step(inside(self.checkpoints, f"{run_of(trial.trial_id)}/{UNREPORTED}")))
 
     def _count(self, trial: Trial, step: int) -> None:
         if step > self.reached.get(trial.trial_id, 0):

@@ -1,0 +1,112 @@
+"""The report of a run: what training says every few steps.
+
+A field's "name" is what its value is called in MLflow, in results of Ray and in checkpoints; a "part" has named fields itself.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeakReport:
+    """Peak memory of a run so far, what came before a resumption included."""
+
+    kind: str = field(metadata={"name": "peak_memory_kind"})
+    """What is counted: "cuda_allocated" or "cpu_live_tensors"."""
+    training_gib: float = field(metadata={"name": "peak_memory_gib"})
+    """Of training steps."""
+    prediction_gib: float = field(metadata={"name": "val/peak_memory_gib"})
+    """Of predicting a validation batch."""
+    reserved_gib: float | None = field(default=None, metadata={"name": "peak_memory_reserved_gib"})
+    """What CUDA's allocator held for itself in training steps; None on a CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Validation:
+    """What a validation found."""
+
+    miou: float = field(metadata={"name": "val/miou"})
+    """Mean IoU over the classes that occur, 0 to 1."""
+    pixel_accuracy: float = field(metadata={"name": "val/pixel_accuracy"})
+    """Share of labelled pixels that are predicted right, 0 to 1."""
+    iou_per_class: list[float] = field(metadata={"name": "val/iou_per_class"})
+    """C values, NaN for classes that occur neither in labels nor among predictions."""
+    peaks: PeakReport = field(metadata={"part": PeakReport})
+    num_bad_samples: int | None = field(default=None, metadata={"name": "train/bad_samples"})
+    """Training samples that were left out so far; None where `data.max_bad_samples` is 0."""
+    bad_samples: list[str] | None = field(default=None, metadata={"name": "bad_samples"})
+    """What was wrong with each of them."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Report(Mapping[str, Any]):
+    """What a run has measured since the report before.
+
+    As a mapping it has the same values by their names in MLflow ("train/loss", "val/miou", ...), those of its validation among
+    them, without what is None.
+    """
+
+    step: int = field(metadata={"name": "step"})
+    """Optimization steps taken."""
+    epoch: float = field(metadata={"name": "epoch"})
+    """Passes over the training split so far."""
+    loss: float = field(metadata={"name": "train/loss"})
+    """Mean cross-entropy of the steps since the report before, over all workers."""
+    images_per_s: float = field(metadata={"name": "train/images_per_s"})
+    """Training speed so far, over all workers, without validation."""
+    lr: float = field(metadata={"name": "train/lr"})
+    """Learning rate of the decoder and the class table in the last step."""
+    validation: Validation | None = field(default=None, metadata={"part": Validation})
+    """At validations only."""
+    checkpoint: str | None = field(default=None, metadata={"name": "checkpoint"})
+    """Path or URL of the checkpoint that was just written; at validations, from rank 0 only."""
+
+    @staticmethod
+    def from_names(values: Mapping[str, Any]) -> Report | None:
+        """The report that, as a mapping, is `values`, None if they are empty; names that no report has are left aside."""
+        report: Report | None = _from_names(Report, values)
+        return report
+
+    def numbers(self) -> dict[str, int | float]:
+        """Its numbers by their names in MLflow, "step" among them; what is text or a list is left out."""
+        return {name: value for name, value in self.items() if isinstance(value, int | float)}
+
+    @functools.cached_property
+    def _by_name(self) -> dict[str, Any]:
+        return dict(_names(self))
+
+    def __getitem__(self, name: str) -> Any:
+        return self._by_name[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._by_name)
+
+    def __len__(self) -> int:
+        return len(self._by_name)
+
+
+def _names(part: Any) -> Iterator[tuple[str, Any]]:
+    for item in dataclasses.fields(part):
+        value = getattr(part, item.name)
+        if value is None:
+            continue
+        if "part" in item.metadata:
+            yield from _names(value)
+        else:
+            yield item.metadata["name"], value
+
+
+def _from_names(kind: Any, values: Mapping[str, Any]) -> Any:
+    """An instance of `kind`, or None where `values` has none of its own names."""
+    arguments: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):
+        if "part" in item.metadata:
+            arguments[item.name] = _from_names(item.metadata["part"], values)
+        elif item.metadata["name"] in values:
+            arguments[item.name] = values[item.metadata["name"]]
+    return kind(**arguments) if any(value is not None for value in arguments.values()) else None

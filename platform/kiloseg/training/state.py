@@ -1,0 +1,130 @@
+"""The state of a run between two steps, which saves itself as a checkpoint and loads itself from one."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import torch
+
+from kiloseg.config import Config
+from kiloseg.data.reading.bad_samples import BadSamples
+from kiloseg.models import build_segmenter
+from kiloseg.overrides import differences, flatten
+from kiloseg.training.checkpoint import save_checkpoint
+from kiloseg.training.meters import RunningMean
+from kiloseg.training.optimizer import build_optimizer
+from kiloseg.training.peaks import Peaks
+from kiloseg.training.report import Report
+from kiloseg.training.workers import Workers
+
+
+class TrainState:
+    """Model, optimizer, position and meters of a run.
+
+    Args:
+        config: the run.
+        num_classes: C.
+        workers: the group that trains; every one of them has a state of its own.
+        bad_samples: those that this worker's loader has left out.
+
+    Raises:
+        ValueError: a model that cannot be built.
+    """
+
+    def __init__(self, config: Config, num_classes: int, workers: Workers, bad_samples: BadSamples) -> None:
+        self.config = config
+        self.num_classes = num_classes
+        self.workers = workers
+        self.bad_samples = bad_samples
+        torch.manual_seed(config.trainer.seed)
+        self.segmenter = build_segmenter(config, num_classes, workers.device)
+        self.optimizer = build_optimizer(self.segmenter, config.optimizer)
+        self.step = 0
+        """Optimization steps taken."""
+        self.unreported = False
+        """Whether what follows the last step, a report or a validation if either is due, is still to come."""
+        self.mean_loss = RunningMean(workers.device)
+        self.peaks = Peaks(workers.device, self.segmenter, self.optimizer)
+        self.reports: list[dict[str, int | float]] = []
+        """Numbers of all reports, so that whoever resumes can deliver again what was lost on its way."""
+        self.last_validated: Report | None = None
+        """The report of the last validation."""
+
+    @property
+    def validation_due(self) -> bool:
+        """Whether a validation follows the last step."""
+        trainer = self.config.trainer
+        return self.step == trainer.steps or (trainer.validate_every > 0 and self.step % trainer.validate_every == 0)
+
+    @property
+    def report_due(self) -> bool:
+        """Whether a report follows the last step, as it does with every validation."""
+        return self.validation_due or self.step % self.config.trainer.report_every == 0
+
+    def add_report(self, report: Report) -> Report:
+        """Takes note of the report on the last step, after which the step is reported; one with a validation is saved.
+
+        Returns:
+            The report to give, which names its checkpoint.
+        """
+        self.reports.append(report.numbers())
+        self.mean_loss.reset()
+        self.unreported = False
+        if report.validation is None:
+            return report
+        self.last_validated = report
+        self.last_validated = dataclasses.replace(report, checkpoint=self.save())
+        return self.last_validated
+
+    def save(self) -> str | None:
+        """Writes a checkpoint to `trainer.output`; every worker calls this.
+
+        Returns:
+            Its path or URL in rank 0, which alone writes; None in others.
+
+        Raises:
+            OSError: it could not be written.
+        """
+        bad_samples = self.bad_samples.state(self.workers.world_size, self.workers.device)
+        if self.workers.rank:
+            return None
+        last = self.last_validated
+        content = {
+            "config": flatten(self.config),
+            "num_classes": self.num_classes,
+            "model": self.segmenter.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "report": {} if last is None else dict(dataclasses.replace(last, checkpoint=None)),
+            "reports": self.reports,
+            "peaks": self.peaks.state_dict(),
+            "bad_samples": bad_samples,
+            "unreported": self.unreported,
+            "mean_loss": self.mean_loss.state(),
+        }
+        trainer = self.config.trainer
+        return str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints))
+
+    def load(self, stored: dict[str, Any]) -> None:
+        """Goes on from the content of a checkpoint, whose tensors are taken out of it.
+
+        Raises:
+            ValueError: it is of a run that would come to another result.
+        """
+        changes = differences(flatten(self.config), stored["config"])
+        if changes:
+            raise ValueError(
+                f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another "
+                "trainer.output"
+            )
+        self.segmenter.load_state_dict(stored.pop("model"))
+        self.optimizer.load_state_dict(stored.pop("optimizer"))
+        self.step = stored["step"]
+        self.last_validated = Report.from_names(stored["report"])
+        # Checkpoints lack the keys that are newer than they are.
+        self.reports = list(stored.get("reports", []))
+        self.peaks.load_state_dict(stored["report"] | stored.get("peaks", {}))
+        self.unreported = stored.get("unreported", False)
+        self.mean_loss.load_state(stored.get("mean_loss", (0.0, 0)))
+        if "bad_samples" in stored:
+            self.bad_samples.restore(stored["bad_samples"], self.workers.rank)

@@ -68,9 +68,9 @@ def train(
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
-    group = {"rank": workers.rank, "world": workers.world_size}
-    batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, **group)
-    validation = validation_batches(config.data, info, **group)
+    rank, world = workers.rank, workers.world_size
+    batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)
+    validation = validation_batches(config.data, info, rank=rank, world=world)
 
     state = TrainState(config, num_classes, workers, batches.bad_samples)
     stored = _load(resume) if isinstance(resume, Path | str) else resume

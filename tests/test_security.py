@@ -1,17 +1,13 @@
 """What SECURITY.md promises: nothing is run that came as data, nothing listens to the network, no secret is kept."""
 
 import ast
-import contextlib
 import io
 import os
 import pickle
 import re
-import signal
-import socket
 import subprocess
 import sys
 import tarfile
-import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +21,7 @@ from kiloseg.models import build_segmenter
 from kiloseg.overrides import flatten, override
 from kiloseg.tracking.delivery import Outbox
 from kiloseg.tracking.runs import Tracker
+from kiloseg.tracking.services import TrackingServer
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
 from kiloseg.tuning.study import Study
 
@@ -221,28 +218,12 @@ def server(tmp_path, monkeypatch):
     """An MLflow server with a password in its address, as a proxy in front of it would want."""
     (port,) = free_ports(1)
     folder = tmp_path / "server"
-    folder.mkdir()
-    command = [
-        *(str(Path(sys.executable).parent / "mlflow"), "server", "--host", "127.0.0.1", "--port", str(port)),
-        *("--workers", "1", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db"),
-        *("--artifacts-destination", str(folder / "artifacts")),
-    ]
-    environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("w") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    server = TrackingServer(folder, f"sqlite:///{folder}/mlflow.db", port, workers=1)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://user:{SECRETS[0]}@127.0.0.1:{port}")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRETS[1])
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRETS[2])
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        with contextlib.suppress(OSError):
-            socket.create_connection(("127.0.0.1", port), timeout=1).close()
-            break
-        time.sleep(0.2)
-    yield folder, process
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    yield folder, server
+    server.kill()
 
 
 def holding_a_secret(*folders):
@@ -258,7 +239,7 @@ def holding_a_secret(*folders):
 @pytest.mark.timeout(200)
 def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd, caplog):
     """Nor the disk: numbers go by the outbox, as those of every study do; at the end the server is gone."""
-    folder, process = server
+    folder, mlflow = server
     base = override(Config(), {"data.path": str(squares)})
     runs = tmp_path / "runs"
     runs.mkdir()
@@ -278,8 +259,7 @@ def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd
     assert tracker.client.get_run(study.run_id).data.params["data.path"] == str(squares)
     assert any((folder / "artifacts").rglob("file.txt"))
 
-    os.killpg(process.pid, signal.SIGTERM)
-    process.wait(60)
+    mlflow.stop()
     trial.log_metrics({"val/miou": 0.6}, step=2)
     assert not outbox.flush(3)
     outbox.close(1)

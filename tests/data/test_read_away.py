@@ -170,16 +170,22 @@ def test_what_was_used_longest_ago_goes_first(away):
 
 def test_who_comes_second_waits_for_the_first(away, monkeypatch):
     shard = read_info(away).shards("train")[0]
-    fetched = []
+    fetched, sizes, arrived = [], [], threading.Semaphore(0)
     blocks = RemoteFolder.blocks
 
-    def slowly(folder, file):
+    class Lock(cache.FileLock):
+        def acquire(self, *arguments, **named):
+            arrived.release()
+            return super().acquire(*arguments, **named)
+
+    def when_all_have_come(folder, file):
         fetched.append(file)
-        time.sleep(0.3)
+        for _ in range(4):
+            assert arrived.acquire(timeout=60)
         yield from blocks(folder, file)
 
-    monkeypatch.setattr(RemoteFolder, "blocks", slowly)
-    sizes = []
+    monkeypatch.setattr(cache, "FileLock", Lock)
+    monkeypatch.setattr(RemoteFolder, "blocks", when_all_have_come)
 
     def read():
         with ShardCache(open_folder(away), 2**30).open(shard) as file:

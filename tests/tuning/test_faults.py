@@ -10,12 +10,10 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import pandas
 import pytest
 from damage import spoil
-from moto.server import ThreadedMotoServer
 from studies import (
     CONTROLLER,
     ROOT,
@@ -345,15 +343,9 @@ def test_tracking_server_that_comes_back_after_the_study(start, tracking, refere
 
 
 @pytest.fixture
-def bucket(tmp_path):
-    """URL of a folder on a server that speaks S3. Another each time: all such servers of a process hold the same."""
-    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    server.start()
-    host, port = server.get_host_and_port()
-    with urlopen(Request(f"http://{host}:{port}/bucket", method="PUT")) as answer:
-        assert answer.status == 200
-    yield f"s3://bucket/{tmp_path.name}/runs?endpoint_override={host}:{port}&scheme=http"
-    server.stop()
+def bucket(server, tmp_path):
+    """URL of a folder on a server that speaks S3; another for each test."""
+    return f"s3://bucket/{tmp_path.name}/runs{server}"
 
 
 def test_runs_in_an_object_store(start, tracking, bucket, reference, tmp_path):

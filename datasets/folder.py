@@ -1,22 +1,25 @@
-"""Builds a data set from your own images, with masks or with COCO or LVIS style annotations.
+"""Builds a data set from your own images and labels, as your tool wrote them.
 
+    python datasets/folder.py PATH --out DIR
     python datasets/folder.py --images DIR --masks DIR --names classes.csv --out DIR
     python datasets/folder.py --images DIR --annotations instances.json --out DIR
 
-Images are JPEG or PNG. Masks lie in the same folders under the same names, as PNG of one channel: 8 or 16 bits or a
-palette, whose values or indices are the ids in --names. Annotations bring their categories along; where regions overlap,
-the first in the file lies on top.
+PATH is a folder or file that an annotation tool exported: COCO json (CVAT, Roboflow, FiftyOne, ...), labelme, CVAT's xml,
+YOLO polygons, Label Studio, Supervisely, or images with masks. What it is taken for is printed; --format chooses where there
+are several readings.
 
-Subfolders train and val of --images (and of --masks) are the splits; without them a share of the images is set aside.
-For annotations, --annotations may be a folder with train.json and val.json.
+Folders called train, val, test or the like (training, valid, val2017, ...) are the splits; without them a share of the images
+is set aside as val. A report at the end says what was left out and what looks wrong.
 """
 
 from __future__ import annotations
 
 from common.command_line import run
-from folders.annotations import build_annotated
+from folders.annotations import build_regions
 from folders.arguments import Arguments
-from folders.masks import build_masked
+from folders.coco import source_of
+from folders.detect import detect
+from folders.masks import MaskSource, build_masked, build_source
 from kiloseg.data.description import DatasetInfo
 from kiloseg.storage.errors import DataError
 
@@ -27,9 +30,13 @@ def build_folder(arguments: Arguments) -> DatasetInfo:
     Raises:
         DataError: files that are missing or hold something else, or as `build`.
     """
+    if arguments.path is not None:
+        found = detect(arguments)
+        return build_source(arguments, found) if isinstance(found, MaskSource) else build_regions(arguments, found)
+    assert arguments.images is not None
     if not arguments.images.is_dir():
         raise DataError(f"{arguments.images} is no folder: expected the images of --images")
-    return build_annotated(arguments) if arguments.masks is None else build_masked(arguments)
+    return build_regions(arguments, source_of(arguments)) if arguments.masks is None else build_masked(arguments)
 
 
 if __name__ == "__main__":

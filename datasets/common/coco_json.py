@@ -7,7 +7,9 @@ parsed is its image, its category and that place.
 
 from __future__ import annotations
 
+import codecs
 import mmap
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,8 +23,9 @@ class Image(msgspec.Struct, gc=False):
     """An image; LVIS has only `coco_url`, COCO has both names, most tools have only `file_name`."""
 
     id: int
-    height: int
-    width: int
+    height: int = 0
+    """0 where the file does not say."""
+    width: int = 0
     file_name: str = ""
     coco_url: str = ""
 
@@ -40,12 +43,56 @@ class Category(msgspec.Struct, gc=False):
 
     id: int
     name: str
+    supercategory: str | None = None
 
 
 class _Content(msgspec.Struct, gc=False):
     images: list[Image]
     annotations: list[Annotation]
     categories: list[Category] = []
+
+
+class _LenientImage(msgspec.Struct, gc=False):
+    """An image as tools write it that have no size or URL: null."""
+
+    id: int
+    height: int | None = None
+    width: int | None = None
+    file_name: str | None = None
+    coco_url: str | None = None
+
+    def usual(self) -> Image:
+        return Image(self.id, self.height or 0, self.width or 0, self.file_name or "", self.coco_url or "")
+
+
+class _LenientContent(msgspec.Struct, gc=False):
+    images: list[_LenientImage]
+    annotations: list[Annotation]
+    categories: list[Category] = []
+
+
+_NO_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,}\]])")
+
+
+def _decode(text: mmap.mmap) -> _Content:
+    """The content; what is lenient is this: null or nothing for sizes, file_name and coco_url, numbers as text, whole
+    numbers with a point (20.0), a byte order mark, and NaN, which Python's json writes, as null.
+
+    Raises:
+        msgspec.DecodeError: anything else; names the place, such as $.annotations[3].category_id.
+    """
+    try:
+        return msgspec.json.decode(text, type=_Content)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        usual = error
+    content = text[3:] if text[:3] == codecs.BOM_UTF8 else text[:]
+    if not content.strip():
+        raise usual
+    try:
+        lenient = msgspec.json.decode(_NO_NUMBER.sub(b"null", content), type=_LenientContent, strict=False)
+    except msgspec.DecodeError as error:
+        raise error from usual
+    return _Content([image.usual() for image in lenient.images], lenient.annotations, lenient.categories)
 
 
 class CocoJson:
@@ -60,7 +107,7 @@ class CocoJson:
         try:
             with path.open("rb") as file:
                 text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            content = msgspec.json.decode(text, type=_Content)
+            content = _decode(text)
         except FileNotFoundError:
             raise DataError(f"{path} is missing: expected annotations in COCO's json format") from None
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:  # ValueError: an empty file has no map
@@ -71,7 +118,9 @@ class CocoJson:
         self.categories = content.categories
         self.images = {image.id: image for image in content.images}
         if len(self.images) != len(content.images):
-            raise DataError(f"{path} lists an image id twice: expected {len(content.images):,} ids; restore or mend it")
+            raise DataError(
+                f"{path} lists an image id twice: expected {len(content.images):,} ids; restore or correct it"
+            )
         self._annotations = content.annotations
         image_ids = np.fromiter((annotation.image_id for annotation in content.annotations), np.int64)
         self._order = np.argsort(image_ids, kind="stable")
@@ -79,7 +128,7 @@ class CocoJson:
         foreign = set(np.unique(image_ids).tolist()) - self.images.keys()
         if foreign:
             raise DataError(
-                f"{path} has annotations of image {min(foreign)}, which it does not list under images; restore or mend it"
+                f"{path} has annotations of image {min(foreign)}, which it does not list under images; restore or correct it"
             )
 
     def annotations(self, image_id: int) -> Iterator[Annotation]:
@@ -87,3 +136,7 @@ class CocoJson:
         start, stop = np.searchsorted(self._image_ids, [image_id, image_id + 1])
         for number in self._order[start:stop]:
             yield self._annotations[number]
+
+    def used_categories(self) -> set[int]:
+        """Ids of the categories that have an annotation."""
+        return {annotation.category_id for annotation in self._annotations}

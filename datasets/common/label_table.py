@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -85,52 +83,3 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path, mend: str) -
 def ignore_or(class_id: str) -> int:
     """A class id of a table as a number; IGNORE_ID where it is empty."""
     return int(class_id) if class_id else IGNORE_ID
-
-
-def read_names(path: Path) -> dict[int, str]:
-    """Raw id to class name from a user's own table; ids with an empty name are to be ignored.
-
-    A csv file has a column `name` and may have a column `id`; a json file is a list of names, a list of objects with id
-    and name, an object of names by id, or an object with such a list as `categories`. Without ids they count from 0.
-
-    Raises:
-        DataError: no such file, another structure, an id or a name that comes twice, or an id beyond 16 bits.
-    """
-    try:
-        text = path.read_text(encoding="utf-8-sig")  # spreadsheets put a byte order mark before the first column's name
-        rows = _json_rows(json.loads(text)) if path.suffix == ".json" else _csv_rows(text)
-        names = {int(raw_id): str(name).strip() for raw_id, name in rows}
-    except FileNotFoundError:
-        raise DataError(f"{path} is missing: expected a csv or json file of class names") from None
-    except (KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is no table of class names ({type(error).__name__}: {error}): expected csv with the columns id and name "
-            'or name alone, or json such as {"0": "road", "7": "tree"} or ["road", "tree"]'
-        ) from error
-    if len(names) != len(rows):
-        raise DataError(f"{path} has an id twice: expected {len(rows)} different ids")
-    given = [name for name in names.values() if name]
-    if len(set(given)) != len(given):
-        twice = next(name for number, name in enumerate(given) if name in given[:number])
-        raise DataError(f"{path} has the name {twice!r} twice: expected each class once; rename one of them")
-    if len(given) < 2 or min(names) < 0 or max(names) >= MAX_RAW_ID:
-        raise DataError(f"{path} has {len(given)} classes: expected at least 2, with ids from 0 to {MAX_RAW_ID - 1}")
-    return names
-
-
-def _csv_rows(text: str) -> list[tuple[Any, Any]]:
-    rows = list(csv.DictReader(text.splitlines(), strict=True))
-    if any(None in row.values() for row in rows):
-        raise ValueError("a line has too few columns")
-    return [(row.get("id", number), row["name"]) for number, row in enumerate(rows)]
-
-
-def _json_rows(content: Any) -> list[tuple[Any, Any]]:
-    if isinstance(content, dict) and "categories" in content:
-        content = content["categories"]
-    if isinstance(content, dict):
-        return list(content.items())
-    return [
-        (entry["id"], entry["name"]) if isinstance(entry, dict) else (number, entry)
-        for number, entry in enumerate(content)
-    ]

@@ -186,17 +186,17 @@ def read_ids(path: Path) -> np.ndarray:
                 f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected a mask of one channel, whose "
                 "values (8 or 16 bits) or palette indices are class ids; convert its colours to ids first"
             )
-        grey_bits = _grey_bits(path) if image.mode == "L" else 8
+        bits = grey_bits(path) if image.mode == "L" else 8
         try:
             ids = np.asarray(image)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow calls damaged PNG data a SyntaxError
             raise DataError(f"{path} cannot be decoded ({error}): expected a whole PNG; restore it") from error
-    if grey_bits < 8:  # Pillow spreads the values over 0 to 255
-        return ids // (255 // (2**grey_bits - 1))
+    if bits < 8:  # Pillow spreads the values over 0 to 255
+        return ids // (255 // (2**bits - 1))
     return ids.astype(np.uint16 if image.mode.startswith("I") else np.uint8)
 
 
-def _grey_bits(path: Path) -> int:
+def grey_bits(path: Path) -> int:
     """The bit depth of a PNG, from its header."""
     with path.open("rb") as file:
         return file.read(25)[24]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -12,63 +12,70 @@ import pycocotools.mask
 
 from common.annotation_store import AnnotatedImage, read_store
 from common.pairs import read_image
-from kiloseg.data.codec import IGNORE_ID
+from common.polygons import has_shape, to_rles
+from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
+Overlap = Literal["first", "last", "smallest"]
+"""Which region of an image a pixel belongs to that several cover: the first or the last of the file, or the smallest."""
 
-def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID) -> np.ndarray:
-    """uint16 class ids of shape (H, W): at each pixel those of the first region that covers it, `empty` where none does.
+
+def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID, overlap: Overlap = "first") -> np.ndarray:
+    """uint16 class ids of shape (H, W): at each pixel those of the region on top, `empty` where there is none.
+
+    Of regions of equal size the later one counts as the smaller.
 
     Raises:
-        DataError: a segmentation that is neither polygons nor RLE, or an RLE of another size.
+        DataError: a segmentation that cannot be drawn, see `polygons.to_rles`.
     """
     # As pycocotools has it, column by column, so that copying runs along the memory.
     mask_HW = np.full((image.height, image.width), empty, np.uint16, order="F")
-    for class_id, text in zip(reversed(image.class_ids), reversed(image.segmentations), strict=True):
-        try:
-            rles = to_rles(msgspec.json.decode(text), image.height, image.width)
-            for covered_HW in map(pycocotools.mask.decode, rles):
-                np.copyto(mask_HW[:, : covered_HW.shape[1]], class_id, where=covered_HW.view(bool))
-        except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
-            raise DataError(
-                f"{image.image}: a segmentation of class {class_id} cannot be drawn ({error}): expected polygons or RLE, "
-                f"not {text[:60]!r}; mend the annotations"
-            ) from error
+    for number, rles in _bottom_to_top(image, overlap):
+        for covered_HW in map(pycocotools.mask.decode, rles):
+            np.copyto(mask_HW[:, : covered_HW.shape[1]], image.class_ids[number], where=covered_HW.view(bool))
     return mask_HW
 
 
-def to_rles(segmentation: Any, height: int, width: int) -> list[dict[str, Any]]:
-    """pycocotools' compressed RLEs, which together cover the region; what lies right of it may be left out.
+def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[np.ndarray, dict[str, int]]:
+    """As `draw_regions`, with the number of regions that have no shape and of those that others hide wholly."""
+    number_HW = np.zeros((image.height, image.width), np.uint32, order="F")
+    drawn = np.zeros(len(image.class_ids) + 1, bool)
+    for number, rles in _bottom_to_top(image, overlap):
+        for covered_HW in map(pycocotools.mask.decode, rles):
+            where = covered_HW.view(bool)
+            drawn[number + 1] |= bool(where.any())
+            np.copyto(number_HW[:, : covered_HW.shape[1]], number + 1, where=where)
+    seen = np.bincount(number_HW.ravel(order="K"), minlength=len(drawn)) > 0
+    shapeless = sum(not has_shape(text) for text in image.segmentations)
+    hidden = int((drawn & ~seen)[1:].sum())
+    table = np.array([empty, *image.class_ids], np.uint16)
+    return table[number_HW], {"regions_without_shape": shapeless, "objects_hidden": hidden}
 
-    Args:
-        segmentation: as json gives it: a list of polygons [x0, y0, x1, y1, ...] in pixels, or an RLE with "size" and
-            "counts", whose counts are a list or compressed text.
-        height: of the image.
-        width: of the image.
 
-    Raises:
-        ValueError: anything else.
-    """
-    if isinstance(segmentation, list):
-        if not all(isinstance(polygon, list) and len(polygon) % 2 == 0 for polygon in segmentation):
-            raise ValueError("a polygon is no list of x and y in turn")
-        # Two points enclose nothing, and four numbers would be taken for a box.
-        polygons = [polygon for polygon in segmentation if len(polygon) >= 6]
-        # Columns are drawn from left to right, so those beyond the last corner cost time and change nothing.
-        needed = min(width, int(max((x for polygon in polygons for x in polygon[::2]), default=0)) + 2)
-        return pycocotools.mask.frPyObjects(polygons, height, max(needed, 1)) if polygons else []
-    if not isinstance(segmentation, dict):
-        raise ValueError("neither polygons nor RLE")
-    if segmentation["size"] != [height, width]:
-        raise ValueError(f"an RLE of size {segmentation['size']}, its image has {[height, width]} (height, width)")
-    if isinstance(segmentation["counts"], str):
-        return [segmentation]
-    counts = segmentation["counts"]
-    if sum(counts) != height * width or min(counts) < 0:
-        raise ValueError(f"RLE counts add up to {sum(counts)}, its image has {height * width} pixels")
-    return [pycocotools.mask.frPyObjects(segmentation, height, width)]
+def _bottom_to_top(image: AnnotatedImage, overlap: Overlap) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """Number and RLEs of each region, in the order in which they are to be drawn."""
+    numbers = range(len(image.class_ids))
+    if overlap == "smallest":
+        rles = [_rles(image, number) for number in numbers]
+        areas = [int(np.sum(pycocotools.mask.area(parts))) if parts else 0 for parts in rles]
+        for number in sorted(numbers, key=lambda number: -areas[number]):
+            yield number, rles[number]
+        return
+    for number in reversed(numbers) if overlap == "first" else numbers:
+        yield number, _rles(image, number)
+
+
+def _rles(image: AnnotatedImage, number: int) -> list[dict[str, Any]]:
+    text = image.segmentations[number]
+    try:
+        return to_rles(text, image.height, image.width) if has_shape(text) or text.strip() == b"null" else []
+    except (KeyError, TypeError, ValueError, msgspec.DecodeError) as error:
+        raise DataError(
+            f"{image.image}: a segmentation of class {image.class_ids[number]} cannot be drawn (annotation {number} of the image: "
+            f"{error}): expected polygons or RLE, not {text[:60]!r}; correct the annotations"
+        ) from error
 
 
 def make_samples(
@@ -77,13 +84,32 @@ def make_samples(
     root: Path,
     stores: dict[str, Path],
     empty: int = IGNORE_ID,
+    overlap: Overlap | None = None,
     read_image: Callable[[Path], bytes] = read_image,
 ) -> Iterator[Sample]:
-    """The samples of a shard: image bytes as they are, and their regions drawn."""
+    """The samples of a shard: image bytes as they are, and their regions drawn.
+
+    Args:
+        task: which.
+        root: of the images.
+        stores: of each split.
+        empty: class id of pixels outside all regions.
+        overlap: which region is on top; without it the first, and nothing is counted for the report.
+        read_image: JPEG or PNG bytes of an image's file.
+    """
     for image in read_store(stores[task.split], task.start, task.stop):
-        yield Sample(
-            key=image.key,
-            image=read_image(root / image.image),
-            mask=draw_regions(image, empty),
-            meta={"image": image.image, "regions": len(image.class_ids)},
-        )
+        data = read_image(root / image.image)
+        # Before anything is drawn: sizes in a json file may be anything.
+        size = encode_image(data)[2]
+        if size != (image.height, image.width):
+            raise DataError(
+                f"{root / image.image}: sample {image.key}: mask is {image.height, image.width}, its image {size} (height, "
+                "width): its annotations say another size; correct them, or restore the image"
+            )
+        counts: dict[str, int] = {}
+        if overlap is None:
+            mask = draw_regions(image, empty)
+        else:
+            mask, counts = draw_counted(image, empty, overlap)
+        meta = {"image": image.image, "regions": len(image.class_ids)}
+        yield Sample(key=image.key, image=data, mask=mask, meta=meta, counts=counts)

@@ -1,9 +1,11 @@
-"""A user's images with polygons or RLE in COCO or LVIS style json."""
+"""A user's images with regions: COCO or LVIS style json, or what other tools write about one image at a time."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,12 @@ from common.annotation_store import (
     source,
     write_store,
 )
-from common.coco_json import CocoJson, Image
+from common.images import image_size, read_stored
 from common.pairs import check_files, fingerprint, order
-from common.regions import make_samples
-from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
+from common.polygons import has_shape
+from common.regions import Overlap, make_samples
+from folders.arguments import NAME, VERSION, Arguments
+from folders.splits import divide, divide_by_folders, keys_of, without_test
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import build, plan_shards
@@ -30,21 +34,55 @@ from kiloseg.storage.errors import DataError
 BACKGROUND = "background"
 
 
-def build_annotated(arguments: Arguments) -> DatasetInfo:
-    """Builds from annotations; `arguments.annotations` is set.
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """An image with its regions, as a tool's file has them."""
+
+    image: str
+    """File, relative to the images' root."""
+    split: str = ""
+    """The split that the file itself tells, or ""."""
+    height: int = 0
+    """0 where the file does not say; the image's own is taken then."""
+    width: int = 0
+    category_ids: list[Any] = field(default_factory=list)
+    """Of each region: what the tool calls its class, a key of `RegionSource.classes`."""
+    segmentations: list[bytes] = field(default_factory=list)
+    """Polygons or RLE as json text, one a region; `[]` where a region has no shape."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegionSource:
+    """Annotations that were found."""
+
+    root: Path
+    """Of the images."""
+    files: list[Path]
+    """What the annotations are read from: when they change, they are read again."""
+    records: Callable[[], Iterable[Record]]
+    classes: Callable[[], Mapping[Any, str]] | None = None
+    """Name of each category, in the order of the class ids; without it the names in the records, sorted."""
+    overlap: Overlap = "smallest"
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    stem: str = "annotations"
+    """Of the files that keep them sorted by image."""
+
+
+def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
+    """Builds from annotations that were found.
 
     Raises:
         DataError: files that are missing or hold something else, or as `build`.
     """
-    jsons = find_jsons(arguments)
-    stores, recipe = index_annotations(arguments, jsons)
-    mend = "--images must hold each image that the annotations list, under its file_name"
+    stores, recipe = index_annotations(arguments, found)
+    advice = "--images must hold each image that the annotations list, under its file_name"
     tasks, images = [], {}
     for split, store in stores.items():
         files = read_column(store, "image")
-        check_files(arguments.images, files, "images", mend)
+        check_files(found.root, files, "images", advice)
         tasks += plan_shards(split, len(files), arguments.shard_size)
-        images[split] = fingerprint(arguments.images, files)
+        images[split] = fingerprint(found.root, files)
+    overlap = arguments.overlap or found.overlap
     info = DatasetInfo(
         name=arguments.name,
         classes=read_classes(next(iter(stores.values()))),
@@ -55,149 +93,142 @@ def build_annotated(arguments: Arguments) -> DatasetInfo:
             "builder": NAME,
             "version": VERSION,
             "exif": arguments.exif,
+            "overlap": overlap,
             "images": images,
             **recipe,
         },
     )
     make = functools.partial(
         make_samples,
-        root=arguments.images.resolve(),
+        root=found.root.resolve(),
         stores={split: store.resolve() for split, store in stores.items()},
         empty=0 if arguments.unlabelled == BACKGROUND else IGNORE_ID,
-        read_image=functools.partial(read_turned, exif=arguments.exif),
+        overlap=overlap,
+        read_image=functools.partial(read_stored, exif=arguments.exif),
     )
-    return build(arguments, info, tasks, make)
+    return build(arguments, info, tasks, make, left_out=found.left_out)
 
 
-def find_jsons(arguments: Arguments) -> dict[str, Path]:
-    """The annotation files by split, or one for both splits under "".
-
-    Raises:
-        DataError: a folder without any.
-    """
-    path = arguments.annotations
-    assert path is not None
-    if not path.is_dir():
-        return {"": path}
-    jsons = {split: path / f"{split}.json" for split in ("train", "val")}
-    found = {split: file for split, file in jsons.items() if file.is_file()}
-    if not found:
-        raise DataError(
-            f"{path} holds neither train.json nor val.json: expected one of them, or the path of a json file"
-        )
-    for split in jsons.keys() - found.keys():
-        print(f"{arguments.name}: {jsons[split]} does not exist, so there will be no split {split}")
-    return found
-
-
-def index_annotations(arguments: Arguments, jsons: dict[str, Path]) -> tuple[dict[str, Path], dict[str, Any]]:
+def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[str, Path], dict[str, Any]]:
     """Sorts the annotations by image and split, unless that was done before.
 
     Returns:
         The store of each split, and what they were made from.
     """
-    first = next(iter(jsons.values()))
-    folder = arguments.index or first.parent / "kiloseg"
+    folder = arguments.index or found.files[0].parent / "kiloseg"
     recipe = {
         "unlabelled": arguments.unlabelled,
-        "annotations": [source(path) for path in jsons.values()],
-        "val_fraction": arguments.val_fraction if "" in jsons else None,
-        "seed": arguments.seed if "" in jsons else None,
-        "folders": [split for split in ("train", "val") if (arguments.images / split).is_dir()],
+        "annotations": _sources(found.files),
+        "val_fraction": arguments.val_fraction,
+        "seed": arguments.seed,
+        "splits": list(arguments.splits),
+        "exif": arguments.exif,
+        "version": VERSION,
     }
-    splits = ("train", "val") if "" in jsons else tuple(jsons)
-    stores = {split: folder / f"{first.stem}-{split}.parquet" for split in splits}
+    splits = ("train", "val", "test") if arguments.test else ("train", "val")
+    stores = {split: folder / f"{found.stem}-{split}.parquet" for split in splits}
     if not all(is_current(store, recipe) for store in stores.values()):
         print(f"{arguments.name}: sorting the annotations by image into {folder}, once")
-        content = {split: CocoJson(path) for split, path in jsons.items()}
-        class_ids, classes = class_table(list(content.values()), arguments.unlabelled == BACKGROUND)
-        divided = divide_images(arguments, content)
+        records = list(found.records())
+        class_ids, classes = class_table(found, records, arguments.unlabelled == BACKGROUND)
+        divided = divide_records(arguments, found, records)
+        _check_shapes(records, found)
         for split, store in stores.items():
-            rows = annotated_images(content.get(split) or content[""], divided.get(split, []), class_ids)
+            rows = annotated_images(divided.get(split, []), class_ids, found, arguments)
             write_store(store, recipe, tqdm(rows, unit=" images", desc=f"annotations {split}"), classes)
-    return {split: store for split, store in stores.items() if num_images(store)}, recipe
+    whole = {split: store for split, store in stores.items() if num_images(store)}
+    for split in ("train", "val"):
+        if split not in whole:
+            print(f"{arguments.name}: no images for split {split}")
+    if not whole:
+        raise DataError(f"{found.files[0]} lists no images of a split that is built: expected at least one")
+    return whole, recipe
 
 
-def class_table(jsons: list[CocoJson], background: bool) -> tuple[dict[int, int], list[str]]:
-    """Category id to class id, and the names of the classes, in the order of the category ids.
+def _sources(files: list[Path]) -> Any:
+    """What `source` says of each file, as one digest where they are many."""
+    sources = [source(path) for path in files]
+    return sources if len(sources) <= 16 else hashlib.sha256(repr(sources).encode()).hexdigest()
+
+
+def class_table(found: RegionSource, records: list[Record], background: bool) -> tuple[dict[Any, int], list[str]]:
+    """Category to class id, and the names of the classes.
 
     Raises:
-        DataError: files with different categories, or a name or id that comes twice.
+        DataError: a name or id that comes twice, or fewer than two classes.
     """
-    categories = sorted((category.id, category.name) for category in jsons[0].categories)
-    for other in jsons[1:]:
-        if sorted((category.id, category.name) for category in other.categories) != categories:
-            raise DataError(
-                f"{jsons[0].path} and {other.path} have different categories: expected the same ids and names"
-            )
-    classes = [BACKGROUND] * background + [name for _, name in categories]
-    ids = [category_id for category_id, _ in categories]
-    if len(set(classes)) != len(classes) or len(set(ids)) != len(ids) or len(classes) < 2:
+    if found.classes is not None:
+        names = dict(found.classes())
+    else:
+        names = {name: name for name in sorted({name for record in records for name in record.category_ids})}
+    classes = [BACKGROUND] * background + [name.strip() for name in names.values()]
+    twice = next((name for number, name in enumerate(classes) if name in classes[:number]), None)
+    if twice is not None or len(classes) < 2 or "" in classes:
+        fault = f"the name {twice!r} twice" if twice is not None else f"{len(names)} categories"
         raise DataError(
-            f"{jsons[0].path} has {len(categories)} categories, and with --unlabelled {BACKGROUND if background else 'ignore'} "
+            f"{found.files[0]} has {fault}, and with --unlabelled {BACKGROUND if background else 'ignore'} "
             f"{len(set(classes))} different names: expected at least 2 classes, each id and name once"
         )
-    return {category_id: class_id for class_id, category_id in enumerate(ids, start=int(background))}, classes
+    return {key: class_id for class_id, key in enumerate(names, start=int(background))}, classes
 
 
-def divide_images(arguments: Arguments, jsons: dict[str, CocoJson]) -> dict[str, list[tuple[str, str, Image]]]:
-    """Key, file and image of each split, in a fixed random order.
+def divide_records(
+    arguments: Arguments, found: RegionSource, records: list[Record]
+) -> dict[str, list[tuple[str, Record]]]:
+    """Key and record of each image of each split, in a fixed random order.
 
     Raises:
         DataError: no image at all, or images that would have the same key.
     """
-    images = {
-        split: [(_file(arguments.images, split, image, content.path), image) for image in content.images.values()]
-        for split, content in jsons.items()
-    }
-    all_images = [item for of_split in images.values() for item in of_split]
-    keys = keys_of(file for file, _ in all_images)
+    keys = keys_of(record.image for record in records)
     if not keys:
-        raise DataError(f"{next(iter(jsons.values())).path} lists no images: expected at least one")
-    files = {split: [file for file, _ in of_split] for split, of_split in images.items()}
+        raise DataError(f"{found.files[0]} lists no images: expected at least one")
+    by_image = {record.image: record for record in records}
+    files: dict[str, list[str]] = {}
+    for record in records:
+        files.setdefault(record.split, []).append(record.image)
     if "" in files:
-        folders = {Path(file).parts[0] for file in files[""]}
-        files = (
-            {split: [file for file in files[""] if Path(file).parts[0] == split] for split in ("train", "val")}
-            if folders <= {"train", "val"}
-            else divide(keys, arguments.val_fraction, arguments.seed)
-        )
-    image_of = dict(all_images)
+        divided = divide_by_folders(files[""], arguments.given_splits, str(found.root))
+        files = divided or divide(keys, arguments.val_fraction, arguments.seed)
+    files = without_test(files, keep=arguments.test, name=arguments.name)
     return {
-        split: sorted(((keys[file], file, image_of[file]) for file in chosen), key=lambda item: order(item[0]))
+        split: sorted(((keys[file], by_image[file]) for file in chosen), key=lambda item: order(item[0]))
         for split, chosen in files.items()
     }
 
 
-def _file(root: Path, split: str, image: Image, path: Path) -> str:
-    """Where an image is, relative to the images' root."""
-    file = image.file_name or "/".join(image.coco_url.split("/")[-2:])
-    if not file or Path(file).is_absolute() or ".." in Path(file).parts:
-        raise DataError(f"{path}: image {image.id} has file_name {file!r}: expected a path inside --images")
-    return f"{split}/{file}" if split and (root / split).is_dir() else file
+def _check_shapes(records: list[Record], found: RegionSource) -> None:
+    regions = sum(len(record.segmentations) for record in records)
+    if regions and not any(has_shape(text) for record in records for text in record.segmentations):
+        raise DataError(
+            f"{found.files[0]} has {regions:,} regions and none has a shape, as annotations of boxes alone: expected polygons or "
+            "RLE in segmentation; export them as segmentation (polygons or masks), since a box is no label of its pixels"
+        )
 
 
 def annotated_images(
-    content: CocoJson, images: list[tuple[str, str, Image]], class_ids: dict[int, int]
+    records: Iterable[tuple[str, Record]], class_ids: Mapping[Any, int], found: RegionSource, arguments: Arguments
 ) -> Iterator[AnnotatedImage]:
     """Each image with its regions in the order of the file.
 
     Raises:
         DataError: an annotation whose category is not listed.
     """
-    for key, file, image in images:
-        annotations = list(content.annotations(image.id))
-        for annotation in annotations:
-            if annotation.category_id not in class_ids:
-                raise DataError(
-                    f"{content.path}: image {image.id} has category {annotation.category_id}, which is not listed under "
-                    f"categories: expected one of {len(class_ids)} ids; mend the file"
-                )
+    for key, record in records:
+        unknown = next((category for category in record.category_ids if category not in class_ids), None)
+        if unknown is not None:
+            raise DataError(
+                f"{found.files[0]}: image {record.image} has category {unknown}, which is not listed under categories: expected "
+                f"one of {len(class_ids)}; correct the file"
+            )
+        height, width = record.height, record.width
+        if not height or not width:
+            height, width = image_size(found.root / record.image, arguments.exif)
         yield AnnotatedImage(
             key=key,
-            image=file,
-            height=image.height,
-            width=image.width,
-            class_ids=[class_ids[annotation.category_id] for annotation in annotations],
-            segmentations=[bytes(annotation.segmentation) for annotation in annotations],
+            image=record.image,
+            height=height,
+            width=width,
+            class_ids=[class_ids[category] for category in record.category_ids],
+            segmentations=record.segmentations,
         )

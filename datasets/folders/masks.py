@@ -2,110 +2,183 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-from common.label_table import lookup, read_names, to_class_ids
-from common.pairs import Pair, build_pairs, check_files, order, read_ids
-from folders.arguments import NAME, VERSION, Arguments, divide, keys_of, read_turned
-from kiloseg.data.codec import IGNORE_ID
+from common.class_names import NameTable, read_name_table
+from common.images import count_unread, is_image, read_stored, walk
+from common.pairs import Pair, fingerprint, order, read_list
+from folders.arguments import NAME, VERSION, Arguments
+from folders.layout import pair_folders
+from folders.mask_files import MASK_SUFFIXES, MaskReader
+from folders.splits import divide, divide_by_folders, keys_of, split_in_name, without_test
 from kiloseg.data.description import DatasetInfo
+from kiloseg.data.writing.build import ShardTask, build, plan_shards
+from kiloseg.data.writing.report import WHITE
+from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
-SUFFIXES = (".jpg", ".jpeg", ".png")
+LISTS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
+"""Folders of lists of images by split, as PASCAL VOC and CVAT have them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskSource:
+    """Images and masks that were found."""
+
+    images: Path
+    masks: Path
+    pairs: dict[str, str]
+    """Image to mask, each a path relative to its root."""
+    table: Path
+    """File of class names."""
+    with_colors: bool = True
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def build_masked(arguments: Arguments) -> DatasetInfo:
-    """Builds from masks; `arguments.masks` and `names` are set.
+    """Builds from the masks that `arguments` name.
 
     Raises:
         DataError: files that are missing or hold something else, or as `build`.
     """
-    assert arguments.masks is not None and arguments.names is not None
-    if not arguments.masks.is_dir():
-        raise DataError(f"{arguments.masks} is no folder: expected the masks of --masks")
-    names = read_names(arguments.names)
-    table, classes = class_table(names)
-    splits = list_splits(arguments)
-    mend = f"--masks must hold a PNG for each image, under the same name: for {arguments.images}/a/b.jpg {arguments.masks}/a/b.png"
-    for pairs in splits.values():
-        check_files(arguments.masks, [pair.mask for pair in pairs], "masks", mend)
+    assert arguments.images is not None and arguments.masks is not None and arguments.names is not None
+    for path, flag, what in ((arguments.images, "images", "images"), (arguments.masks, "masks", "masks")):
+        if not path.is_dir():
+            raise DataError(f"{path} is no folder: expected the {what} of --{flag}")
+    read_name_table(arguments.names)
+    files, left_out = _images(arguments.images, arguments.masks)
+    keys_of(files)
+    masks = [file for file in walk(arguments.masks) if Path(file).suffix.lower() in MASK_SUFFIXES]
+    pairs = pair_folders(files, masks, arguments.masks)
+    source = MaskSource(
+        images=arguments.images, masks=arguments.masks, pairs=pairs, table=arguments.names, left_out=left_out
+    )
+    return build_source(arguments, source)
+
+
+def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
+    """Builds from images and masks that were found; raises DataError as `build_masked`."""
+    if not source.pairs:
+        raise DataError(
+            f"{source.images} holds no image: expected files ending in .jpg, .jpeg, .png, .tif, ..., at any depth"
+        )
+    table: NameTable = read_name_table(source.table, with_colors=source.with_colors)
+    reader = MaskReader(
+        names=table.names,
+        colors=table.colors,
+        table=source.table,
+        ignore_id=arguments.ignore_id,
+        reduce_zero=arguments.reduce_zero_label,
+        exif=arguments.exif,
+    )
+    keys = keys_of(source.pairs)
+    splits = _splits(arguments, source, keys)
+    for split in ("train", "val"):
+        if split not in splits:
+            print(f"{arguments.name}: no images for split {split}")
+    pairs = {
+        split: sorted(
+            (Pair(key=keys[file], image=file, mask=source.pairs[file]) for file in files),
+            key=lambda pair: order(pair.key),
+        )
+        for split, files in splits.items()
+    }
+    recipe = {
+        "builder": NAME,
+        "version": VERSION,
+        "names": sorted(table.names.items()),
+        "colors": sorted([*color, raw_id] for color, raw_id in table.colors.items()),
+        "ignore_id": arguments.ignore_id,
+        "reduce_zero_label": arguments.reduce_zero_label,
+        "exif": arguments.exif,
+        "files": {
+            split: [
+                fingerprint(source.images, [pair.image for pair in found]),
+                fingerprint(source.masks, [pair.mask for pair in found]),
+            ]
+            for split, found in pairs.items()
+        },
+    }
+    classes = reader.classes
     info = DatasetInfo(
         name=arguments.name,
         classes=classes,
         background=classes.index("background") if "background" in classes else None,
         licence=arguments.licence,
         command=arguments.command("datasets/folder.py"),
-        recipe={
-            "builder": NAME,
-            "version": VERSION,
-            "names": sorted(names.items()),
-            "ignore_id": arguments.ignore_id,
-            "exif": arguments.exif,
-        },
+        recipe=recipe,
     )
-    read = functools.partial(read_mask, table=table, ignore_id=arguments.ignore_id, names=arguments.names)
-    turned = functools.partial(read_turned, exif=arguments.exif)
-    return build_pairs(arguments, info, arguments.images, splits, read, masks=arguments.masks, read_image=turned)
-
-
-def class_table(names: dict[int, str]) -> tuple[np.ndarray, list[str]]:
-    """The look-up table and class names of a user's table: class ids are the ranks of the ids that have a name."""
-    raw_ids = sorted(raw_id for raw_id, name in names.items() if name)
-    table = lookup(dict.fromkeys(names, IGNORE_ID) | {raw_id: class_id for class_id, raw_id in enumerate(raw_ids)})
-    return table, [names[raw_id] for raw_id in raw_ids]
-
-
-def list_splits(arguments: Arguments) -> dict[str, list[Pair]]:
-    """Images with the masks that they should have, by split, in a fixed random order.
-
-    Raises:
-        DataError: no image at all.
-    """
-    root = arguments.images
-    folders = {split: root / split for split in ("train", "val") if (root / split).is_dir()}
-    if folders:
-        splits = {split: _images(root, folder, arguments.masks) for split, folder in folders.items()}
-        keys = keys_of(file for files in splits.values() for file in files)
-    else:
-        keys = keys_of(_images(root, root, arguments.masks))
-        splits = divide(keys, arguments.val_fraction, arguments.seed)
-    for split in ("train", "val"):
-        if not splits.get(split):
-            print(f"{arguments.name}: no images for split {split}")
-    pairs = {
-        split: [Pair(key=keys[file], image=file, mask=str(Path(file).with_suffix(".png"))) for file in files]
-        for split, files in splits.items()
-        if files
-    }
-    if not pairs:
-        raise DataError(f"{root} holds no image: expected files ending in {', '.join(SUFFIXES)}, at any depth")
-    return {split: sorted(pairs[split], key=lambda pair: order(pair.key)) for split in pairs}
-
-
-def _images(root: Path, folder: Path, masks: Path | None) -> list[str]:
-    """Images in a folder, without masks that lie in it too: in a folder of their own, or each beside its JPEG."""
-    same = masks is not None and masks.resolve() == root.resolve()
-    suffixes = [suffix for suffix in SUFFIXES if suffix != ".png" or not same]
-    inside = masks is not None and not same and masks.resolve().is_relative_to(root.resolve())
-    return sorted(
-        str(path.relative_to(root))
-        for path in folder.rglob("*")
-        if path.suffix.lower() in suffixes
-        and not path.name.startswith(".")  # macOS leaves such companions of files on other file systems
-        and not (inside and masks is not None and path.resolve().is_relative_to(masks.resolve()))
+    tasks = [task for split, found in pairs.items() for task in plan_shards(split, len(found), arguments.shard_size)]
+    make = functools.partial(
+        make_samples,
+        images=source.images.resolve(),  # absolute, since workers on a cluster start elsewhere
+        masks=source.masks.resolve(),
+        pairs=pairs,
+        reader=reader,
     )
+    return build(arguments, info, tasks, make, left_out=source.left_out)
 
 
-def read_mask(path: Path, *, table: np.ndarray, ignore_id: int | None, names: Path) -> np.ndarray:
-    """uint16 class ids of shape (H, W); raises DataError."""
-    raw_HW = read_ids(path)
-    if ignore_id is None and raw_HW.dtype == np.uint8 and table[255] < 0:
-        ignore_id = 255
-    known = table.copy()
-    for ignored in {ignore_id, IGNORE_ID} - {None}:
-        known[ignored] = IGNORE_ID
-    mend = f"Add it to {names}, with an empty name to ignore it, or name it with --ignore-id"
-    return to_class_ids(raw_HW, known, path, mend)
+def make_samples(
+    task: ShardTask, *, images: Path, masks: Path, pairs: Mapping[str, list[Pair]], reader: MaskReader
+) -> Iterator[Sample]:
+    """The samples of a shard."""
+    for pair in pairs[task.split][task.start : task.stop]:
+        data = read_stored(images / pair.image, exif=reader.exif)
+        mask_HW, white = reader(masks / pair.mask)
+        yield Sample(
+            key=pair.key,
+            image=data,
+            mask=mask_HW,
+            meta={"image": pair.image, "mask": pair.mask},
+            counts={WHITE: int(white)},
+        )
+
+
+def _images(root: Path, masks: Path) -> tuple[list[str], Counter[str]]:
+    """Images below a folder, without masks that lie in it too: in a folder of their own, or each beside its JPEG."""
+    same = masks.resolve() == root.resolve()
+    inside = not same and masks.resolve().is_relative_to(root.resolve())
+    skipped = f"{masks.resolve().relative_to(root.resolve())}/" if inside else None
+    files = [file for file in walk(root) if skipped is None or not file.startswith(skipped)]
+    images = [file for file in files if is_image(file) and not (same and Path(file).suffix.lower() in MASK_SUFFIXES)]
+    return images, count_unread(iter(files))
+
+
+def _splits(arguments: Arguments, source: MaskSource, keys: Mapping[str, str]) -> dict[str, list[str]]:
+    found = _listed(source, arguments.given_splits)
+    if found is None:
+        found = divide_by_folders(source.pairs, arguments.given_splits, str(source.images))
+    if found is None:
+        found = divide(keys, arguments.val_fraction, arguments.seed)
+    return without_test(found, keep=arguments.test, name=arguments.name)
+
+
+def _listed(source: MaskSource, given: Mapping[str, str]) -> dict[str, list[str]] | None:
+    """Images by the lists of a folder ImageSets; None where there are none that name a split."""
+    for folder in (source.images / name for name in LISTS):
+        lists = {split: path for path in sorted(folder.glob("*.txt")) if (split := split_in_name(path.stem, given))}
+        if not lists:
+            continue
+        by_name: dict[str, str] = {}
+        for file in source.pairs:
+            stem = str(Path(file).with_suffix(""))
+            by_name[stem] = by_name[Path(stem).name] = file
+            by_name[stem.partition("/")[2]] = file
+        found = {}
+        for split, path in lists.items():
+            names = read_list(path)
+            unknown = [name for name in names if name not in by_name]
+            if unknown:
+                raise DataError(
+                    f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, of which there is no image with a mask: expected "
+                    "the names of images without suffix; restore the files or correct the list"
+                )
+            found[split] = [by_name[name] for name in names]
+        return found
+    return None

@@ -257,7 +257,9 @@ def test_a_file_is_no_folder(tmp_path):
     (tmp_path / "file").write_text("precious")
     with pytest.raises(DataError, match=r"file is a file: expected a folder to write the data set into"):
         build_numbered(tmp_path / "file")
-    with pytest.raises(DataError, match=r"file/set cannot be written \(.*\); mend its rights, or choose another --out"):
+    with pytest.raises(
+        DataError, match=r"file/set cannot be written \(.*\); change its permissions, or choose another --out"
+    ):
         build_numbered(tmp_path / "file" / "set")
     assert (tmp_path / "file").read_text() == "precious"
 

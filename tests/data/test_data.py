@@ -327,6 +327,9 @@ def test_up_to_date_means_whole_and_of_this_recipe(tmp_path):
     shards = [write_shard(tmp_path / f"{n}.tar", numbered_samples([n]), num_classes=300)[0] for n in range(2)]
     assert not up_to_date(tmp_path, {"of": "tests"}), "no description yet"
     described(tmp_path, {"train": shards[:1], "val": shards[1:]}, 300)
+    assert not up_to_date(tmp_path, {"of": "tests"}), "no index yet"
+    row = {"key": "a", "split": "train", "shard": "0.tar", "height": 1, "width": 1, "class_ids": [], "class_pixels": []}
+    write_index(tmp_path, [row, {**row, "split": "val", "shard": "1.tar"}])
     assert up_to_date(tmp_path, {"of": "tests"})
     assert not up_to_date(tmp_path, {"of": "others"})
     (tmp_path / "1.tar").write_bytes(b"short")

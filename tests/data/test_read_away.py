@@ -307,7 +307,7 @@ def test_cache_that_cannot_be_written(away, monkeypatch, tmp_path):
 LIMITED = """
 import resource, signal, sys
 from kiloseg.data.reading.reader import Reader
-from kiloseg.data.shards import read_info
+from kiloseg.data.description import read_info
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
 with Reader(sys.argv[1], read_info(sys.argv[1]).shards("train")) as reader:

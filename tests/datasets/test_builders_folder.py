@@ -14,9 +14,11 @@ from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, 
 
 import folder
 from common import pairs
-from common.label_table import read_names
-from folders import masks
-from folders.arguments import Arguments, divide, read_turned
+from common.class_names import read_names
+from common.images import read_stored
+from folders.arguments import Arguments
+from folders.mask_files import MaskReader
+from folders.splits import divide
 from kiloseg.data.description import read_info
 from kiloseg.storage.errors import DataError
 
@@ -114,15 +116,14 @@ def test_8_bit_masks(tmp_path, ignore_id, names, expected):
 def test_255_in_8_bits_is_ignored_but_not_in_16(tmp_path):
     write_png(tmp_path / "a.png", uint8([0, 255]))
     write_png(tmp_path / "b.png", np.array([[0, 255]], np.uint16))
-    table, classes = masks.class_table({0: "sky", 3: "tree"})
-    assert classes == ["sky", "tree"]
-    read = {"table": table, "ignore_id": None, "names": Path("n.csv")}
-    assert masks.read_mask(tmp_path / "a.png", **read).tolist() == [[0, X]]
+    reader = MaskReader(names={0: "sky", 3: "tree"}, table=Path("n.csv"))
+    assert reader.classes == ["sky", "tree"]
+    mask, white = reader(tmp_path / "a.png")
+    assert mask.tolist() == [[0, X]] and white
     with pytest.raises(DataError, match=r"b.png: mask has id 255: .* Add it to n.csv, with an empty name to ignore it"):
-        masks.read_mask(tmp_path / "b.png", **read)
-    read["ignore_id"] = 0
+        reader(tmp_path / "b.png")
     with pytest.raises(DataError, match=r"a.png: mask has id 255"):  # the flag replaces the default
-        masks.read_mask(tmp_path / "a.png", **read)
+        MaskReader(names={0: "sky", 3: "tree"}, table=Path("n.csv"), ignore_id=0)(tmp_path / "a.png")
 
 
 def test_masks_of_all_kinds_give_their_ids(tmp_path):
@@ -193,8 +194,8 @@ def test_images_that_are_to_be_shown_turned(tmp_path):
     path = tmp_path / "images/a.jpg"
     path.parent.mkdir()
     Image.fromarray(pixels).save(path, exif=exif)
-    assert read_turned(path, exif="ignore") == path.read_bytes()
-    turned = np.asarray(Image.open(io.BytesIO(read_turned(path, exif="apply"))))
+    assert read_stored(path, exif="ignore") == path.read_bytes()
+    turned = np.asarray(Image.open(io.BytesIO(read_stored(path, exif="apply"))))
     assert turned.shape == (32, 16, 3) and turned[:, 9:].min() > 200 and turned[:, :7].max() < 50
     write_png(tmp_path / "masks/a.png", np.ones((32, 16), np.uint8))
     write_json(tmp_path / "n.json", ["a", "b"])
@@ -203,7 +204,7 @@ def test_images_that_are_to_be_shown_turned(tmp_path):
         build(tmp_path, **fields)
     build(tmp_path, **fields, exif="apply")
     assert read_split(tmp_path / "out", "train")["a"][1] == [[1] * 16] * 32
-    assert write_jpeg(tmp_path / "plain.jpg") == read_turned(tmp_path / "plain.jpg", exif="apply")
+    assert write_jpeg(tmp_path / "plain.jpg") == read_stored(tmp_path / "plain.jpg", exif="apply")
 
 
 def masked_images(tmp_path, names):
@@ -366,7 +367,10 @@ def test_annotations_by_command(tmp_path):
     assert info.classes == ["sky", "tree"] and info.background is None
     assert (info.num_samples("train"), info.num_samples("val")) == (2, 1)
     samples = read_split(tmp_path / "out", "train") | read_split(tmp_path / "out", "val")
-    assert samples["a_one"][1] == [[1, 1, 0, 0], [1, 1, X, X]]
+    assert samples["a_one"][1] == [[0, 0, 0, 0], [1, 1, X, X]], "of two of four pixels the later one is on top"
+    build(tmp_path, annotations=tmp_path / "i.json", val_fraction=0.34, overlap="first")
+    first = read_split(tmp_path / "out", "train") | read_split(tmp_path / "out", "val")
+    assert first["a_one"][1] == [[1, 1, 0, 0], [1, 1, X, X]]
     assert samples["two"][1] == samples["three"][1] == [[X] * 4] * 2
     assert samples["a_one"][0] == (tmp_path / "images/a/one.jpg").read_bytes()
     assert (tmp_path / "kiloseg/i-train.parquet").is_file()
@@ -409,12 +413,12 @@ def test_splits_by_the_folders_in_one_json(tmp_path):
 @pytest.mark.parametrize(
     ("edit", "message"),
     [
-        (lambda c: c["images"][0].update(file_name="../a.jpg"), r"image 0 has file_name '../a.jpg'"),
-        (lambda c: c["images"][0].update(file_name="/a.jpg"), r"image 0 has file_name '/a.jpg'"),
+        (lambda c: c["images"][0].update(file_name="../c.jpg"), r"image 0 has file_name '../c.jpg'"),
+        (lambda c: c["images"][0].update(file_name="/c.jpg"), r"image 0 has file_name '/c.jpg'"),
         (lambda c: c["images"][0].update(file_name=""), r"image 0 has file_name ''"),
         (lambda c: c["images"][0].update(file_name="b.jpg"), r"images/b.jpg is missing. --images must hold"),
         (lambda c: c["images"][0].update(height=3), r"sample a: mask is \(3, 4\), its image \(2, 4\)"),
-        (lambda c: c["annotations"][0].update(category_id=4), r"image 0 has category 4, which is not listed"),
+        (lambda c: c["annotations"][0].update(category_id=4), r"image a.jpg has category 4, which is not listed"),
         (lambda c: c["categories"][0].update(name="sky"), r"each id and name once"),
         (lambda c: c["categories"].clear(), r"has 0 categories"),
         (lambda c: [c["images"].clear(), c["annotations"].clear()], r"i.json lists no images"),

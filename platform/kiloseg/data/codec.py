@@ -84,7 +84,8 @@ def encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]
     """The file suffix, bytes and (height, width) of an image as a shard stores it; raises ValueError for other formats."""
     if isinstance(image, bytes):
         with open_image(image, "JPEG", "PNG") as opened:
-            return ("jpg" if opened.format == "JPEG" else "png"), image, (opened.height, opened.width)
+            # By content: Pillow calls the JPEG of some cameras, with a second picture behind the first, an MPO.
+            return ("jpg" if image.startswith(b"\xff\xd8") else "png"), image, (opened.height, opened.width)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
     return "jpg", buffer.getvalue(), image.shape[:2]

@@ -147,7 +147,7 @@ def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) ->
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_rank, histogram = figure.subplots(1, 2)
-    most = max((int(split.max()) for split in counts.values()), default=1)
+    most = max((int(split.max()) for split in counts.values()), default=1) or 1  # where all pixels are ignored
     bins = np.unique(np.geomspace(1, most + 1, 25).round()) - 0.5  # no bin lies between two whole numbers
     for number, (name, split) in enumerate(counts.items()):
         present = np.sort(split[split > 0])[::-1]
@@ -157,9 +157,11 @@ def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) ->
         histogram.hist(present, bins=bins, histtype="stepfilled", alpha=0.45, color=colour, label=name)
     by_rank.axhline(rare, color="black", linewidth=0.8, linestyle=":")
     histogram.axvline(rare, color="black", linewidth=0.8, linestyle=":", label=f"rare: below {rare}")
-    by_rank.set(xscale="log", yscale="log", xlabel="rank of the class", ylabel="samples with the class")
-    histogram.set(xscale="log", yscale="log", xlabel="samples with the class", ylabel="classes")
+    by_rank.set(xlabel="rank of the class", ylabel="samples with the class")
+    histogram.set(xlabel="samples with the class", ylabel="classes")
     for axes in (by_rank, histogram):
+        if any(split.any() for split in counts.values()):  # no logarithm of nothing, where all pixels are ignored
+            axes.set(xscale="log", yscale="log")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False)

@@ -53,6 +53,8 @@ class DatasetInfo:
     recipe: dict[str, Any]
     """What it was built from; a builder builds again when this changes."""
     splits: dict[str, list[Shard]] = field(default_factory=dict)
+    report: dict[str, Any] | None = None
+    """What the build found and what it warned of, see `writing.report`; None in data sets of earlier versions."""
 
     @property
     def num_classes(self) -> int:
@@ -91,6 +93,7 @@ def write_info(directory: Path | str, info: DatasetInfo) -> None:
         "command": info.command,
         "recipe": info.recipe,
         "splits": {split: [dataclasses.asdict(shard) for shard in shards] for split, shards in info.splits.items()},
+        "report": info.report,
         "classes": info.classes,
     }
     text = json.dumps(content, indent=1, ensure_ascii=False) + "\n"
@@ -126,6 +129,7 @@ def read_info(directory: Path | str) -> DatasetInfo:
             command=content["command"],
             recipe=content["recipe"],
             splits=splits,
+            report=content.get("report"),
         )
         declared = content["num_classes"], content["ignore_id"]
         _check_kinds(info)

@@ -26,8 +26,12 @@ from kiloseg.data.description import Shard, read_info
 from kiloseg.data.index import read_index
 from kiloseg.data.raw import raw_samples
 from kiloseg.data.writing.processes import in_processes
+from kiloseg.data.writing.report import image_digest
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
+
+SHOWN = 20
+"""Images that come twice that are named."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,7 +55,14 @@ class _Task:
 
 
 def verify(directory: str, *, processes: int) -> list[str]:
-    """Every problem of a data set, each with the file and the sample it lies in; none if it is whole.
+    """Every problem of a data set, each with the file and the sample it lies in; none if it is whole; raises as `examine`."""
+    return examine(directory, processes=processes)[0]
+
+
+def examine(directory: str, *, processes: int) -> tuple[list[str], list[str]]:
+    """Every problem of a data set, each with the file and the sample it lies in, and every image that comes twice.
+
+    Images that come twice (equal bytes) are no damage; those of two splits make validation measure memory.
 
     Raises:
         ConnectionError: its filesystem does not answer.
@@ -90,16 +101,31 @@ def verify(directory: str, *, processes: int) -> list[str]:
                 )
     work = functools.partial(_shard_problems, location=folder.location, num_classes=info.num_classes, indexed=indexed)
     found: dict[_Task, list[str]] = {}
+    images: dict[_Task, dict[str, str]] = {}
     with (
         tqdm(total=sum(task.shard.samples for task in tasks), unit=" samples", desc=info.name) as bar,
         closing(in_processes(work, list(dict.fromkeys(tasks)), processes=processes)) as results,
     ):
-        for task, faults in results:
+        for task, (faults, images[task]) in results:
             found[task] = [f"{folder.at(task.shard.name)}: {fault}" for fault in faults]
             bar.update(task.shard.samples)
     for task in dict.fromkeys(tasks):
         problems += found[task]
-    return problems
+    return problems, _twins(images)
+
+
+def _twins(images: dict[_Task, dict[str, str]]) -> list[str]:
+    """A line for each image that has the bytes of another; `images`: of each shard, key to digest."""
+    first: dict[str, str] = {}
+    twins = []
+    for task in sorted(images, key=lambda task: task.shard.name):
+        for key, digest in images[task].items():
+            name = f"sample {key} of {task.split}"
+            if digest in first:
+                twins.append(f"{task.shard.name}: {name} has the same image, byte for byte, as {first[digest]}")
+            else:
+                first[digest] = name
+    return twins
 
 
 class _Hashing:
@@ -117,13 +143,13 @@ class _Hashing:
         return block
 
 
-def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bool) -> list[str]:
-    """Problems of one shard; each names its sample, if it lies in one."""
+def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bool) -> tuple[list[str], dict[str, str]]:
+    """Problems of one shard; each names its sample, if it lies in one. And a digest of each image, by key."""
     folder = open_folder(location)
     try:
         opened = folder.open(task.shard.name)
     except FileNotFoundError:
-        return ["is missing, though dataset.json lists it"]
+        return ["is missing, though dataset.json lists it"], {}
     rows: dict[str, dict[str, Any]] = {}
     problems = []
     if indexed:
@@ -132,6 +158,7 @@ def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bo
                 problems.append(f"sample {row['key']}: two rows in index.parquet")
             rows[row["key"]] = row
     keys: set[str] = set()
+    images: dict[str, str] = {}
     position = 0
     with opened:
         file = _Hashing(opened)
@@ -144,6 +171,7 @@ def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bo
                 elif indexed:
                     faults += _row_faults(found, rows.pop(key, None))
                 keys.add(key)
+                images[key] = image_digest(parts.get("jpg") or parts.get("png") or key.encode())
                 problems += [f"sample {key}: {fault}" for fault in faults]
         except (tarfile.TarError, OSError, EOFError, ValueError) as error:
             problems.append(f"cannot be read after {position} samples: {error}")
@@ -157,7 +185,7 @@ def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bo
         problems.insert(0, f"has {file.bytes} bytes, expected {task.shard.bytes}")
     elif file.digest.hexdigest() != task.shard.sha256:
         problems.insert(0, f"has sha256 {file.digest.hexdigest()}, expected {task.shard.sha256}")
-    return problems
+    return problems, images
 
 
 def _sample(parts: dict[str, bytes], num_classes: int) -> tuple[list[str], dict[str, Any]]:
@@ -216,15 +244,19 @@ def _short(value: Any) -> str:
 def main(arguments: Arguments) -> int:
     """Prints every problem, and a line about the whole. Returns the exit code."""
     try:
-        problems = verify(arguments.directory, processes=arguments.processes)
+        problems, twins = examine(arguments.directory, processes=arguments.processes)
         info = read_info(arguments.directory)
     except (ConnectionError, DataError) as error:
         print(error)
         return 1
-    for problem in problems:
-        print(problem)
+    for line in (*problems, *(f"warning: {twin}" for twin in twins[:SHOWN])):
+        print(line)
+    if len(twins) > SHOWN:
+        print(f"warning: {len(twins) - SHOWN} more images come twice")
     if problems:
-        print(f"{len(problems)} problems; restore what is damaged, or build the data set again: {info.command}")
+        print(
+            f"{len(problems)} problems; restore what is damaged, or build the data set again: {info.command} --rebuild"
+        )
         return 1
     shards = sum(len(info.shards(split)) for split in info.splits)
     samples = sum(info.num_samples(split) for split in info.splits)

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
 import os
 import shlex
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,15 +19,17 @@ import pyarrow
 from tqdm import tqdm
 
 from kiloseg.data.description import FORMAT, DatasetInfo, Shard, check_shards, read_info, write_info
-from kiloseg.data.index import write_tables
+from kiloseg.data.index import read_index, write_tables
+from kiloseg.data.writing.faults import writing
 from kiloseg.data.writing.processes import in_processes
+from kiloseg.data.writing.report import Notes, Tally, lines
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.data.writing.unfinished import claim, is_intact, read_record, write_record
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder, open_folder
 
-_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOENT)
+UNRECORDED = ("out", "processes", "address", "rebuild", "strict")
+"""Fields of `Output` that do not decide the bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +46,10 @@ class Output:
     address: str | None = None
     """Ray cluster that builds the shards instead, such as auto or HOST:PORT; all its machines must see `out` and what is
     read."""
+    rebuild: bool = False
+    """Build again what is complete and of the same settings, as where `python -m kiloseg.data.verify` finds damage."""
+    strict: bool = False
+    """End with an error where the report has a warning, such as a class that is in val but not in train."""
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -59,7 +64,7 @@ class Output:
         return {
             name: str(value) if isinstance(value, Path) else value
             for name, value in values.items()
-            if name not in ("out", "processes", "address")
+            if name not in UNRECORDED
         }
 
     def command(self, script: str) -> str:
@@ -67,12 +72,15 @@ class Output:
         words = ["python", script, "--out", open_folder(self.out).name]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
-            if field.name in ("out", "processes", "address") or value == field.default:
+            if field.name in UNRECORDED or value == field.default:
                 continue
             flag = field.name.replace("_", "-")
-            words += (
-                [f"--{flag}" if value else f"--no-{flag}"] if isinstance(value, bool) else [f"--{flag}", str(value)]
-            )
+            if isinstance(value, bool):
+                words.append(f"--{flag}" if value else f"--no-{flag}")
+            elif isinstance(value, tuple):
+                words += [f"--{flag}", *map(str, value)]
+            else:
+                words += [str(value)] if field.name == "path" else [f"--{flag}", str(value)]
         return shlex.join(words)
 
 
@@ -106,9 +114,12 @@ def up_to_date(directory: Path | str, recipe: dict[str, Any]) -> bool:
         info = read_info(directory)
         for split in info.splits:
             check_shards(directory, info, split)
+        if info.recipe != recipe:
+            return False
+        samples = sum(info.num_samples(split) for split in info.splits)
+        return read_index(directory, columns=["split"]).num_rows == samples
     except DataError:
         return False
-    return info.recipe == recipe
 
 
 def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
@@ -116,7 +127,7 @@ def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
 
     `build` asks this itself; a builder that prepares at length may ask before.
     """
-    if not up_to_date(output.out, _whole(output, recipe)):
+    if output.rebuild or not up_to_date(output.out, _whole(output, recipe)):
         return None
     folder = open_folder(output.out)
     folder.remove(WORK)  # where a build was stopped between its last two steps
@@ -126,7 +137,12 @@ def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
 
 
 def build(
-    output: Output, info: DatasetInfo, tasks: list[ShardTask], make_samples: Callable[[ShardTask], Iterable[Sample]]
+    output: Output,
+    info: DatasetInfo,
+    tasks: list[ShardTask],
+    make_samples: Callable[[ShardTask], Iterable[Sample]],
+    *,
+    left_out: Mapping[str, int] | None = None,
 ) -> DatasetInfo:
     """Builds a data set in `output.out` unless it is there already, and prints a line about it.
 
@@ -139,26 +155,27 @@ def build(
         tasks: the shards, in the order of the index.
         make_samples: yields the samples of a shard. It runs in other processes, so it is a module's function or a partial
             of one, and its script has `if __name__ == "__main__"`; on a cluster its paths must be absolute.
+        left_out: files that are not built from, by kind, for the report.
 
     Returns:
-        `info` with its splits filled in.
+        `info` with its splits and report filled in.
 
     Raises:
         ConnectionError: the filesystem of a URL, or the cluster, does not answer.
-        DataError: `out` holds something else or cannot be written, or as `write_shard`.
+        DataError: `out` holds something else or cannot be written, the report warns where `strict` is set, or as
+            `write_shard`.
         TypeError: a recipe that JSON cannot hold, or a `make_samples` that cannot be sent to other processes.
         ValueError: no tasks.
     """
     if not tasks:
         raise ValueError(f"data set {info.name}: no shards to build; expected at least one sample in some split")
-    found = finished(output, info.recipe)
-    if found is not None:
+    if (found := finished(output, info.recipe)) is not None:
         return found
     begin = time.perf_counter()
     info = dataclasses.replace(info, recipe=_whole(output, info.recipe))
     folder = open_folder(output.out)
     digest = _digest(info)
-    with _writing(folder):
+    with writing(folder):
         claim(folder, info.name, [task.name for task in tasks])
     work = functools.partial(
         _finish,
@@ -177,24 +194,28 @@ def build(
                 done[task] = result
                 bar.update(task.stop - task.start)
         except BaseException as error:
-            state = f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}"
-            error.add_note(f"{state}; the same command goes on from there")
+            again = "the same command goes on from there" + " once that is corrected" * isinstance(error, Exception)
+            error.add_note(f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}; {again}")
             raise
     splits: dict[str, list[Shard]] = {}
+    tally = Tally(info.classes, info.background)
     for task in tasks:
         splits.setdefault(task.split, []).append(done[task][0])
-    info = dataclasses.replace(info, splits=splits)
-    with _writing(folder):
-        write_tables(folder, (_rows(folder, task, digest) for task in tasks))
+        tally.add(task.split, *_rows(folder, task, digest))
+    report = tally.report(left_out or {})
+    if output.strict and report["warnings"]:
+        raise DataError("; ".join(report["warnings"]) + " (--strict: without it these are warnings)")
+    info = dataclasses.replace(info, splits=splits, report=report)
+    with writing(folder):
+        write_tables(folder, (_rows(folder, task, digest)[0] for task in tasks))
         write_info(output.out, info)
         folder.remove(WORK)
     kept = sum(was_kept for _, was_kept in done.values())
     written = sum(shard.samples for shard, was_kept in done.values() if not was_kept)
     seconds = time.perf_counter() - begin
-    print(
-        f"{folder.name}: {_summary(info)}, {seconds:.1f} s, {written / seconds:.0f} samples/s"
-        + (f", {kept} of {len(tasks)} shards kept from before" if kept else "")
-    )
+    kept_from = f", {kept} of {len(tasks)} shards kept from before" if kept else ""
+    print(f"{folder.name}: {_summary(info)}, {seconds:.1f} s, {written / seconds:.0f} samples/s{kept_from}")
+    print(*lines(report), sep="\n")
     return info
 
 
@@ -212,26 +233,14 @@ def _finish(
     record = read_record(folder, task.name, digest)
     if record is not None and is_intact(folder, record[0]):
         return record[0], True
-    with _writing(folder):
+    notes = Notes()
+    with writing(folder):
         with folder.scratch() as scratch:
-            shard, rows = write_shard(scratch / task.name, make_samples(task), num_classes=num_classes)
+            noted = notes.following(make_samples(task))
+            shard, rows = write_shard(scratch / task.name, noted, num_classes=num_classes)
             folder.put(scratch / task.name, task.name)
-        write_record(folder, shard, [{"split": task.split, **row} for row in rows], digest)
+        write_record(folder, shard, [{"split": task.split, **row} for row in rows], notes, digest)
     return shard, False
-
-
-@contextmanager
-def _writing(folder: Folder) -> Iterator[None]:
-    """Says that the folder cannot be written, and how to mend it; other errors are the builder's own."""
-    try:
-        yield
-    except OSError as error:
-        file = str(error.filename or "")
-        inside = file.startswith(folder.name) or (file != "" and folder.name.startswith(file))
-        if error.errno in _FULL or (error.errno in _FORBIDDEN and inside):
-            mend = "make room there" if error.errno in _FULL else "mend its rights"
-            raise DataError(f"{folder.name} cannot be written ({error}); {mend}, or choose another --out") from error
-        raise
 
 
 def _spread(
@@ -252,15 +261,15 @@ def _spread(
     return on_cluster(work, tasks, address=output.address, code=make_samples.__module__)
 
 
-def _rows(folder: Folder, task: ShardTask, digest: str) -> pyarrow.Table:
-    """The index rows of a finished shard."""
+def _rows(folder: Folder, task: ShardTask, digest: str) -> tuple[pyarrow.Table, Notes]:
+    """The index rows of a finished shard, and what was noted as it was written."""
     record = read_record(folder, task.name, _task_digest(digest, task))
     if record is None:
         raise DataError(
             f"{folder.at(task.name)}: what was written does not arrive, or was removed: expected a folder that all machines "
             "of the cluster see, or a URL; and no other build in the same one"
         )
-    return record[1]
+    return record[1:]
 
 
 def _digest(info: DatasetInfo) -> str:

@@ -37,6 +37,8 @@ class Sample:
     image: np.ndarray | bytes
     mask: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    """What the report of the build adds up, such as objects that others hide; not stored with the sample."""
 
 
 def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> tuple[Shard, list[dict[str, Any]]]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ import pyarrow.parquet
 
 from kiloseg.data.description import DESCRIPTION, Shard, read_info
 from kiloseg.data.index import SCHEMA
+from kiloseg.data.writing.report import Notes
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder
 
@@ -75,24 +77,33 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
     return found.get(name, set())
 
 
-def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], digest: str) -> None:
-    """Notes that a shard is finished. `rows` have all columns of the index, `digest` says what it was made from."""
-    metadata = {"digest": digest, "shard": json.dumps(dataclasses.asdict(shard))}
+def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], notes: Notes, digest: str) -> None:
+    """Records that a shard is finished. `rows` have all columns of the index, `digest` says what it was made from."""
+    metadata = {
+        "digest": digest,
+        "shard": json.dumps(dataclasses.asdict(shard)),
+        "notes": json.dumps({"counts": notes.counts, "images": notes.images}),
+    }
     table = pyarrow.Table.from_pylist(rows, schema=SCHEMA.with_metadata(metadata))
     sink = pyarrow.BufferOutputStream()
     pyarrow.parquet.write_table(table, sink, write_page_checksum=True)
     folder.write(_record(shard.name), sink.getvalue().to_pybytes())
 
 
-def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.Table] | None:
-    """The record and index rows of a shard that was finished for the same digest; None where there is none."""
+def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.Table, Notes] | None:
+    """Record, index rows and notes of a shard that was finished for the same digest; None where there is none."""
     try:
         content = pyarrow.BufferReader(folder.read(_record(name)))
         table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
         metadata = table.schema.metadata
         if metadata[b"digest"].decode() != digest:
             return None
-        return Shard(**json.loads(metadata[b"shard"])), table.replace_schema_metadata(None)
+        notes = json.loads(metadata[b"notes"])
+        return (
+            Shard(**json.loads(metadata[b"shard"])),
+            table.replace_schema_metadata(None),
+            Notes(counts=Counter(notes["counts"]), images=notes["images"]),
+        )
     except ConnectionError:
         raise
     except (

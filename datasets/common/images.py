@@ -1,0 +1,154 @@
+"""Images as people have them: found in folders, decoded once by the decoder of training, and stored as JPEG or PNG."""
+
+from __future__ import annotations
+
+import io
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image, ImageOps
+
+from kiloseg.data.reading.decoding import decode_pixels
+from kiloseg.storage.errors import DataError
+
+JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
+OTHERS = (".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Decoded by Pillow and stored as PNG."""
+SUFFIXES = (*JPEG, ".png", *OTHERS)
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+PICTURES = (
+    ".heic",
+    ".heif",
+    ".avif",
+    ".jxl",
+    ".jp2",
+    ".psd",
+    ".svg",
+    ".raw",
+    ".dng",
+    ".cr2",
+    ".nef",
+    ".arw",
+    ".exr",
+    ".npy",
+)
+"""Suffixes of files that are pictures too, and that are not read; they are counted in the report."""
+
+Exif = Literal["refuse", "apply", "ignore"]
+ORIENTATION = 0x0112
+"""EXIF tag that says how an image is to be turned; 1 is not at all."""
+
+
+def walk(root: Path) -> Iterator[str]:
+    """All files below a folder, as paths relative to it, sorted; hidden ones are skipped and links followed once.
+
+    Hidden are names that begin with a dot, such as the copies in .ipynb_checkpoints and macOS's companions of files on
+    other file systems, and __MACOSX.
+    """
+    visited: set[str] = set()
+    for folder, folders, files in os.walk(root, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in visited:
+            folders.clear()
+            continue
+        visited.add(real)
+        folders[:] = sorted(name for name in folders if not hidden(name))
+        inner = os.path.relpath(folder, root)
+        for name in sorted(files):
+            if not hidden(name):
+                yield name if inner == "." else f"{inner}/{name}"
+
+
+def hidden(name: str) -> bool:
+    """Whether a file or folder of that name was not put there by a person."""
+    return name.startswith(".") or name in ("__MACOSX", "Thumbs.db", "desktop.ini")
+
+
+def is_image(file: str) -> bool:
+    """Whether a file has the suffix of an image that can be read."""
+    return Path(file).suffix.lower() in SUFFIXES
+
+
+def count_unread(files: Iterator[str]) -> Counter[str]:
+    """How many files are pictures of a kind that is not read, by their suffix."""
+    suffixes = (Path(file).suffix.lower() for file in files)
+    return Counter(f"{suffix} files" for suffix in suffixes if suffix in PICTURES)
+
+
+def composed(name: str) -> str:
+    """A name in the composed form of Unicode: macOS spells é as e and an accent, others as one letter."""
+    return unicodedata.normalize("NFC", name)
+
+
+def image_size(path: Path, exif: Exif) -> tuple[int, int]:
+    """(height, width) as `read_stored` gives it, from the header; raises DataError."""
+    with _opened(path) as image:
+        turned = exif == "apply" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
+        return (image.width, image.height) if turned else (image.height, image.width)
+
+
+def read_stored(path: Path, *, exif: Exif) -> bytes:
+    """The bytes that are stored of an image: its own, or a PNG of its pixels where it is neither JPEG nor PNG or is turned.
+
+    The image is decoded once, as training will, so that a truncated file is found by its own name.
+
+    Args:
+        path: its file, of any format in FORMATS whatever its suffix says.
+        exif: what to do where EXIF data says that it is to be shown turned.
+
+    Raises:
+        DataError: no such file, no image, more than one, 16 bits a channel, too many pixels, or a turned image where
+            `exif` is refuse.
+    """
+    with _opened(path) as image:
+        if image.mode.startswith(("I", "F")):
+            raise DataError(f"{path} has one channel of 16 or more bits: expected 8 bits a channel; convert it")
+        turned = image.getexif().get(ORIENTATION, 1) != 1
+        if turned and exif == "refuse":
+            raise DataError(
+                f"{path} is to be shown turned, says its EXIF data: expected to be told whether its labels were drawn on the "
+                "image as it is shown (--exif apply) or as it is stored (--exif ignore)"
+            )
+        turned = turned and exif == "apply"
+        if image.format in ("JPEG", "MPO", "PNG") and not turned:
+            data = path.read_bytes()
+        elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+            raise DataError(f"{path} holds several images: expected one; save the one that was labelled")
+        else:
+            data = _as_png(image, turned, path)
+    try:
+        decode_pixels(data)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore or remove it") from error
+    return data
+
+
+def _as_png(image: Image.Image, turned: bool, path: Path) -> bytes:
+    try:
+        pixels = ImageOps.exif_transpose(image) if turned else image
+        if pixels.mode not in ("L", "RGB"):
+            pixels = pixels.convert("RGB")
+        buffer = io.BytesIO()
+        pixels.save(buffer, "PNG")  # without loss, unlike a second JPEG
+        return buffer.getvalue()
+    except (OSError, ValueError, SyntaxError) as error:
+        raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore or remove it") from error
+
+
+def _opened(path: Path) -> Image.Image:
+    try:
+        return Image.open(path, formats=FORMATS)
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected an image; restore it") from None
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large ({error}): cut it and its mask into tiles, then build from those"
+        ) from error
+    except (OSError, SyntaxError) as error:
+        raise DataError(
+            f"{path} is no readable image ({error}): expected {', '.join(FORMATS)}; restore or convert it"
+        ) from error

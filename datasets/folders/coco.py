@@ -1,0 +1,88 @@
+"""COCO or LVIS style json: by COCO, LVIS, CVAT, Roboflow, FiftyOne, Label Studio and many others.
+
+datumaro and supervision read it too, but hold each annotation as an object with a mask of its own and class ids by position:
+minutes and gigabytes for a file of LVIS's size, which is mapped here.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from common.coco_json import CocoJson
+from folders.annotations import Record, RegionSource
+from folders.arguments import Arguments
+from folders.coco_files import ImageFinder, find_jsons
+from kiloseg.storage.errors import DataError
+
+
+def source_of(arguments: Arguments) -> RegionSource:
+    """What --images and --annotations name; raises DataError."""
+    assert arguments.annotations is not None and arguments.images is not None
+    path = arguments.annotations
+    jsons = find_jsons(path, arguments.given_splits) if path.is_dir() else {"": path}
+    if path.is_dir():
+        for split in ("train", "val"):
+            if split not in jsons and "" not in jsons:
+                print(f"{arguments.name}: {path / (split + '.json')} does not exist, so there will be no split {split}")
+    return coco_source(arguments.images, jsons)
+
+
+def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None = None) -> RegionSource:
+    """The annotations of json files by split (or of one under ""), with images below `root`."""
+    loaded = functools.cache(lambda: {split: CocoJson(path) for split, path in jsons.items()})
+    return RegionSource(
+        root=root,
+        files=list(jsons.values()),
+        records=lambda: records(root, loaded(), files),
+        classes=lambda: categories(list(loaded().values())),
+        stem=next(iter(jsons.values())).stem.strip("_."),
+    )
+
+
+def records(root: Path, jsons: Mapping[str, CocoJson], files: list[str] | None) -> Iterator[Record]:
+    """Each image with its regions; a segmentation that is null or missing counts as one without a shape."""
+    finder = ImageFinder(root, files)
+    for split, content in jsons.items():
+        folder = content.path.parent.resolve()
+        inside = folder.is_relative_to(root.resolve())
+        beside = folder.relative_to(root.resolve()).as_posix() if inside else ""
+        for image in content.images.values():
+            annotations = list(content.annotations(image.id))
+            texts = (bytes(annotation.segmentation) for annotation in annotations)
+            yield Record(
+                image=finder.find(image, split, content.path, "" if beside == "." else beside),
+                split=split,
+                height=image.height,
+                width=image.width,
+                category_ids=[annotation.category_id for annotation in annotations],
+                segmentations=[b"[]" if text.strip() == b"null" else text for text in texts],
+            )
+
+
+def categories(jsons: list[CocoJson]) -> dict[int, str]:
+    """Category id to name, in the order of the ids, without those that only head others.
+
+    Roboflow lists a super-category under categories too, which no annotation has and whose name may be that of a class.
+
+    Raises:
+        DataError: files with different categories, or an id or name that comes twice.
+    """
+    first = sorted((category.id, category.name) for category in jsons[0].categories)
+    for other in jsons[1:]:
+        if sorted((category.id, category.name) for category in other.categories) != first:
+            raise DataError(
+                f"{jsons[0].path} and {other.path} have different categories: expected the same ids and names"
+            )
+    used = set().union(*(content.used_categories() for content in jsons))
+    listed = sorted(jsons[0].categories, key=lambda category: category.id)
+    heads = {category.supercategory for category in listed if category.id in used}
+    kept = [category for category in listed if category.id in used or category.name not in heads]
+    names = {category.id: category.name for category in kept}
+    if len(names) != len(kept):
+        raise DataError(f"{jsons[0].path} has a category id twice: expected each id and name once")
+    times = Counter(names.values())
+    unused = {category_id for category_id, name in names.items() if times[name] > 1 and category_id not in used}
+    return {category_id: name for category_id, name in names.items() if category_id not in unused}

@@ -1,0 +1,121 @@
+"""CVAT's "CVAT for images 1.1": one annotations.xml with polygons, boxes, ellipses and masks; z_order says what is on top.
+
+    <image name="a.jpg" width="6" height="4"><polygon label="cat" points="1,1;3,1;3,3" z_order="0"/></image>
+
+Read as a stream, an image at a time. datumaro reads it too, into objects in memory, and leaves the order of overlaps to the
+caller; supervision does not read it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from common.coco_json import Image
+from common.polygons import box, ellipse, placed
+from folders.annotations import Record, RegionSource
+from folders.coco_files import ImageFinder
+from folders.splits import usual_split
+from kiloseg.storage.errors import DataError
+
+
+def is_cvat(path: Path) -> bool:
+    """Whether an xml file is CVAT's, by its beginning; one with a document type is none, since that may expand without end."""
+    with path.open("rb") as file:
+        head = file.read(4096)
+    return b"<annotations>" in head and b"<!DOCTYPE" not in head and b"<!ENTITY" not in head
+
+
+def cvat_source(root: Path, xml: Path, files: list[str]) -> RegionSource:
+    """The annotations of a file, with images below `root`."""
+    return RegionSource(
+        root=root, files=[xml], records=lambda: read_cvat(xml, ImageFinder(root, files)), overlap="last", stem=xml.stem
+    )
+
+
+def read_cvat(path: Path, finder: ImageFinder) -> Iterator[Record]:
+    """Each image with its regions, from the bottom of z_order to the top.
+
+    Raises:
+        DataError: no well-formed xml, or an element without what its kind has.
+    """
+    try:
+        for number, (_, element) in enumerate(ElementTree.iterparse(path, events=("end",))):  # see is_cvat
+            if element.tag == "track":
+                raise DataError(f"{path} holds tracks of a video: export the frames with 'CVAT for images 1.1'")
+            if element.tag == "image":
+                yield _record(element, path, finder, number)
+                element.clear()
+    except ElementTree.ParseError as error:
+        raise DataError(f"{path} is no whole xml file ({error}): export it again") from error
+
+
+def _record(element: ElementTree.Element, path: Path, finder: ImageFinder, number: int) -> Record:
+    name = element.get("name", "")
+    try:
+        height, width = int(element.attrib["height"]), int(element.attrib["width"])
+        subset = usual_split(element.get("subset", "")) or ""
+        image = finder.find(Image(number, height, width, name), subset, path, "images")
+        shapes = sorted(
+            (shape for shape in element if "label" in shape.attrib), key=lambda s: int(s.get("z_order", "0"))
+        )
+        return Record(
+            image=image,
+            split=subset,
+            height=height,
+            width=width,
+            category_ids=[shape.attrib["label"].strip() for shape in shapes if shape.tag != "tag"],
+            segmentations=[_region(shape, height, width) for shape in shapes if shape.tag != "tag"],
+        )
+    except (KeyError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"{path}: image {name!r} has an element that cannot be read ({type(error).__name__}: {error}): export it again"
+        ) from error
+
+
+def _region(shape: ElementTree.Element, height: int, width: int) -> bytes:
+    get = shape.attrib
+    if shape.tag == "polygon":
+        points = [[float(value) for value in point.split(",")] for point in get["points"].split(";") if point.strip()]
+        return json.dumps([points]).encode()
+    if shape.tag == "box":
+        corners = [float(get[name]) for name in ("xtl", "ytl", "xbr", "ybr")]
+        if float(get.get("rotation", "0")):
+            return json.dumps([_turned(corners, float(get["rotation"]))]).encode()
+        return json.dumps([box(*corners)]).encode()
+    if shape.tag == "ellipse":
+        x, y, radius_x, radius_y = (float(get[name]) for name in ("cx", "cy", "rx", "ry"))
+        return json.dumps([ellipse(x, y, radius_x, radius_y, float(get.get("rotation", "0")))]).encode()
+    if shape.tag == "mask":
+        return _mask(shape, height, width)
+    return b"[]"  # points, lines, cuboids and skeletons have no inside
+
+
+def _turned(corners: list[float], degrees: float) -> list[float]:
+    """A box turned clockwise around its middle."""
+    left, top, right, bottom = corners
+    x, y = (left + right) / 2, (top + bottom) / 2
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    points: list[float] = []
+    for at_x, at_y in ((left, top), (right, top), (right, bottom), (left, bottom)):
+        points += [x + (at_x - x) * cos - (at_y - y) * sin, y + (at_x - x) * sin + (at_y - y) * cos]
+    return points
+
+
+def _mask(shape: ElementTree.Element, height: int, width: int) -> bytes:
+    """CVAT's runs go row by row inside the mask's box, zeros first; COCO's go column by column through the image."""
+    left, top, box_width, box_height = (int(shape.attrib[name]) for name in ("left", "top", "width", "height"))
+    runs = [int(run) for run in shape.attrib["rle"].split(",")]
+    if not (0 < box_width <= width and 0 < box_height <= height):
+        raise ValueError(f"a mask of {box_width} x {box_height} in an image of {width} x {height}")
+    if min(runs) < 0 or sum(runs) != box_width * box_height:
+        raise ValueError(f"runs of {sum(runs)} pixels in a mask of {box_width} x {box_height}")
+    inside = np.repeat(np.arange(len(runs)) % 2, runs).astype(np.uint8).reshape(box_height, box_width)
+    return placed(inside, left, top, height, width)

@@ -1,0 +1,151 @@
+"""Label Studio's json export: a list of tasks with polygons, rectangles, ellipses and brush strokes; last on top.
+
+    [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [
+        {"type": "polygonlabels", "original_width": 6, "original_height": 4,
+         "value": {"points": [[x, y], ...], "polygonlabels": ["cat"]}}]}]}]
+
+Coordinates are in hundredths of the image. A brush stroke is run-length coded bit by bit (thi.ng/rle-pack), four channels a
+pixel of which the last counts. Neither datumaro nor supervision reads brush strokes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import numpy as np
+
+from common.images import composed, is_image
+from common.polygons import box, ellipse, rle_text
+from folders.annotations import Record, RegionSource
+from folders.coco_files import HEAD
+from folders.json_files import read_json
+from kiloseg.storage.errors import DataError
+
+UPLOADED = re.compile(r"^[0-9a-f]{8}-")
+"""What Label Studio puts before the name of an uploaded file."""
+
+
+def is_labelstudio(path: Path) -> bool:
+    """Whether a json file is an export of Label Studio, by its beginning."""
+    with path.open("rb") as file:
+        text = file.read(HEAD)
+    return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") and b'"annotations"' in text and b'"result"' in text
+
+
+def labelstudio_source(root: Path, path: Path, files: list[str]) -> RegionSource:
+    """The annotations of an export, with images below `root`, given relative to it."""
+    there = {composed(PurePosixPath(file).name): file for file in files if is_image(file)}
+    return RegionSource(
+        root=root, files=[path], records=lambda: read_labelstudio(path, there), overlap="last", stem=path.stem
+    )
+
+
+def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
+    """Each task with the regions of its first annotation that was not canceled.
+
+    Raises:
+        DataError: another structure, or an image that is not there.
+    """
+    tasks = read_json(path)
+    for number, task in enumerate(tasks):
+        try:
+            shown = next(
+                str(value) for value in task["data"].values() if isinstance(value, str) and _is_image_url(value)
+            )
+            done = [entry for entry in task["annotations"] if not entry.get("was_cancelled")]
+            results = [
+                found for found in (done[0]["result"] if done else []) if str(found.get("type", "")).endswith("labels")
+            ]
+            name = _name(shown)
+            image = images.get(name) or images.get(UPLOADED.sub("", name))
+            if image is None:
+                raise DataError(
+                    f"{path}: task {task.get('id', number)} is of {shown!r}, of which there is no image: export it too"
+                )
+            height = results[0]["original_height"] if results else 0
+            width = results[0]["original_width"] if results else 0
+            yield Record(
+                image=image,
+                height=height,
+                width=width,
+                category_ids=[found["value"][found["type"]][0].strip() for found in results],
+                segmentations=[_region(found, height, width) for found in results],
+            )
+        except DataError:
+            raise
+        except (AttributeError, IndexError, KeyError, StopIteration, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}: task {number} of the list cannot be read ({type(error).__name__}: {error}): expected Label Studio's "
+                "JSON export; export it again"
+            ) from error
+
+
+def _is_image_url(text: str) -> bool:
+    return is_image(_name(text))
+
+
+def _name(url: str) -> str:
+    parts = urlsplit(url)
+    local = re.search(r"(?:^|&)d=([^&]+)", parts.query)  # /data/local-files/?d=folder/a.jpg
+    return composed(PurePosixPath(unquote(local[1] if local else parts.path)).name)
+
+
+def _region(found: dict[str, Any], height: int, width: int) -> bytes:
+    value = found["value"]
+    if found["type"] == "polygonlabels":
+        return json.dumps([[[x * width / 100, y * height / 100] for x, y in value["points"]]]).encode()
+    if found["type"] == "rectanglelabels" and not value.get("rotation"):
+        left, top = value["x"] * width / 100, value["y"] * height / 100
+        corner = left + value["width"] * width / 100, top + value["height"] * height / 100
+        return json.dumps([box(left, top, *corner)]).encode()
+    if found["type"] == "ellipselabels":
+        middle = value["x"] * width / 100, value["y"] * height / 100
+        radii = value["radiusX"] * width / 100, value["radiusY"] * height / 100
+        return json.dumps([ellipse(*middle, *radii, value.get("rotation") or 0)]).encode()
+    if found["type"] == "brushlabels":
+        channels = unpack_brush(value["rle"], height * width * 4)
+        return rle_text(np.asfortranarray((channels.reshape(height, width, 4)[..., 3] > 0).astype(np.uint8)))
+    return b"[]"
+
+
+def unpack_brush(data: list[int], size: int) -> np.ndarray:
+    """The bytes of a brush stroke: uint8 of length `size`.
+
+    Behind 32 bits of length, 5 bits of word size less one and four sizes of run lengths (4 bits each, less one) come runs:
+    a bit that says whether one word is repeated, 2 bits that choose the size of the length, the length less one, words.
+
+    Raises:
+        ValueError: another length, or data that ends too early.
+    """
+    bits = np.unpackbits(np.array(data, np.uint8))
+    place = 0
+
+    def read(count: int) -> int:
+        nonlocal place
+        if place + count > len(bits):
+            raise ValueError("a brush stroke that ends too early")
+        value = int.from_bytes(np.packbits(bits[place : place + count]).tobytes(), "big") >> (-count % 8)
+        place += count
+        return value
+
+    if (length := read(32)) != size:
+        raise ValueError(f"a brush stroke of {length} bytes, expected {size}: four a pixel")
+    word = read(5) + 1
+    sizes = [read(4) + 1 for _ in range(4)]
+    out = np.zeros(size, np.uint8)
+    at = 0
+    while at < size:
+        repeated = read(1)
+        run = min(read(sizes[read(2)]) + 1, size - at)
+        if repeated:
+            out[at : at + run] = read(word) & 255
+        else:
+            for number in range(at, at + run):
+                out[number] = read(word) & 255
+        at += run
+    return out

@@ -1,0 +1,116 @@
+"""Which images and masks of a folder belong together, by the names of their folders and files.
+
+images/a/b.jpg  masks/a/b.png                     also img_dir and ann_dir, JPEGImages and SegmentationClass, ...
+train/images/b.jpg  train/masks/b.png             also Mapillary Vistas' training/v2.0/labels/b.png
+a/b.jpg  a/b_mask.png                             also _seg, _gt, _label; Roboflow's masks
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from common.images import composed, is_image
+from folders.mask_files import MASK_SUFFIXES
+from kiloseg.storage.errors import DataError
+
+IMAGE_FOLDERS = {"images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit", "rgb"}
+MASK_FOLDERS = {
+    *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "seg", "segmentation"),
+    *("segmentationclass", "segmentations", "gtfine", "groundtruth", "ground_truth", "annotations_detectron2", "anns"),
+}
+IGNORED_FOLDERS = {
+    "segmentationobject",
+    "instances",
+    "panoptic",
+    "polygons",
+    "v1.2",
+    "overlays",
+    "viz",
+    "visualization",
+}
+MASK_ENDS = re.compile(
+    r"(?:[-_. ]?(masks?|seg|segmentation|gt|labels?|labelids|gtfine_labelids|annotation))$", re.IGNORECASE
+)
+IMAGE_ENDS = re.compile(r"(?:[-_](leftimg8bit|image|img|rgb|sat))$", re.IGNORECASE)
+
+
+def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
+    """Image to mask, where images and masks lie in folders that are called so; empty where there are none.
+
+    Raises:
+        DataError: an image without a mask, or with two.
+    """
+    images, masks = {}, {}
+    for file in files:
+        *folders, name = file.split("/")
+        lower = [folder.lower() for folder in folders]
+        if IGNORED_FOLDERS.intersection(lower):
+            continue
+        role = next((n for n, folder in enumerate(lower) if folder in IMAGE_FOLDERS | MASK_FOLDERS), None)
+        if role is None:
+            continue
+        rest = [folder for n, folder in enumerate(folders) if n != role and lower[n] not in ("v2.0", "default")]
+        if lower[role] in IMAGE_FOLDERS and is_image(name):
+            images[file] = "/".join([*rest, name])
+        elif lower[role] in MASK_FOLDERS and Path(name).suffix.lower() in MASK_SUFFIXES:
+            masks[file] = "/".join([*rest, name])
+    if not images or not masks:
+        return {}
+    return _matched(images, masks, "")
+
+
+def pair_beside(files: Iterable[str]) -> dict[str, str]:
+    """Image to mask, where each mask lies beside its image under its name with an end such as _mask; empty without any."""
+    names = {file: file for file in files if is_image(file)}
+    stems = {_stem(name): file for file, name in names.items()}
+    masks = {
+        file: name
+        for file, name in names.items()
+        if Path(name).suffix.lower() in MASK_SUFFIXES
+        and MASK_ENDS.search(_stem(name))
+        and MASK_ENDS.sub("", _stem(name)) in stems
+    }
+    images = {file: name for file, name in names.items() if file not in masks}
+    return _matched(images, masks, "") if masks else {}
+
+
+def pair_folders(images: Iterable[str], masks: Iterable[str], folder: Path) -> dict[str, str]:
+    """Image to mask, where the user says which folder holds the masks; raises DataError as `pair_by_folders`."""
+    return _matched({file: file for file in images}, {file: file for file in masks}, f"{folder}/")
+
+
+def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[str, str]:
+    """`images` and `masks`: file to the name by which it is matched; `where`: what comes before a mask in messages."""
+    exact: dict[str, str] = {}
+    loose: dict[str, list[str]] = {}
+    for file, name in masks.items():
+        stem = _stem(name)
+        if stem in exact:
+            raise DataError(f"{where}{exact[stem]} and {where}{file} are masks of the same image: remove one of them")
+        exact[stem] = file
+        loose.setdefault(MASK_ENDS.sub("", stem), []).append(file)
+    found, missing = {}, []
+    for file, name in images.items():
+        stem = _stem(name)
+        candidates = [exact[stem]] if stem in exact else loose.get(stem) or loose.get(IMAGE_ENDS.sub("", stem), [])
+        if len(candidates) > 1:
+            raise DataError(
+                f"{where}{candidates[0]} and {candidates[1]} may both be the mask of {file}: remove one of them"
+            )
+        if candidates:
+            found[file] = candidates[0]
+        else:
+            missing.append(stem)
+    if missing:
+        others = f", and {len(missing) - 1:,} more of {len(images):,} masks" if len(missing) > 1 else ""
+        raise DataError(
+            f"{where}{missing[0]}.png is missing{others}. --masks must hold a PNG for each image, under the same name (or TIFF "
+            "or BMP, or with _mask, _seg, _gt or _label behind the name): for images/a/b.jpg masks/a/b.png"
+        )
+    return found
+
+
+def _stem(name: str) -> str:
+    return composed(str(Path(name).with_suffix("")))

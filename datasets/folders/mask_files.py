@@ -1,0 +1,125 @@
+"""Masks as tools write them: ids in 8 or 16 bits, palettes, grey in three channels, or the colors of a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from common.class_names import Color
+from common.images import ORIENTATION, Exif
+from common.label_table import MAX_RAW_ID, lookup, to_class_ids
+from common.pairs import grey_bits
+from kiloseg.data.codec import IGNORE_ID
+from kiloseg.storage.errors import DataError
+
+MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = ("PNG", "TIFF", "BMP", "GIF")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskReader:
+    """Reads a mask's file into class ids; picklable."""
+
+    names: dict[int, str]
+    """Raw id to name; one with an empty name is ignored. Class ids are the ranks of those that have one."""
+    colors: dict[Color, int] = field(default_factory=dict)
+    """Color to raw id, for masks of colors."""
+    table: Path
+    """Where the names are from, for messages."""
+    ignore_id: int | None = None
+    """Raw id that means ignore; without one 255 is, in masks of 8 bits, where no class has it. 65,535 always is."""
+    reduce_zero: bool = False
+    """Raw id 0 is ignored and all others count one less, as MMSegmentation's reduce_zero_label has it."""
+    exif: Exif = "refuse"
+
+    @property
+    def classes(self) -> list[str]:
+        """A name per class id."""
+        return [self.names[raw_id] for raw_id in sorted(self.names) if self.names[raw_id]]
+
+    def __call__(self, path: Path) -> tuple[np.ndarray, bool]:
+        """uint16 class ids of shape (H, W), and whether 255 was ignored in it only because no class has that id.
+
+        Raises:
+            DataError: no such file, no mask, or an id or color that is not in the table.
+        """
+        raw_HW = self._raw(path)
+        ignore_id = self.ignore_id
+        white = ignore_id is None and raw_HW.dtype == np.uint8 and 255 not in self.names
+        if white:
+            ignore_id = 255
+        shift = int(self.reduce_zero)
+        ranks = {
+            raw_id: rank for rank, raw_id in enumerate(raw_id for raw_id in sorted(self.names) if self.names[raw_id])
+        }
+        known = {raw_id + shift: ranks.get(raw_id, IGNORE_ID) for raw_id in self.names}
+        known |= dict.fromkeys(
+            [IGNORE_ID, *([0] if shift else []), *([] if ignore_id is None else [ignore_id])], IGNORE_ID
+        )
+        advice = f"Add it to {self.table}, with an empty name to ignore it, or name it with --ignore-id"
+        mask_HW = to_class_ids(raw_HW, lookup(known), path, advice)
+        return mask_HW, white and bool((raw_HW == 255).any())
+
+    def _raw(self, path: Path) -> np.ndarray:
+        try:
+            with Image.open(path, formats=FORMATS) as image:
+                turned = image.getexif().get(ORIENTATION, 1) != 1
+                if turned and self.exif == "refuse":
+                    raise DataError(
+                        f"{path} is a mask that is to be shown turned, says its EXIF data: say whether to turn it and its image "
+                        "(--exif apply) or not (--exif ignore)"
+                    )
+                image.load()
+                upright = ImageOps.exif_transpose(image) if turned and self.exif == "apply" else image
+                return self._ids(upright, path)
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: expected a mask; restore it") from None
+        except DataError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise DataError(f"{path} is too large ({error}): cut it and its image into tiles") from error
+        except (OSError, SyntaxError, ValueError) as error:
+            raise DataError(
+                f"{path} is no readable mask ({error}): expected a whole file of {', '.join(FORMATS)}; restore or convert it"
+            ) from error
+
+    def _ids(self, image: Image.Image, path: Path) -> np.ndarray:
+        if self.colors and image.mode not in ("1", "L") and not image.mode.startswith("I"):
+            return self._from_colors(np.asarray(image.convert("RGB")), path)
+        if image.mode == "L" and image.format == "PNG" and (bits := grey_bits(path)) < 8:
+            return np.asarray(image) // (255 // (2**bits - 1))  # Pillow spreads the values over 0 to 255
+        if image.mode in ("1", "L", "P"):
+            return np.asarray(image).astype(np.uint8)
+        if image.mode.startswith("I"):
+            ids_HW = np.asarray(image)
+            if ids_HW.min(initial=0) < 0 or ids_HW.max(initial=0) > MAX_RAW_ID:
+                raise DataError(f"{path}: mask has ids {ids_HW.min()} to {ids_HW.max()}: expected 0 to {MAX_RAW_ID}")
+            return ids_HW.astype(np.uint16)
+        if image.mode in ("RGB", "RGBA", "LA"):
+            pixels_HW3 = np.asarray(image.convert("RGB"))
+            grey_HW = pixels_HW3[..., 0]
+            if (grey_HW == pixels_HW3[..., 1]).all() and (grey_HW == pixels_HW3[..., 2]).all():
+                return grey_HW
+        raise DataError(
+            f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected ids in one channel, or a table of "
+            f"names with a color for each class (columns name, r, g, b); {self.table} has none"
+        )
+
+    def _from_colors(self, pixels_HW3: np.ndarray, path: Path) -> np.ndarray:
+        packed = sorted((red << 16 | green << 8 | blue, raw_id) for (red, green, blue), raw_id in self.colors.items())
+        keys, raw_ids = (np.array(column, np.int64) for column in zip(*packed, strict=True))
+        wide_HW3 = pixels_HW3.astype(np.int64)
+        colors_HW = wide_HW3[..., 0] << 16 | wide_HW3[..., 1] << 8 | wide_HW3[..., 2]
+        place_HW = np.searchsorted(keys, colors_HW).clip(max=len(keys) - 1)
+        unknown_HW = keys[place_HW] != colors_HW
+        if unknown_HW.any():
+            red, green, blue = pixels_HW3[unknown_HW][0].tolist()
+            raise DataError(
+                f"{path}: mask has color {red},{green},{blue} in {int(unknown_HW.sum())} pixels, which {self.table} does not "
+                "have: expected the colors of its classes and no shades between them; add it, or save the mask without "
+                "smoothing and not as JPEG"
+            )
+        return raw_ids[place_HW].astype(np.uint16)

@@ -1,0 +1,131 @@
+"""Which split a folder, a file or a path belongs to, by the names that tools give them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from common.images import composed
+from common.pairs import order, safe_key
+from kiloseg.data.writing.shard import MAX_KEY_BYTES
+from kiloseg.storage.errors import DataError
+
+USUAL = {
+    "train": re.compile(r"(train|training|trn)[-_]?(set|data|images|imgs)?(\d{4})?"),
+    "val": re.compile(r"(val|valid|validation|dev)[-_]?(set|data|images|imgs)?(\d{4})?"),
+    "test": re.compile(r"(test|testing|tst)[-_]?(set|data|dev|images|imgs)?(\d{4})?"),
+}
+"""What folders of a split are called, in any case: by COCO train2017, by ADE20K training, by Roboflow valid."""
+
+LEFT_OUT = "none"
+
+
+def usual_split(name: str, given: Mapping[str, str] | None = None) -> str | None:
+    """The split that a folder of this name is, by what the user said or by its usual names; None where it is none."""
+    if given and name in given:
+        return given[name]
+    return next((split for split, pattern in USUAL.items() if pattern.fullmatch(name.lower())), None)
+
+
+def split_in_name(stem: str, given: Mapping[str, str] | None = None) -> str | None:
+    """The split that a file's name holds as a word, as instances_train2017; None where it holds none or several."""
+    if given and stem in given:
+        return given[stem]
+    found = {usual_split(word) for word in re.split(r"[-_.\s]+", stem)} - {None}
+    return found.pop() if len(found) == 1 else None
+
+
+def parse_splits(words: Sequence[str]) -> dict[str, str]:
+    """FOLDER=SPLIT words of the command line; raises ValueError."""
+    given = {}
+    for word in words:
+        name, mark, split = word.rpartition("=")
+        if not mark or not name or split not in (*USUAL, LEFT_OUT):
+            raise ValueError(f"--splits {word}: expected FOLDER=train, FOLDER=val, FOLDER=test or FOLDER={LEFT_OUT}")
+        given[name] = split
+    return given
+
+
+def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str) -> dict[str, list[str]] | None:
+    """Files by the split that a folder of their path names; None where no folder names one.
+
+    The topmost folder that is a split for any file decides for all: of a/train/x.jpg the second.
+
+    Args:
+        files: relative paths.
+        given: what the user said.
+        what: where the files are, for messages.
+
+    Raises:
+        DataError: some files lie in a folder of a split and others do not.
+    """
+    files = list(files)
+    for depth in range(max((file.count("/") for file in files), default=0)):
+        names = {file.split("/")[depth] for file in files if file.count("/") > depth}
+        if not any(usual_split(name, given) for name in names):
+            continue
+        found: dict[str, list[str]] = {}
+        for file in files:
+            parts = file.split("/")
+            name = parts[depth] if len(parts) > depth + 1 else ""
+            split = usual_split(name, given) if name else None
+            if split is None:
+                known = sorted(name for name in names if usual_split(name, given))
+                raise DataError(
+                    f"{what}: {file} is in no folder of a split, though there is {', '.join(known)}: expected all images in "
+                    f"such folders; say which split it is with --splits {name or 'FOLDER'}=train, =val, =test, or "
+                    f"={LEFT_OUT} to leave it out"
+                )
+            if split != LEFT_OUT:
+                found.setdefault(split, []).append(file)
+        return found
+    return None
+
+
+def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, list[str]]:
+    """Files into train and val: at least one file for each, unless the fraction is 0."""
+    files = sorted(keys, key=lambda file: order(f"{seed}/{keys[file]}"))
+    num_val = min(max(round(val_fraction * len(files)), 1), len(files) - 1) if val_fraction > 0 else 0
+    splits = {"train": files[num_val:], "val": files[:num_val]}
+    return {split: chosen for split, chosen in splits.items() if chosen}
+
+
+def without_test(splits: dict[str, list[str]], *, keep: bool, name: str) -> dict[str, list[str]]:
+    """The splits that are built: test only where it is asked for. Prints a line where it is left out."""
+    if "test" in splits and not keep:
+        print(f"{name}: {len(splits['test'])} images of split test are left out; --test builds them as split test")
+    return {split: files for split, files in splits.items() if files and (keep or split != "test")}
+
+
+def keys_of(files: Iterable[str]) -> dict[str, str]:
+    """A key per image file, from its path without suffix.
+
+    Names that differ only in what a key cannot hold, as `IMG (1)` and `IMG_(1)`, get a digest of the name each; one that is
+    too long for a shard is shortened and gets one too.
+
+    Raises:
+        DataError: two files of one name but for the suffix, or one file that is listed twice.
+    """
+    files = list(files)
+    names: dict[str, list[str]] = {}
+    by_stem: dict[str, str] = {}
+    for file in files:
+        stem = composed(str(Path(file).with_suffix("")))
+        if stem in by_stem:
+            raise DataError(
+                f"images {by_stem[stem]} and {file} would both be sample {safe_key(stem)}: rename one of them"
+            )
+        by_stem[stem] = file
+        names.setdefault(safe_key(stem), []).append(stem)
+    keys = {}
+    for key, stems in names.items():
+        for stem in stems:
+            keys[by_stem[stem]] = _unique(key, stem) if len(stems) > 1 or len(key.encode()) > MAX_KEY_BYTES else key
+    return keys
+
+
+def _unique(key: str, stem: str) -> str:
+    digest = order(stem).hex()[:12]
+    room = MAX_KEY_BYTES - len(digest) - 1
+    return f"{key.encode()[:room].decode(errors='ignore')}-{digest}"

@@ -218,7 +218,7 @@ def test_all_problems_are_printed_and_the_exit_code_is_1(copy):
     assert [line.partition(": ")[0] for line in lines[:-1]] == [
         str(copy / name) for name in ("train-000000.tar", SHARD, "val-000000.tar")
     ]
-    assert lines[-1] == "3 problems; restore what is damaged, or build the data set again: tests"
+    assert lines[-1] == "3 problems; restore what is damaged, or build the data set again: tests --rebuild"
     nothing = run("verify", copy / "nowhere")
     assert nothing.returncode == 1 and "dataset.json does not exist" in nothing.stdout
     assert "Traceback" not in nothing.stderr + damaged.stderr

@@ -42,6 +42,14 @@ IMPOSSIBLE = [
     ("data.shuffle_buffer", 0, "data.shuffle_buffer = 0: expected at least 1 sample"),
     ("data.val_batch_size", 0, "data.val_batch_size = 0: expected at least 1 image"),
     ("data.val_samples", 0, "data.val_samples = 0: expected at least 1, or None for all"),
+    *(
+        (
+            "data.val_splits",
+            splits,
+            f"data.val_splits = {splits!r}: expected 'val' first, then any other splits but train",
+        )
+        for splits in ((), ("val_style",), ("val", "train"), ("val", "val"))
+    ),
     ("model.embed_dim", 1, "model.embed_dim = 1: expected at least 2"),
     ("model.weights", "", "model.weights = '': expected none, hub, package or a file"),
     ("loss.negatives.count", 0, "negatives.count = 0: expected at least 1 negative per pixel"),
@@ -111,6 +119,7 @@ BOUNDARIES = [
     ("data.val_batch_size", 1),
     ("data.val_samples", 1),
     ("data.val_samples", None),
+    ("data.val_splits", ("val", "val_style")),
     ("model.embed_dim", 2),
     ("loss.negatives.count", 1),
     ("loss.separation_sample", 1),

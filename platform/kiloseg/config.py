@@ -128,7 +128,10 @@ class Data:
     val_batch_size: int = 16
     """Images per validation batch, padded to the largest of them with ignored pixels."""
     val_samples: int | None = None
-    """Validate on the first N samples of the validation split only. None: all."""
+    """Validate on the first N samples of each validation split only. None: all."""
+    val_splits: tuple[str, ...] = ("val",)
+    """Splits of the data set that are validated on: val, by whose val/miou searches and early stopping go, and any others, whose
+    figures are reported beside it as SPLIT/miou and SPLIT/pixel_accuracy."""
 
     def __post_init__(self) -> None:
         if self.num_classes is not None:
@@ -137,6 +140,13 @@ class Data:
             )
         if self.val_samples is not None:
             _require(self.val_samples >= 1, "data.val_samples", self.val_samples, "at least 1, or None for all")
+        splits = self.val_splits
+        _require(
+            splits[:1] == ("val",) and "train" not in splits and len(set(splits)) == len(splits),
+            "data.val_splits",
+            splits,
+            "'val' first, then any other splits but train, each once",
+        )
         _require_word("data.other_classes", self.other_classes, OtherClasses)
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
         _require(self.scale_min > 0, "data.scale_min", self.scale_min, "a factor above 0")

@@ -17,6 +17,7 @@ MAY_DIFFER = frozenset(
         "data.cache_gib",
         "data.max_bad_samples",
         "data.val_batch_size",
+        "data.val_splits",
         "trainer.output",
         "trainer.progress",
         "trainer.keep_checkpoints",
@@ -99,6 +100,8 @@ def _fits(value: Any, expected: Any) -> bool:
     arguments = typing.get_args(expected)
     if typing.get_origin(expected) is Literal:
         return value in arguments
+    if typing.get_origin(expected) is tuple:  # of any length, such as tuple[str, ...]
+        return isinstance(value, tuple) and all(_fits(one, arguments[0]) for one in value)
     if arguments:  # a union such as int | None
         return any(_fits(value, argument) for argument in arguments)
     if expected is float:

@@ -192,18 +192,24 @@ def prediction_sheet(
     num_classes: int,
     background: int | None,
     title: str,
+    names: Sequence[str] | None = None,
 ) -> Figure:
     """A row per sample: image, labels and prediction, the last two in the same colours. White is ignored.
+
+    With names, every class of the labels is written where it lies, and in the prediction what most of its pixels were taken
+    for: black where that is right, and red where it is not.
 
     Args:
         samples: uint8 images (H, W, 3), int labels (H, W) with -1 for ignore, int predictions (H, W).
         num_classes: C.
         background: its id, drawn grey, or None.
         title: of the figure.
+        names: of the C classes; makes the figure twice as large.
     """
     samples = list(samples)
     colours = class_colours(num_classes, background)
-    figure = Figure(figsize=(6.6, 2.2 * len(samples) + 0.4), layout="constrained")
+    side = 2.2 if names is None else 4.4
+    figure = Figure(figsize=(3 * side, side * len(samples) + 0.4), layout="constrained")
     grid = figure.subplots(len(samples), 3, squeeze=False)
     for row, (image, labels, predicted) in zip(grid, samples, strict=True):
         known = labels >= 0
@@ -217,5 +223,34 @@ def prediction_sheet(
             axes.imshow(picture, interpolation="nearest")
             axes.set_title(heading, fontsize=9)
             axes.set_axis_off()
+        if names is not None:
+            _write_names(row[1], row[2], labels, predicted, names, background)
     figure.suptitle(title, fontsize=11)
     return figure
+
+
+def _write_names(
+    labelled: Axes,
+    predicting: Axes,
+    labels: np.ndarray,
+    predicted: np.ndarray,
+    names: Sequence[str],
+    background: int | None,
+) -> None:
+    for label in np.unique(labels).tolist():
+        if label in (-1, background):
+            continue
+        rows, columns = np.nonzero(labels == label)
+        taken_for = int(np.bincount(predicted[rows, columns]).argmax())
+        right_color = "black" if taken_for == label else "#c00000"
+        for axes, name, color in ((labelled, names[label], "black"), (predicting, names[taken_for], right_color)):
+            axes.text(
+                float(np.median(columns)),
+                float(np.median(rows)),
+                name,
+                color=color,
+                fontsize=6,
+                horizontalalignment="center",
+                verticalalignment="center",
+                bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
+            )

@@ -1,5 +1,6 @@
 """The loop: it learns, resumes to the same numbers, agrees between one worker and two, and stops clearly."""
 
+import dataclasses
 import multiprocessing
 import os
 import pickle
@@ -13,7 +14,7 @@ from heads import free_ports
 from torch.nn.parallel import DistributedDataParallel
 
 from kiloseg.config import Model
-from kiloseg.data.description import read_info
+from kiloseg.data.description import read_info, write_info
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import validation_batches
 from kiloseg.memory import plan, plan_evaluation
@@ -53,6 +54,25 @@ def test_learns_and_reports(quick):
     assert last["val/peak_memory_gib"] != last["peak_memory_gib"]
     assert ("peak_memory_reserved_gib" in last) == torch.cuda.is_available()
     assert last["train/images_per_s"] > 0
+
+
+def test_further_validation_splits_are_reported_by_name(quick, squares, tmp_path):
+    folder = tmp_path / "data"
+    shutil.copytree(squares, folder)
+    info = read_info(folder)
+    splits = {**info.splits, "again": info.shards("val"), "seen": info.shards("train")[:1]}
+    write_info(folder, dataclasses.replace(info, splits=splits))
+    settings = {"data.path": str(folder), "data.val_splits": ("val", "again", "seen"), "trainer.output": str(tmp_path)}
+    config = override(quick, settings)
+    reports, last = run(config)
+    assert last["again/miou"] == last["val/miou"] and last["again/pixel_accuracy"] == last["val/pixel_accuracy"]
+    assert last["seen/miou"] != last["val/miou"]
+    alone = train(override(quick, {"trainer.output": str(tmp_path / "alone")}), lambda report: None)
+    assert {name: last[name] for name in numbers(alone)} == numbers(alone), "more splits change no number"
+    again, kept = run(config, resume=reports[-1]["checkpoint"])
+    assert not again and numbers(kept) == numbers(last)
+    with pytest.raises(DataError, match="none"):
+        train(override(config, {"data.val_splits": ("val", "none")}), lambda report: None)
 
 
 @pytest.mark.parametrize("loader_workers", [0, 2])

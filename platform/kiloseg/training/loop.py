@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,10 @@ def train(
     num_classes = count_classes(config.data, info)
     rank, world = workers.rank, workers.world_size
     batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)
-    validation = validation_batches(config.data, info, rank=rank, world=world)
+    validation = {
+        split: validation_batches(config.data, info, split=split, rank=rank, world=world)
+        for split in config.data.val_splits
+    }
 
     state = TrainState(config, num_classes, workers, batches.bad_samples)
     stored = _load(resume) if isinstance(resume, Path | str) else resume
@@ -155,20 +158,29 @@ class _Steps:
         )
 
 
-def _validate(state: TrainState, batches: Iterable[Batch], *, stop: Callable[[], bool] | None) -> Validation | None:
-    """Validates the model; None where `stop` said yes before the end."""
+def _validate(
+    state: TrainState, splits: Mapping[str, Iterable[Batch]], *, stop: Callable[[], bool] | None
+) -> Validation | None:
+    """Validates the model on every split; None where `stop` said yes before the end."""
     autocast = autocast_of(state.config.trainer.precision, state.workers.device)
-    counts = evaluate(state.segmenter, batches, autocast=autocast, peak=state.peaks.prediction, stop=stop)
-    if counts is None:
-        return None
-    metrics = counts.compute()
+    metrics: dict[str, dict[str, Any]] = {}
+    for split, batches in splits.items():
+        peak = state.peaks.prediction if split == "val" else None
+        counts = evaluate(state.segmenter, batches, autocast=autocast, peak=peak, stop=stop)
+        if counts is None:
+            return None
+        metrics[split] = counts.compute()
     bad_samples = None
     if state.config.data.max_bad_samples:
         bad_samples = texts_of(state.bad_samples.state(state.workers.world_size, state.workers.device))
+    val = metrics.pop("val")
     return Validation(
-        miou=metrics["miou"],
-        pixel_accuracy=metrics["pixel_accuracy"],
-        iou_per_class=metrics["iou_per_class"].tolist(),
+        miou=val["miou"],
+        pixel_accuracy=val["pixel_accuracy"],
+        iou_per_class=val["iou_per_class"].tolist(),
+        other_splits={
+            f"{split}/{name}": found[name] for split, found in metrics.items() for name in ("miou", "pixel_accuracy")
+        },
         peaks=state.peaks.report(),
         num_bad_samples=None if bad_samples is None else len(bad_samples),
         bad_samples=bad_samples,

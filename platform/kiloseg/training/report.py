@@ -1,6 +1,7 @@
 """The report of a run: what training says every few steps.
 
-A field's "name" is what its value is called in MLflow, in results of Ray and in checkpoints; a "part" has named fields itself.
+A field's "name" is what its value is called in MLflow, in results of Ray and in checkpoints; a "part" has named fields itself;
+"names" are endings of names that a field holds with their values.
 """
 
 from __future__ import annotations
@@ -37,6 +38,8 @@ class Validation:
     iou_per_class: list[float] = field(metadata={"name": "val/iou_per_class"})
     """C values, NaN for classes that occur neither in labels nor among predictions."""
     peaks: PeakReport = field(metadata={"part": PeakReport})
+    other_splits: dict[str, float] = field(default_factory=dict, metadata={"names": ("/miou", "/pixel_accuracy")})
+    """The same two of further splits in `data.val_splits`, by names such as "val_style/miou"."""
     num_bad_samples: int | None = field(default=None, metadata={"name": "train/bad_samples"})
     """Training samples that were left out so far; None where `data.max_bad_samples` is 0."""
     bad_samples: list[str] | None = field(default=None, metadata={"name": "bad_samples"})
@@ -97,6 +100,8 @@ def _names(part: Any) -> Iterator[tuple[str, Any]]:
             continue
         if "part" in item.metadata:
             yield from _names(value)
+        elif "names" in item.metadata:
+            yield from value.items()
         else:
             yield item.metadata["name"], value
 
@@ -107,6 +112,10 @@ def _from_names(kind: Any, values: Mapping[str, Any]) -> Any:
     for item in dataclasses.fields(kind):
         if "part" in item.metadata:
             arguments[item.name] = _from_names(item.metadata["part"], values)
+        elif "names" in item.metadata:
+            own = {other.metadata.get("name") for other in dataclasses.fields(kind)}
+            found = {name: values[name] for name in values if name.endswith(item.metadata["names"]) and name not in own}
+            arguments |= {item.name: found} if found else {}
         elif item.metadata["name"] in values:
             arguments[item.name] = values[item.metadata["name"]]
     return kind(**arguments) if any(value is not None for value in arguments.values()) else None

@@ -108,8 +108,7 @@ def squares(tmp_path_factory) -> Path:
     return directory
 
 
-@pytest.fixture
-def quick(squares, tmp_path) -> Config:
+def quick_run(squares: Path, output: Path) -> Config:
     """A run of a few seconds."""
     return override(
         Config(),
@@ -130,10 +129,16 @@ def quick(squares, tmp_path) -> Config:
             "trainer.batch_size": 8,
             "trainer.validate_every": 4,
             "trainer.report_every": 2,
-            "trainer.output": str(tmp_path / "train"),
+            "trainer.output": str(output),
             "trainer.progress": False,
         },
     )
+
+
+@pytest.fixture
+def quick(squares, tmp_path) -> Config:
+    """A run of a few seconds."""
+    return quick_run(squares, tmp_path / "train")
 
 
 @pytest.fixture(scope="module")

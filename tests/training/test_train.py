@@ -5,10 +5,12 @@ import multiprocessing
 import os
 import pickle
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed
+from conftest import quick_run
 from damage import spoil
 from heads import free_ports
 from torch.nn.parallel import DistributedDataParallel
@@ -107,11 +109,18 @@ def preempted_after(times):
     return lambda: next(counts) == times
 
 
-@pytest.mark.parametrize("times", [0, 3, 4, 5, 6, 11])
-def test_preempted_run_goes_on_exactly(quick, tmp_path, times):
-    """After any step, before any batch of a validation, before the first report and at the end of the run."""
+@pytest.fixture(scope="module")
+def uninterrupted(squares, tmp_path_factory):
+    """What preempted runs are compared with: a run's settings, reports and result."""
+    quick = quick_run(squares, tmp_path_factory.mktemp("uninterrupted"))
     config = override(quick, {"trainer.report_every": 3, "data.val_batch_size": 8})
-    reports, last = run(config)
+    return config, *run(config)
+
+
+@pytest.mark.parametrize("times", [0, 3, 4, 5, 6, 11])
+def test_preempted_run_goes_on_exactly(uninterrupted, tmp_path, times):
+    """After any step, before any batch of a validation, before the first report and at the end of the run."""
+    config, reports, last = uninterrupted
     preempted = override(config, {"trainer.output": str(tmp_path / "preempted")})
     before = []
     with pytest.raises(
@@ -122,8 +131,9 @@ def test_preempted_run_goes_on_exactly(quick, tmp_path, times):
     after, resumed = run(preempted, resume=error.value.checkpoint)
     assert [numbers(report) for report in before + after] == [numbers(report) for report in reports]
     assert numbers(resumed) == numbers(last)
-    for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
-        assert torch.equal(tensor, load_checkpoint(tmp_path / "preempted" / "step-00000008.pt")["model"][name]), name
+    expected = load_checkpoint(Path(config.trainer.output) / "step-00000008.pt")["model"]
+    for name, tensor in load_checkpoint(tmp_path / "preempted" / "step-00000008.pt")["model"].items():
+        assert torch.equal(tensor, expected[name]), name
 
 
 def test_error_of_preemption_survives_pickling():

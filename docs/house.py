@@ -43,6 +43,9 @@ FACES = (
 )
 """Modules whose `__all__` is public."""
 
+FIELDS = ("attribute", "data", "property")
+"""What autodoc calls the things that have a value and no arguments."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -61,13 +64,13 @@ def escape_docstring(app: Sphinx, what: str, name: str, found: Any, options: Any
             )
         if line.rstrip().endswith("::"):
             literal = indent
-    if what in ("attribute", "data"):
+    if what in FIELDS:
         _escaped[name] = list(lines)
 
 
 def leave_attributes(app: Sphinx, what: str, name: str, found: Any, options: Any, lines: list[str]) -> None:
     """Keeps the docstring of a field from napoleon, which takes what precedes a colon for a type."""
-    if what in ("attribute", "data"):
+    if what in FIELDS:
         lines[:] = _escaped.pop(name, lines)
 
 

@@ -28,9 +28,6 @@ source_suffix = {".md": "markdown"}
 myst_enable_extensions = ["attrs_inline", "colon_fence", "deflist", "dollarmath", "fieldlist"]
 myst_heading_anchors = 4
 
-# A folder takes new pages by a pattern, which finds nothing where every page is named.
-suppress_warnings = ["toc.empty_glob"]
-
 # Every reference must lead somewhere. Other projects' names would need their inventories, and a build that is offline has none.
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!kiloseg\.).*|kiloseg\..*\.(T|[A-Z]\w*T)")]

@@ -58,10 +58,9 @@ def escape_docstring(app: Sphinx, what: str, name: str, found: Any, options: Any
             literal = None
         if literal is None:
             parts = re.split(r"(`[^`]*`)", line)
-            lines[number] = "".join(
-                part if part.startswith("`") else re.sub(r"([|*]|\b_\B|(?<=\w)_(?!\w))", r"\\\1", part)
-                for part in parts
-            )
+            parts[::2] = (re.sub(r"([|*]|\b_\B|(?<=\w)_(?!\w))", r"\\\1", part) for part in parts[::2])
+            # "C." at the beginning of a text would be the third item of a list.
+            lines[number] = re.sub(r"^(\s*|.*?: )([A-Z]\.)(?=\s|$)", r"\1\\\2", "".join(parts))
         if line.rstrip().endswith("::"):
             literal = indent
     if what in FIELDS:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from dense import loss_and_gradients, reference
 
-from kiloseg.losses import Negatives, class_separation, cpu_backend, embedding_cross_entropy
+from kiloseg.losses import Negatives, class_separation, cpu_backend, cpu_cells, embedding_cross_entropy
 from kiloseg.losses.negatives import resolve_negatives
 from kiloseg.models import nearest_class, nearest_two
 from kiloseg.ops import cpu
@@ -33,6 +33,13 @@ def fresh(monkeypatch, tmp_path):
     compiler._loaded.cache_clear()
     yield tmp_path / "cache"
     compiler._loaded.cache_clear()
+
+
+@pytest.fixture(params=["scores at cells", "scores at pixels"])
+def kernel(request, monkeypatch):
+    """Both kernels for what shares candidates and has cosine logits; the second is for all else."""
+    if request.param == "scores at pixels":
+        monkeypatch.setattr(cpu_cells, "pays", lambda *_, **__: False)
 
 
 @contextlib.contextmanager
@@ -75,6 +82,7 @@ def expect(got, want, tolerance):
         assert (one.double() - other).abs().max() <= tolerance * other.abs().max(), (one, other)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -82,6 +90,7 @@ def expect(got, want, tolerance):
 def test_loss_equals_dense_reference(kind, logit, C, D, number, monkeypatch):
     """D below, at and above whole vectors, and more of them than are added up at once; two blocks or more an image."""
     monkeypatch.setattr(cpu_backend, "BLOCK_BYTES", 1)
+    monkeypatch.setattr(cpu_cells, "BLOCK_CELLS", 1)
     pixels, table, labels = batch(C, D)
     calls = []
     embedding_loss = cpu_backend.embedding_loss
@@ -105,6 +114,7 @@ def test_two_classes(kind, logit):
     expect(compute(pixels, table, labels, kind, logit, tau=5.0, count=1), want, 1e-5)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("tau", [20.0, 60.0, 300.0])
 @pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize("kind", KINDS)
@@ -125,6 +135,7 @@ def test_every_other_class_is_the_exact_softmax(kind, logit):
     expect(compute(pixels, table, labels, kind, logit, count=39), exact, 2e-6)
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize("kind", KINDS)
 def test_number_of_threads_changes_no_bit(kind, logit):
@@ -164,6 +175,7 @@ def test_without_labels_the_loss_is_0(kind):
         assert not values.any()
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("kind", KINDS)
 def test_another_index_to_ignore(kind):
     pixels, table, labels = batch(19, 6)
@@ -171,6 +183,7 @@ def test_another_index_to_ignore(kind):
     assert all(torch.equal(one, two) for one, two in zip(got, compute(pixels, table, labels, kind), strict=True))
 
 
+@pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("kind", KINDS)
 def test_nan_stays_nan(kind):
     pixels, table, labels = batch(150, 6)

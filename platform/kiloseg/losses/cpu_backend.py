@@ -13,6 +13,7 @@ import ctypes
 import torch
 from torch import Tensor
 
+from kiloseg.losses import cpu_cells
 from kiloseg.losses.negatives import ResolvedNegatives, candidate_columns, draw_candidates
 from kiloseg.ops import cpu
 from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
@@ -97,6 +98,17 @@ def embedding_loss(
         tile_bytes: None for kiloseg.ops.tiles.TILE_BYTES.
         wants_grad: whether to compute gradients; None is returned for them otherwise.
     """
+    if cpu_cells.pays(pixels_BDhw, labels_BHW, negatives, cosine=cosine):
+        return cpu_cells.embedding_loss(
+            pixels_BDhw,
+            rows_CD,
+            labels_BHW,
+            negatives=negatives,
+            temperature=temperature,
+            ignore_index=ignore_index,
+            tile_bytes=tile_bytes,
+            wants_grad=wants_grad,
+        )
     B, D, h, w = pixels_BDhw.shape
     _, H, W = labels_BHW.shape
     C = len(rows_CD)

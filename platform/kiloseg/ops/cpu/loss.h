@@ -8,6 +8,7 @@
 #ifndef KILOSEG_LOSS_H
 #define KILOSEG_LOSS_H
 
+#include "geometry.h"
 #include "search.h"
 #include "team.h"
 
@@ -64,19 +65,5 @@ INLINE int32_t *integers(const struct loss *a, int parity, int which) {
 INLINE float *scalars(const struct loss *a, int which) { return a->scalars + which * a->capacity; }
 
 INLINE int64_t whole_tiles(int64_t classes) { return (classes + SUMS - 1) / SUMS * SUMS; }
-
-// Where a pixel lies between two cells: as F.interpolate with align_corners=False.
-struct between {
-    int64_t first, second;
-    float part;
-};
-
-INLINE struct between between(int64_t pixel, int64_t pixels, int64_t cells) {
-    float at = (float)cells / (float)pixels * ((float)pixel + 0.5f) - 0.5f;
-    at = at > 0 ? at : 0;
-    int64_t first = (int64_t)at;
-    first = first < cells ? first : cells - 1;
-    return (struct between){first, first + 1 < cells ? first + 1 : first, at - (float)first};
-}
 
 #endif

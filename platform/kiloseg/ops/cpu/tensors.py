@@ -45,6 +45,25 @@ def lanes() -> Lanes:
     return Lanes(*values[: len(Lanes._fields)])
 
 
+class CellsSizes(NamedTuple):
+    """Sizes of the loss by scores at cells that depend on the CPU or on its sources."""
+
+    tile: int
+    """Classes of a panel."""
+    floats: int
+    """Numbers kept of a pixel."""
+    integers: int
+    """Integers kept of a pixel."""
+
+
+@functools.cache
+def cells_sizes() -> CellsSizes:
+    """Those of the compiled kernels, which must be there."""
+    kernels = library()
+    assert kernels is not None
+    return CellsSizes(*(ctypes.c_int64.in_dll(kernels, f"kiloseg_cells_{name}").value for name in CellsSizes._fields))
+
+
 def holds_data(tensor: Tensor) -> bool | None:
     """Whether a kernel can read it: True; False for the fake tensors that memory is planned on; None for other kinds."""
     if type(tensor) in (Tensor, torch.nn.Parameter):

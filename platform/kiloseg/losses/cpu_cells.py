@@ -1,0 +1,201 @@
+"""The embedding loss over shared candidates on a CPU by a compiled kernel that takes scores before upsampling.
+
+The products of embeddings and table are taken at feature cells, of which there are a sixteenth as many as pixels at stride 4; the
+scores are upsampled inside a tile. `kiloseg.losses.cpu_backend` chooses between this and products at every pixel.
+
+Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candidates shared by all pixels, T classes of a panel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+
+import torch
+from torch import Tensor
+
+from kiloseg.losses.negatives import ResolvedNegatives, candidate_columns, draw_candidates
+from kiloseg.ops import cpu
+from kiloseg.ops.logits import SAFE_EXPONENT
+from kiloseg.ops.tiles import TILE_BYTES
+
+BLOCK_CELLS = 768
+"""Cells of a block aimed at: more cost memory, fewer compute the cells at the border of two blocks twice."""
+
+_PADDING = 24
+"""Cells beyond the last that the kernel may read and write."""
+
+
+class _Cells(ctypes.Structure):
+    """`struct cells` of ops/cpu/cells.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "B", "D", "h", "w", "H", "W", "S", "width", "block_rows", "chunk", "capacity",
+                "threads", "ignore", "wants_grad", "needs_top",
+                "image_stride", "dim_stride", "row_stride", "column_stride",
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("tau", "weight", "negligible")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "pixels", "labels", "candidates", "panels", "rows", "target", "left_out",
+                "grad_pixels", "grad_candidates", "grad_rows", "result",
+                "map", "grad_map", "scores", "grads", "floats", "integers", "segments", "losses", "stencils", "highest",
+                "y_starts", "x_starts", "y_parts", "x_parts",
+            )
+        ),
+    )  # fmt: skip
+
+
+def pays(pixels_BDhw: Tensor, labels_BHW: Tensor, negatives: ResolvedNegatives, *, cosine: bool) -> bool:
+    """Whether scores at cells cost less than scores at pixels: for shared candidates, cosines and an upsampling of 4 or more."""
+    _, _, h, w = pixels_BDhw.shape
+    _, H, W = labels_BHW.shape
+    return negatives.shares and cosine and 4 * h * w <= H * W
+
+
+def embedding_loss(
+    pixels_BDhw: Tensor,
+    rows_CD: Tensor,
+    labels_BHW: Tensor,
+    *,
+    negatives: ResolvedNegatives,
+    temperature: float,
+    ignore_index: int,
+    tile_bytes: int | None,
+    wants_grad: bool,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The mean loss of the pixels that count, and its gradients; cosine logits.
+
+    Beside the gradients live the map and its gradient, two matrices of about `tile_bytes` (the scores of a block of cells
+    with a chunk of the classes, and their gradients), the table in panels, and about 15 numbers for each pixel of a block.
+
+    Args:
+        pixels_BDhw: float32.
+        rows_CD: the class table, rows of unit length, float32.
+        labels_BHW: int64, classes or `ignore_index`.
+        negatives: what pixels are compared with; they share candidates.
+        temperature: tau.
+        ignore_index: label of pixels that count for nothing.
+        tile_bytes: None for kiloseg.ops.tiles.TILE_BYTES.
+        wants_grad: whether to compute gradients; None is returned for them otherwise.
+    """
+    B, D, h, w = pixels_BDhw.shape
+    _, H, W = labels_BHW.shape
+    C = len(rows_CD)
+    if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
+        pixels_BDhw = pixels_BDhw.contiguous()
+    labels_BHW = labels_BHW.contiguous()
+    counts_BHW = labels_BHW != ignore_index
+    drawn_S = target_C = left_out_C = rows = grad_rows = outside_BHW = None
+    if negatives.drawn:
+        known_BHW = labels_BHW.where(counts_BHW, -1)
+        drawn_S = draw_candidates(negatives.drawn, known_BHW, C)
+        left_out_C = candidate_columns(drawn_S, C)
+        target_C = -1 - torch.arange(C)
+        target_C[drawn_S] = torch.arange(len(drawn_S))
+        rows = cpu.whole_rows(rows_CD, tiles=False)
+        grad_rows = torch.zeros_like(rows) if wants_grad else None
+        outside_BHW = (target_C[known_BHW] < 0).logical_and_(counts_BHW)
+    candidates, panels = _panels(rows_CD if drawn_S is None else rows_CD[drawn_S])
+    S = C if drawn_S is None else len(drawn_S)
+    grad_candidates = torch.zeros_like(candidates) if wants_grad else None
+    width, tile = candidates.shape[1], panels.shape[2]
+    block_rows, chunk, cells = _divide(h, w, len(panels), tile, tile_bytes or TILE_BYTES["cpu"])
+    lines = min(H, math.ceil((block_rows + 1) * H / h) + 2)  # pixel rows of a block at most
+    patches = block_rows * max(w - 1, 1)
+
+    def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.empty(size, dtype=dtype, device=pixels_BDhw.device)
+
+    def integers(*size: int) -> Tensor:
+        return buffer(*size, dtype=torch.int32)
+
+    sizes = cpu.cells_sizes()
+    result = buffer()
+    grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
+    memory = {
+        "map": torch.zeros((h * w + _PADDING, width), device=pixels_BDhw.device),
+        "grad_map": torch.zeros((h * w + _PADDING, width), device=pixels_BDhw.device) if wants_grad else None,
+        "scores": buffer(chunk, cells, tile),
+        "grads": buffer(chunk, cells, tile) if wants_grad else None,
+        "floats": buffer(sizes.floats, lines * W),
+        "losses": buffer(lines * max(w - 1, 1)),
+        "stencils": buffer(patches, 10),
+        "highest": None,
+        "y_parts": buffer(H),
+        "x_parts": buffer(W),
+    }
+    whole = {
+        "integers": integers(sizes.integers, lines * W),
+        "segments": integers(2 * lines * max(w - 1, 1)),
+        "y_starts": integers(h + 1),
+        "x_starts": integers(w + 1),
+    }
+    if cpu.holds_data(pixels_BDhw):
+        image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
+        assert grad_pixels is None or grad_pixels.stride() == pixels_BDhw.stride()
+        call = _Cells(
+            B=B, D=D, h=h, w=w, H=H, W=W, S=S, width=width,
+            block_rows=block_rows,
+            chunk=chunk,
+            capacity=lines * W,
+            threads=torch.get_num_threads(),
+            ignore=ignore_index,
+            wants_grad=wants_grad,
+            needs_top=2 * temperature > SAFE_EXPONENT,
+            image_stride=image_stride,
+            dim_stride=dim_stride,
+            row_stride=row_stride,
+            column_stride=column_stride,
+            tau=temperature,
+            weight=1 / max(int(counts_BHW.sum()), 1),
+            negligible=0.0,
+            pixels=pixels_BDhw.data_ptr(),
+            labels=cpu.pointer("labels", labels_BHW, torch.int64),
+            candidates=cpu.pointer("candidates", candidates),
+            panels=cpu.pointer("panels", panels),
+            rows=cpu.pointer("rows", rows) if outside_BHW is not None and outside_BHW.any() else None,
+            target=cpu.pointer("target_C", target_C, torch.int64),
+            left_out=cpu.pointer("left_out_C", left_out_C, torch.int64),
+            grad_pixels=None if grad_pixels is None else grad_pixels.data_ptr(),
+            grad_candidates=cpu.pointer("grad_candidates", grad_candidates),
+            grad_rows=cpu.pointer("grad_rows", grad_rows),
+            result=cpu.pointer("result", result),
+            **{name: cpu.pointer(name, tensor) for name, tensor in memory.items()},
+            **{name: cpu.pointer(name, tensor, torch.int32) for name, tensor in whole.items()},
+        )  # fmt: skip
+        kernels = cpu.library()
+        assert kernels is not None
+        kernels.kiloseg_cells(ctypes.byref(call))
+    if grad_candidates is None:
+        return result, None, None
+    grad_CD = grad_candidates[:S, :D]
+    if drawn_S is not None:
+        whole_CD = torch.zeros_like(rows_CD) if grad_rows is None else grad_rows[:, :D].contiguous()
+        grad_CD = whole_CD.index_add_(0, drawn_S, grad_CD)
+    return result, grad_pixels, grad_CD.contiguous()
+
+
+def _panels(rows_SD: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows filled up with zeros to whole panels and vectors, and the same in panels (panels, D, T)."""
+    tile, lanes = cpu.cells_sizes().tile, cpu.lanes().lanes
+    S, D = rows_SD.shape
+    whole = rows_SD.new_zeros(-(-S // tile) * tile, -(-D // lanes) * lanes)
+    whole[:S, :D] = rows_SD
+    return whole, whole[:, :D].unflatten(0, (-1, tile)).mT.contiguous()
+
+
+def _divide(h: int, w: int, num_panels: int, tile: int, tile_bytes: int) -> tuple[int, int, int]:
+    """Rows of intervals of a block, panels of a chunk, and cells between the panels of scores."""
+    intervals = max(h - 1, 1)
+    rows = max(min(BLOCK_CELLS, tile_bytes // (4 * tile)) // w - (h > 1), 1)
+    blocks = -(-intervals // min(rows, intervals))
+    rows = -(-intervals // blocks)
+    cells = -(-(rows + (h > 1)) * w // _PADDING) * _PADDING
+    chunk = max(min(tile_bytes // (4 * tile * cells), num_panels), 1)
+    return rows, chunk, cells

@@ -1,0 +1,143 @@
+// The softmax over shared candidates, with scores taken at feature cells and upsampled inside a tile.
+//
+// A pixel's embedding is u = sum_i w_i z_i over four cells, so its score with class c is sum_i w_i (z_i . e_c): products cost as
+// much as there are cells, not pixels. Backward the same: the weights of pixels and classes are brought to the cells (the
+// transpose of upsampling) before they meet the table and the cells; what normalizing takes away, the part of the gradient
+// along u, is -(sum_c g_c s_c) u / ||u||^2, a 4 x 4 matrix on the cells of each patch.
+//
+// An image is divided into blocks of rows of cells, the table into chunks of panels of TILE classes. A patch holds the pixels
+// between four cells; the pixels of one of its rows are a segment. Each sum has one order, whatever the number of threads.
+
+#ifndef KILOSEG_CELLS_H
+#define KILOSEG_CELLS_H
+
+#include "geometry.h"
+#include "matrix.h"
+#include "team.h"
+
+#define LOG2E 1.4426950408889634f
+#define LN2 0.6931471805599453f
+#define NORM_EPS 1e-12f
+#define PIECE 32  // pixels of a segment whose sums are held at a time
+
+struct cells {
+    int64_t B, D, h, w, H, W;
+    int64_t S;             // candidates that pixels are compared with
+    int64_t width;         // D, filled up to whole vectors
+    int64_t block_rows;    // rows of intervals of a block
+    int64_t chunk;         // panels whose scores are held at a time
+    int64_t capacity;      // pixels of a block
+    int64_t threads, ignore, wants_grad, needs_top;
+    int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
+    float tau, weight;     // weight: share of each pixel in the loss
+    float negligible;      // gradients of tiles whose weights are below this share of their pixels' sums are left out; 0: none
+    const float *pixels;
+    const int64_t *labels;     // (B, H, W)
+    const float *candidates;   // (S, width) of unit length, filled up to whole panels
+    const float *panels;       // (panels, D, TILE): the same, transposed
+    const float *rows;         // (C, width): the table; null where every target is a candidate
+    const int64_t *target;     // (C): the candidate that a class is, -1 - its id where it is none; null: all are
+    const int64_t *left_out;   // (C): the candidate that pixels of a class are not compared with; null: their own
+    float *grad_pixels;
+    float *grad_candidates;    // (S filled up to whole panels, width), zeros
+    float *grad_rows;          // (C, width), zeros; of targets that are no candidates
+    float *result;             // 1
+    // Buffers:
+    float *map, *grad_map;     // (h * w + padding, width), zeros beyond D and in the padding
+    float *scores, *grads;     // (chunk, cells of a block + padding, TILE)
+    float *floats;             // FLOATS x capacity
+    int32_t *integers;         // INTEGERS x capacity
+    int32_t *segments;         // 2 x rows x intervals: first pixel, number of pixels
+    float *losses;             // rows x intervals
+    float *stencils;           // block_rows x intervals x 10: what normalizing takes away
+    float *highest;            // block_rows x intervals x panels: the highest logit of a patch less its threshold
+    int32_t *y_starts, *x_starts;  // first pixel of each interval
+    float *y_parts, *x_parts;      // share of the second cell of each pixel
+};
+
+// Of a pixel: factors of its two columns of cells for a logit, and for a gradient; share of the second column; 1 / length; the
+// highest logit; sums of exponentials, and of these times logits; the target's logit.
+enum { LEFT, RIGHT, LEFT_GRAD, RIGHT_GRAD, SHARE, INVERSE, TOP, SUM, DOT, OWN, FLOATS };
+enum { TARGET, LEFT_OUT, INTEGERS };
+
+struct block {
+    const struct cells *a;
+    int64_t image;
+    int64_t first, last;       // rows of intervals
+    int64_t cell, count;       // the first cell, and how many
+    int64_t stride;            // cells between panels of scores, `count` filled up
+    int64_t panel, panels;     // the first panel of the chunk, and how many
+    double total;
+};
+
+INLINE float *floats(const struct cells *a, int which) { return a->floats + which * a->capacity; }
+INLINE int32_t *integers_of(const struct cells *a, int which) { return a->integers + which * a->capacity; }
+INLINE int64_t all_panels(const struct cells *a) { return (a->S + TILE - 1) / TILE; }
+
+// Vectors of a panel that hold all its candidates: 1, 2 or VECTORS.
+INLINE int64_t panel_vectors(const struct cells *a, int64_t panel) {
+    int64_t left = (a->S - panel * TILE + LANES - 1) / LANES;
+    return left > 2 ? VECTORS : left;
+}
+
+// The pixels of one row of a patch, and the scores that they lie between.
+struct segment {
+    int64_t first, count;
+    float part;                // share of the lower cells
+    int64_t upper_left, upper_right, lower_left, lower_right;  // cells of the block, times TILE
+};
+
+INLINE int64_t segment_number(const struct block *b, int64_t y, int64_t i) {
+    return (y - b->a->y_starts[b->first]) * intervals(b->a->w) + i;
+}
+
+INLINE struct segment segment_of(const struct block *b, int64_t j, int64_t i, int64_t y) {
+    const struct cells *a = b->a;
+    const int32_t *at = a->segments + 2 * segment_number(b, y, i);
+    int64_t below = a->h > 1 ? a->w : 0, beside = a->w > 1, corner = (j - b->first) * a->w + i;
+    return (struct segment){
+        at[0], at[1], a->y_parts[y], corner * TILE, (corner + beside) * TILE, (corner + below) * TILE,
+        (corner + below + beside) * TILE
+    };
+}
+
+// The scores of a segment's two columns of cells at its row.
+INLINE void columns_of(const float *scores, const struct segment *s, int vectors, vec left[VECTORS], vec right[VECTORS]) {
+    vec part = splat(s->part);
+    for (int u = 0; u < vectors; ++u) {
+        vec upper = load(scores + s->upper_left + u * LANES), lower = load(scores + s->lower_left + u * LANES);
+        left[u] = upper + part * (lower - upper);
+        upper = load(scores + s->upper_right + u * LANES), lower = load(scores + s->lower_right + u * LANES);
+        right[u] = upper + part * (lower - upper);
+    }
+}
+
+// Logits to base 2 of one pixel less its highest.
+INLINE vec logit_of(vec left, vec right, float left_factor, float right_factor, float top) {
+    return splat(left_factor) * left + (splat(right_factor) * right - splat(top));
+}
+
+// All ones where a column is not compared with: the one that a pixel leaves out, and those from S on.
+INLINE ivec excluded(int64_t column, int32_t left_out, int64_t S) {
+    ivec ids;
+    for (int l = 0; l < LANES; ++l) ids[l] = l;
+    ids += isplat((int32_t)column);
+    return (ids == isplat(left_out)) | (ids >= isplat((int32_t)S));
+}
+
+// Whether a panel holds a column that a pixel is not compared with.
+INLINE int masked(const struct cells *a, int64_t panel, int32_t left_out) {
+    return left_out / TILE == panel || (panel + 1) * TILE > a->S;
+}
+
+INLINE float sum_of(vec value) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)value);
+#else
+    float sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += value[l];
+    return sum;
+#endif
+}
+
+#endif

@@ -9,7 +9,6 @@ Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candid
 from __future__ import annotations
 
 import ctypes
-import math
 
 import torch
 from torch import Tensor
@@ -21,34 +20,6 @@ from kiloseg.ops.tiles import TILE_BYTES
 
 BLOCK_CELLS = 768
 """Cells of a block aimed at: more cost memory, fewer compute the cells at the border of two blocks twice."""
-
-_PADDING = 24
-"""Cells beyond the last that the kernel may read and write."""
-
-
-class _Cells(ctypes.Structure):
-    """`struct cells` of ops/cpu/cells.h."""
-
-    _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "B", "D", "h", "w", "H", "W", "S", "width", "block_rows", "chunk", "capacity",
-                "threads", "ignore", "wants_grad", "needs_top",
-                "image_stride", "dim_stride", "row_stride", "column_stride",
-            )
-        ),
-        *((name, ctypes.c_float) for name in ("tau", "weight", "negligible")),
-        *(
-            (name, ctypes.c_void_p)
-            for name in (
-                "pixels", "labels", "candidates", "panels", "rows", "target", "left_out",
-                "grad_pixels", "grad_candidates", "grad_rows", "result",
-                "map", "grad_map", "scores", "grads", "floats", "integers", "segments", "losses", "stencils", "highest",
-                "y_starts", "x_starts", "y_parts", "x_parts",
-            )
-        ),
-    )  # fmt: skip
 
 
 def pays(pixels_BDhw: Tensor, labels_BHW: Tensor, negatives: ResolvedNegatives, *, cosine: bool) -> bool:
@@ -101,12 +72,13 @@ def embedding_loss(
         rows = cpu.whole_rows(rows_CD, tiles=False)
         grad_rows = torch.zeros_like(rows) if wants_grad else None
         outside_BHW = (target_C[known_BHW] < 0).logical_and_(counts_BHW)
-    candidates, panels = _panels(rows_CD if drawn_S is None else rows_CD[drawn_S])
+    candidates, panels = cpu.panels(rows_CD if drawn_S is None else rows_CD[drawn_S])
     S = C if drawn_S is None else len(drawn_S)
     grad_candidates = torch.zeros_like(candidates) if wants_grad else None
     width, tile = candidates.shape[1], panels.shape[2]
-    block_rows, chunk, cells = _divide(h, w, len(panels), tile, tile_bytes or TILE_BYTES["cpu"])
-    lines = min(H, math.ceil((block_rows + 1) * H / h) + 2)  # pixel rows of a block at most
+    division = cpu.divide(h, w, len(panels), tile_bytes or TILE_BYTES["cpu"], BLOCK_CELLS)
+    block_rows, chunk, cells = division
+    lines = division.lines(h, H)
     patches = block_rows * max(w - 1, 1)
 
     def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -119,14 +91,13 @@ def embedding_loss(
     result = buffer()
     grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
     memory = {
-        "map": torch.zeros((h * w + _PADDING, width), device=pixels_BDhw.device),
-        "grad_map": torch.zeros((h * w + _PADDING, width), device=pixels_BDhw.device) if wants_grad else None,
+        "map": torch.zeros((h * w + cpu.PADDING, width), device=pixels_BDhw.device),
+        "grad_map": torch.zeros((h * w + cpu.PADDING, width), device=pixels_BDhw.device) if wants_grad else None,
         "scores": buffer(chunk, cells, tile),
         "grads": buffer(chunk, cells, tile) if wants_grad else None,
         "floats": buffer(sizes.floats, lines * W),
         "losses": buffer(lines * max(w - 1, 1)),
         "stencils": buffer(patches, 10),
-        "highest": None,
         "y_parts": buffer(H),
         "x_parts": buffer(W),
     }
@@ -139,7 +110,7 @@ def embedding_loss(
     if cpu.holds_data(pixels_BDhw):
         image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
         assert grad_pixels is None or grad_pixels.stride() == pixels_BDhw.stride()
-        call = _Cells(
+        call = cpu.Cells(
             B=B, D=D, h=h, w=w, H=H, W=W, S=S, width=width,
             block_rows=block_rows,
             chunk=chunk,
@@ -154,7 +125,6 @@ def embedding_loss(
             column_stride=column_stride,
             tau=temperature,
             weight=1 / max(int(counts_BHW.sum()), 1),
-            negligible=0.0,
             pixels=pixels_BDhw.data_ptr(),
             labels=cpu.pointer("labels", labels_BHW, torch.int64),
             candidates=cpu.pointer("candidates", candidates),
@@ -179,23 +149,3 @@ def embedding_loss(
         whole_CD = torch.zeros_like(rows_CD) if grad_rows is None else grad_rows[:, :D].contiguous()
         grad_CD = whole_CD.index_add_(0, drawn_S, grad_CD)
     return result, grad_pixels, grad_CD.contiguous()
-
-
-def _panels(rows_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows filled up with zeros to whole panels and vectors, and the same in panels (panels, D, T)."""
-    tile, lanes = cpu.cells_sizes().tile, cpu.lanes().lanes
-    S, D = rows_SD.shape
-    whole = rows_SD.new_zeros(-(-S // tile) * tile, -(-D // lanes) * lanes)
-    whole[:S, :D] = rows_SD
-    return whole, whole[:, :D].unflatten(0, (-1, tile)).mT.contiguous()
-
-
-def _divide(h: int, w: int, num_panels: int, tile: int, tile_bytes: int) -> tuple[int, int, int]:
-    """Rows of intervals of a block, panels of a chunk, and cells between the panels of scores."""
-    intervals = max(h - 1, 1)
-    rows = max(min(BLOCK_CELLS, tile_bytes // (4 * tile)) // w - (h > 1), 1)
-    blocks = -(-intervals // min(rows, intervals))
-    rows = -(-intervals // blocks)
-    cells = -(-(rows + (h > 1)) * w // _PADDING) * _PADDING
-    chunk = max(min(tile_bytes // (4 * tile * cells), num_panels), 1)
-    return rows, chunk, cells

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kiloseg.ops import upsampled_search
 from kiloseg.ops.tiles import tiles
 from kiloseg.ops.top_k import nearest_classes
 from kiloseg.ops.upsampling import BlockwiseUpsampling
@@ -38,8 +39,9 @@ class Nearest(NamedTuple):
 def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Tensor:
     """The nearest class of every pixel at full resolution: argmin_c ||o - e_c||, which for unit vectors is argmax_c o.e_c.
 
-    Works in blocks of rows and tiles of pixels: a C-channel map never exists at any resolution, and beyond the labels
-    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES.
+    Works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and beyond the labels
+    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. On a CPU a compiled kernel takes the scores at
+    feature cells and upsamples them inside a tile (`kiloseg.ops.upsampled_search`).
 
     Args:
         pixels_BDhw: output of the embedding head.
@@ -49,6 +51,9 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
     Returns:
         int64 labels of shape (B, H, W).
     """
+    if upsampled_search.supports(pixels_BDhw, size, 1):
+        labels_KBHW, _ = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, 1, wants_cosines=False)
+        return labels_KBHW[0]
     labels_BHW = _empty(pixels_BDhw, size, torch.int64)
     for image, rows, _, _, ids_Pk in _search(pixels_BDhw, table_CD, size, 1):
         labels_BHW[image, rows] = ids_Pk.view(-1, size[1])
@@ -64,6 +69,12 @@ def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int])
     """
     if len(table_CD) < 2:
         raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since there is no runner-up else")
+    if upsampled_search.supports(pixels_BDhw, size, 2):
+        labels_KBHW, cosines_KBHW = upsampled_search.best_classes(
+            pixels_BDhw, _unit_rows(table_CD), size, 2, wants_cosines=True
+        )
+        assert cosines_KBHW is not None
+        return Nearest(labels_KBHW[0], cosines_KBHW[0], labels_KBHW[1], cosines_KBHW[1])
     result = Nearest(
         *(_empty(pixels_BDhw, size, dtype) for dtype in (torch.int64, torch.float32, torch.int64, torch.float32))
     )
@@ -75,6 +86,11 @@ def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int])
         for whole_BHW, part_P in zip(result, columns, strict=True):
             whole_BHW[image, rows] = part_P.view(-1, size[1]).to(whole_BHW.dtype)
     return result
+
+
+def _unit_rows(table_CD: Tensor) -> Tensor:
+    with torch.autocast(table_CD.device.type, enabled=False):
+        return F.normalize(table_CD.float(), dim=1)
 
 
 def _empty(pixels_BDhw: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Tensor:

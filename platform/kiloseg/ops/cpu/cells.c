@@ -3,40 +3,12 @@
 #include "cells_backward.h"
 #include "cells_forward.h"
 
-#define PATCHES 4       // of a task
-#define CELLS (8 * ROWS)  // of a task of scores; a multiple of ROWS
-
-static void load_row(const struct cells *a, int64_t image, int64_t j) {
-    const float *from = a->pixels + image * a->image_stride + j * a->row_stride;
-    float *to = a->map + j * a->w * a->width, *grad = a->grad_map + j * a->w * a->width;
-    for (int64_t i = 0; i < a->w; ++i) {
-        for (int64_t d = 0; d < a->D; ++d) to[i * a->width + d] = from[d * a->dim_stride + i * a->column_stride];
-    }
-    for (int64_t i = 0; i < a->w * a->width; ++i) grad[i] = 0;
-}
-
 static void store_row(const struct cells *a, int64_t image, int64_t j) {
     float *to = a->grad_pixels + image * a->image_stride + j * a->row_stride;
     const float *from = a->grad_map + j * a->w * a->width;
     for (int64_t i = 0; i < a->w; ++i) {
         for (int64_t d = 0; d < a->D; ++d) to[d * a->dim_stride + i * a->column_stride] = from[i * a->width + d];
     }
-}
-
-// Sets `b` to a chunk, alike in all threads.
-static void choose_chunk(struct block *b, int64_t panel) {
-    int64_t left = all_panels(b->a) - panel;
-    b->panel = panel;
-    b->panels = left < b->a->chunk ? left : b->a->chunk;
-}
-
-static void score_chunk(struct team *team, const struct block *b) {
-    int64_t pieces = (b->stride + CELLS - 1) / CELLS;
-    for (int64_t task; (task = next_task(team)) < b->panels * pieces;) {
-        int64_t cell = task % pieces * CELLS, left = b->stride - cell;
-        score_panel(b, b->panel + task / pieces, cell, left < CELLS ? left : CELLS);
-    }
-    meet(team);
 }
 
 // All chunks, once: their highest logits, or their sums. The scores of the last stay.
@@ -85,10 +57,7 @@ static void run(struct team *team, int thread) {
         for (int64_t j; (j = next_task(team)) < a->h;) load_row(a, image, j);
         meet(team);
         for (b->first = 0; b->first < rows; b->first = b->last) {
-            b->last = b->first + a->block_rows < rows ? b->first + a->block_rows : rows;
-            b->cell = b->first * a->w;
-            b->count = (b->last - b->first + (a->h > 1)) * a->w;
-            b->stride = (b->count + 23) / 24 * 24;  // a multiple of ROWS and of STRIP
+            choose_block(b);
             for (int64_t j; (j = next_task(team)) < b->last - b->first;) list_pixels(b, b->first + j);
             meet(team);
             if (a->needs_top) compare_block(team, b, 1, 0);

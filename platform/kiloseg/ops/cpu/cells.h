@@ -30,7 +30,6 @@ struct cells {
     int64_t threads, ignore, wants_grad, needs_top;
     int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
     float tau, weight;     // weight: share of each pixel in the loss
-    float negligible;      // gradients of tiles whose weights are below this share of their pixels' sums are left out; 0: none
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
     const float *candidates;   // (S, width) of unit length, filled up to whole panels
@@ -50,7 +49,6 @@ struct cells {
     int32_t *segments;         // 2 x rows x intervals: first pixel, number of pixels
     float *losses;             // rows x intervals
     float *stencils;           // block_rows x intervals x 10: what normalizing takes away
-    float *highest;            // block_rows x intervals x panels: the highest logit of a patch less its threshold
     int32_t *y_starts, *x_starts;  // first pixel of each interval
     float *y_parts, *x_parts;      // share of the second cell of each pixel
 };
@@ -91,14 +89,21 @@ INLINE int64_t segment_number(const struct block *b, int64_t y, int64_t i) {
     return (y - b->a->y_starts[b->first]) * intervals(b->a->w) + i;
 }
 
-INLINE struct segment segment_of(const struct block *b, int64_t j, int64_t i, int64_t y) {
+// A row of a patch without its pixels.
+INLINE struct segment segment_at(const struct block *b, int64_t j, int64_t i, int64_t y) {
     const struct cells *a = b->a;
-    const int32_t *at = a->segments + 2 * segment_number(b, y, i);
     int64_t below = a->h > 1 ? a->w : 0, beside = a->w > 1, corner = (j - b->first) * a->w + i;
     return (struct segment){
-        at[0], at[1], a->y_parts[y], corner * TILE, (corner + beside) * TILE, (corner + below) * TILE,
+        0, 0, a->y_parts[y], corner * TILE, (corner + beside) * TILE, (corner + below) * TILE,
         (corner + below + beside) * TILE
     };
+}
+
+INLINE struct segment segment_of(const struct block *b, int64_t j, int64_t i, int64_t y) {
+    struct segment s = segment_at(b, j, i, y);
+    const int32_t *at = b->a->segments + 2 * segment_number(b, y, i);
+    s.first = at[0], s.count = at[1];
+    return s;
 }
 
 // The scores of a segment's two columns of cells at its row.

@@ -3,7 +3,7 @@
 #ifndef KILOSEG_CELLS_FORWARD_H
 #define KILOSEG_CELLS_FORWARD_H
 
-#include "cells.h"
+#include "cells_scores.h"
 
 // The score of a pixel between two columns with a class that is no candidate.
 static float score_outside(const struct cells *a, const float *left, const float *right, float share, int64_t class) {
@@ -62,15 +62,6 @@ static void list_pixels(const struct block *b, int64_t j) {
             first += count;
         }
     }
-}
-
-// The scores of one panel with some cells of the block.
-static void score_panel(const struct block *b, int64_t panel, int64_t cell, int64_t count) {
-    const struct cells *a = b->a;
-    score_cells(
-        a->map + (b->cell + cell) * a->width, a->width, count, a->panels + panel * a->D * TILE, a->D,
-        a->S - panel * TILE, a->scores + ((panel - b->panel) * b->stride + cell) * TILE
-    );
 }
 
 // Adds one panel to the sums of up to PIECE pixels.

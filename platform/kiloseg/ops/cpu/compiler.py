@@ -17,7 +17,7 @@ from pathlib import Path
 from kiloseg.storage.cache_folder import cache_folder
 
 FOLDER = Path(__file__).parent
-SOURCES = ("loss.c", "cells.c", "nearest.c")
+SOURCES = ("loss.c", "cells.c", "cells_best.c", "nearest.c")
 
 # No -ffast-math: a NaN has to stay one, and sums keep their order. Fused multiply-adds are what the kernels are made of.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")

@@ -69,7 +69,7 @@ ADD_PRODUCTS(1)
 ADD_PRODUCTS(2)
 ADD_PRODUCTS(3)
 
-static void add_products(
+INLINE void add_products(
     float *out, int64_t width, const float *factors, int64_t row_step, int64_t step, const float *vectors, int64_t count
 ) {
     for (int64_t d = 0; d < width; d += 3 * LANES) {

@@ -1,0 +1,76 @@
+"""What the kernels that take scores at feature cells are given: `struct cells` of cells.h, and how work is divided.
+
+Shapes: h w feature cells, H W pixels, S candidates, D embedding, T classes of a panel.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+from typing import NamedTuple
+
+from torch import Tensor
+
+from kiloseg.ops.cpu.tensors import cells_sizes, lanes
+
+PADDING = 24
+"""Cells beyond the last that a kernel may read and write."""
+
+
+class Cells(ctypes.Structure):
+    """`struct cells` of ops/cpu/cells.h."""
+
+    _fields_ = (
+        *(
+            (name, ctypes.c_int64)
+            for name in (
+                "B", "D", "h", "w", "H", "W", "S", "width", "block_rows", "chunk", "capacity",
+                "threads", "ignore", "wants_grad", "needs_top",
+                "image_stride", "dim_stride", "row_stride", "column_stride",
+            )
+        ),
+        *((name, ctypes.c_float) for name in ("tau", "weight")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in (
+                "pixels", "labels", "candidates", "panels", "rows", "target", "left_out",
+                "grad_pixels", "grad_candidates", "grad_rows", "result",
+                "map", "grad_map", "scores", "grads", "floats", "integers", "segments", "losses", "stencils",
+                "y_starts", "x_starts", "y_parts", "x_parts",
+            )
+        ),
+    )  # fmt: skip
+
+
+def panels(rows_SD: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows filled up with zeros to whole panels and vectors, and the same in panels (panels, D, T)."""
+    tile, vector = cells_sizes().tile, lanes().lanes
+    S, D = rows_SD.shape
+    whole = rows_SD.new_zeros(-(-S // tile) * tile, -(-D // vector) * vector)
+    whole[:S, :D] = rows_SD
+    return whole, whole[:, :D].unflatten(0, (-1, tile)).mT.contiguous()
+
+
+class Division(NamedTuple):
+    """How an image is divided into blocks of rows of cells, and the classes into chunks of panels."""
+
+    block_rows: int
+    """Rows of intervals between cells in a block."""
+    chunk: int
+    """Panels whose scores are held at a time."""
+    cells: int
+    """Cells between the scores of two panels."""
+
+    def lines(self, h: int, H: int) -> int:
+        """Rows of pixels of a block at most."""
+        return min(H, math.ceil((self.block_rows + 1) * H / h) + 2)
+
+
+def divide(h: int, w: int, num_panels: int, tile_bytes: int, block_cells: int) -> Division:
+    """Blocks of about `block_cells` cells whose scores with a chunk of panels take about `tile_bytes`."""
+    tile, intervals = cells_sizes().tile, max(h - 1, 1)
+    rows = max(min(block_cells, tile_bytes // (4 * tile)) // w - (h > 1), 1)
+    blocks = -(-intervals // min(rows, intervals))
+    rows = -(-intervals // blocks)
+    cells = -(-(rows + (h > 1)) * w // PADDING) * PADDING
+    return Division(rows, max(min(tile_bytes // (4 * tile * cells), num_panels), 1), cells)

@@ -1,0 +1,114 @@
+"""The best one or two classes of every pixel of an upsampled map, by scores at feature cells, on a CPU.
+
+Scores commute with upsampling, and dividing a pixel's scores by its length changes no order: the products of embeddings and table
+are taken at the cells, and their scores are upsampled inside a tile, where a running best is kept.
+
+Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, K classes sought.
+"""
+
+from __future__ import annotations
+
+import ctypes
+
+import torch
+from torch import Tensor
+
+from kiloseg.ops import cpu
+from kiloseg.ops.tiles import TILE_BYTES
+
+MAX_BEST = 2
+"""Most classes that are kept of a pixel."""
+
+BLOCK_CELLS = 768
+"""Cells of a block aimed at."""
+
+
+class _Best(ctypes.Structure):
+    """`struct best` of ops/cpu/cells_best.c."""
+
+    _fields_ = (
+        ("cells", cpu.Cells),
+        ("K", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scores", "ids", "labels", "cosines")),
+    )
+
+
+def supports(pixels_BDhw: Tensor, size: tuple[int, int], count: int) -> bool:
+    """Whether the kernel can search and pays: on a CPU, in float32, for one or two classes, upsampling to 4 x the pixels."""
+    _, D, h, w = pixels_BDhw.shape
+    return (
+        pixels_BDhw.is_cpu
+        and pixels_BDhw.dtype == torch.float32
+        and D <= cpu.MAX_DIM
+        and count <= MAX_BEST
+        and size[0] * size[1] >= 4 * h * w
+        and cpu.holds_data(pixels_BDhw) is not None
+        and cpu.library() is not None
+    )
+
+
+def best_classes(
+    pixels_BDhw: Tensor, rows_CD: Tensor, size: tuple[int, int], count: int, *, wants_cosines: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The `count` classes of highest cosine for every pixel, best first: int64 (K, B, H, W), and the cosines if wanted.
+
+    Beside these live the map of one image, the table in panels, the scores of a block of cells with a chunk of the classes (about
+    TILE_BYTES) and 2 K numbers for each pixel of a block.
+
+    Args:
+        pixels_BDhw: float32.
+        rows_CD: rows of unit length, float32.
+        size: (H, W) of the pixels.
+        count: K, 1 or 2, C at most.
+        wants_cosines: whether to give the cosines, float32 (K, B, H, W).
+    """
+    B, D, h, w = pixels_BDhw.shape
+    H, W = size
+    if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
+        pixels_BDhw = pixels_BDhw.contiguous()
+    candidates, panels = cpu.panels(rows_CD)
+    division = cpu.divide(h, w, len(panels), TILE_BYTES["cpu"], BLOCK_CELLS)
+    capacity = division.lines(h, H) * W
+    device = pixels_BDhw.device
+    labels_KBHW = torch.empty((count, B, H, W), dtype=torch.int64, device=device)
+    cosines_KBHW = torch.empty((count, B, H, W), device=device) if wants_cosines else None
+    map_cells = torch.zeros((h * w + cpu.PADDING, candidates.shape[1]), device=device)
+    scores = torch.empty((division.chunk, division.cells, panels.shape[2]), device=device)
+    best_scores, best_ids = (
+        torch.empty((count, capacity), dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)
+    )
+    starts = torch.empty(h + w + 2, dtype=torch.int32, device=device)
+    parts = torch.empty(H + W, device=device)
+    if cpu.holds_data(pixels_BDhw):
+        image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
+        cells = cpu.Cells(
+            B=B, D=D, h=h, w=w, H=H, W=W, S=len(rows_CD), width=candidates.shape[1],
+            block_rows=division.block_rows,
+            chunk=division.chunk,
+            capacity=capacity,
+            threads=torch.get_num_threads(),
+            image_stride=image_stride,
+            dim_stride=dim_stride,
+            row_stride=row_stride,
+            column_stride=column_stride,
+            pixels=pixels_BDhw.data_ptr(),
+            panels=cpu.pointer("panels", panels),
+            map=cpu.pointer("map", map_cells),
+            scores=cpu.pointer("scores", scores),
+            y_starts=cpu.pointer("y_starts", starts, torch.int32),
+            x_starts=cpu.pointer("x_starts", starts[h + 1 :], torch.int32),
+            y_parts=cpu.pointer("y_parts", parts),
+            x_parts=cpu.pointer("x_parts", parts[H:]),
+        )  # fmt: skip
+        call = _Best(
+            cells=cells,
+            K=count,
+            scores=cpu.pointer("scores", best_scores),
+            ids=cpu.pointer("ids", best_ids, torch.int32),
+            labels=cpu.pointer("labels", labels_KBHW, torch.int64),
+            cosines=cpu.pointer("cosines", cosines_KBHW),
+        )
+        kernels = cpu.library()
+        assert kernels is not None
+        kernels.kiloseg_best(ctypes.byref(call))
+    return labels_KBHW, cosines_KBHW

@@ -25,7 +25,7 @@ def start(*words):
 def test_the_papers_rows_are_there():
     data = ("cityscapes", "voc", "ade20k", "coco-stuff10k", "coco-lvis")
     rows = {f"{name}-{backbone}" for name in data for backbone in ("mobilenetv2", "resnet50", "resnet101")}
-    assert rows | {"glyphs", "emoji", "emoji-gpu"} == set(PRESETS)
+    assert rows | {"glyphs", "emoji", "emoji-gpu", "ade20k-full-resnet50"} == set(PRESETS)
     # FACTS of the paper's code: D = 6 for Cityscapes, 12 elsewhere; K = 6 to 8; temperature 20; distance logits.
     for name in rows:
         config = PRESETS[name].config

@@ -48,6 +48,7 @@ _BACKBONES = {"mobilenetv2": "mobilenetv2_100", "resnet50": "resnet50", "resnet1
 
 _REPRODUCED = "independent run of the paper's code, https://github.com/shipra25jain/ESSNet/issues/5"
 _MMSEG = "https://github.com/open-mmlab/mmsegmentation, its model zoo"
+_MASKFORMER = "model zoo of MaskFormer, ADE20K-Full (847 classes)"
 _RANKSEG = "https://github.com/openseg-group/RankSeg, its README"
 
 _PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {
@@ -123,6 +124,14 @@ def _presets() -> dict[str, Preset]:
                 build=f"python {builder} --root ARCHIVES --out DIR",
                 published=published.get(name, ()),
             )
+    presets["ade20k-full-resnet50"] = Preset(
+        config=presets["ade20k-resnet50"].config,
+        build="python datasets/ade20k_full.py --root ARCHIVES --out DIR",
+        published=(
+            Published(miou=0.124, system="per-pixel baseline, ResNet-50, dense, 8.0 GB a GPU", source=_MASKFORMER),
+            Published(miou=0.160, system="MaskFormer, ResNet-50, 6.5 GB a GPU", source=_MASKFORMER),
+        ),
+    )
     return presets
 
 

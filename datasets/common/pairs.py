@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from kiloseg.data.description import DatasetInfo
+from kiloseg.data.reading.decoding import decode_pixels
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
@@ -102,15 +103,22 @@ def fingerprint(root: Path, files: Iterable[str]) -> str:
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of a JPEG or PNG file.
+    """The bytes of a JPEG or PNG file; one without its end is decoded, as training would, to see whether it is whole.
 
     Raises:
-        DataError: no such file, another format, or 16 bits a channel.
+        DataError: no such file, another format, 16 bits a channel, or a file that is cut off.
     """
     with _opened(path, "JPEG", "PNG") as image:
         if image.mode.startswith("I"):
             raise DataError(f"{path} has 16 bits a channel: expected 8; convert it")
-    return path.read_bytes()
+    data = path.read_bytes()
+    ended = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") if data.startswith(b"\xff\xd8") else b"IEND" in data[-12:]
+    if not ended:
+        try:
+            decode_pixels(data)
+        except (OSError, ValueError, SyntaxError) as error:
+            raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore it") from error
+    return data
 
 
 def build_pairs(

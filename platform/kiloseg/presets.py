@@ -48,7 +48,7 @@ _BACKBONES = {"mobilenetv2": "mobilenetv2_100", "resnet50": "resnet50", "resnet1
 
 _REPRODUCED = "independent run of the paper's code, https://github.com/shipra25jain/ESSNet/issues/5"
 _MMSEG = "https://github.com/open-mmlab/mmsegmentation, its model zoo"
-_MASKFORMER = "model zoo of MaskFormer, ADE20K-Full (847 classes)"
+_MASKFORMER = "https://github.com/facebookresearch/MaskFormer, its model zoo"
 _RANKSEG = "https://github.com/openseg-group/RankSeg, its README"
 
 _PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {

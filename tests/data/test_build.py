@@ -21,6 +21,7 @@ import tyro
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import read_index
 from kiloseg.data.writing.build import Output, build, finished, plan_shards
+from kiloseg.data.writing.processes import in_processes
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.storage.errors import DataError
 
@@ -396,3 +397,14 @@ def test_memory_of_the_driver_does_not_grow_with_samples(tmp_path):
         peaks.append(float(done.stdout.split()[-1]))
     # Rows as Python objects would take 2 x 256 numbers of 36 bytes for each of 1,750 samples more: 31 MiB.
     assert peaks[1] - peaks[0] < 12, peaks
+
+
+def ended_from_outside(task):
+    if task == 3:
+        os.kill(os.getpid(), 9)
+    return task
+
+
+def test_a_process_that_is_ended_from_outside_is_a_clear_error():
+    with pytest.raises(DataError, match=r"a process was ended from outside, .* at one of [0-4].*lower --processes"):
+        list(in_processes(ended_from_outside, range(5), processes=2))

@@ -380,3 +380,14 @@ def test_order_of_samples_depends_on_their_keys_alone(cityscapes_root):
     )
     found = pairs.find_splits("cityscapes", cityscapes_root, cityscapes.ARCHIVE.places, cityscapes.list_pairs, "")
     assert [pair.key for pair in found["train"]] == sorted((pair.key for pair in found["train"]), key=pairs.order)
+
+
+def test_an_image_that_is_cut_off_ends_a_build_by_its_name(tmp_path):
+    path = tmp_path / "a.jpg"
+    write_jpeg(path, 64, 64)
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(DataError, match=rf"{path} cannot be decoded .*expected a whole image; restore it"):
+        pairs.read_image(path)
+    whole = write_jpeg(path, 64, 64) + b"a camera's own bytes"
+    path.write_bytes(whole)
+    assert pairs.read_image(path) == whole

@@ -10,7 +10,10 @@ import signal
 import threading
 from collections.abc import Callable, Generator, Hashable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
+
+from kiloseg.storage.errors import DataError
 
 Task = TypeVar("Task", bound=Hashable)
 Result = TypeVar("Result")
@@ -22,6 +25,7 @@ def in_processes(
     """Runs `work` on each task and yields tasks with their results as they finish; one process is this one.
 
     Raises:
+        DataError: a process was ended from outside; names the tasks that it may have been at.
         TypeError: `work` cannot be pickled.
         Exception: what `work` raises; tasks that run are waited for.
     """
@@ -47,6 +51,14 @@ def in_processes(
             futures = {pool.submit(_run, task): task for task in tasks}
             for future in as_completed(futures):
                 yield futures[future], future.result()
+        except BrokenProcessPool as error:
+            # Tasks are begun in order, so the process that ended was at one of the first that are not done.
+            left = [task for future, task in futures.items() if future.exception() is not None]
+            at = ", ".join(str(getattr(task, "name", task)) for task in left[: min(processes, len(left)) + 1])
+            raise DataError(
+                f"a process was ended from outside, as the system does where memory runs out, at one of {at}; lower --processes, "
+                "or see with --processes 1 which sample it is"
+            ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
             raise

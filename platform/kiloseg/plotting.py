@@ -224,7 +224,8 @@ def prediction_sheet(
             axes.set_title(heading, fontsize=9)
             axes.set_axis_off()
         if names is not None:
-            _write_names(row[1], row[2], labels, predicted, names, background)
+            hits, count = _write_names(row[1], row[2], labels, predicted, names, background)
+            row[2].set_title(f"prediction, {hits} of {count} objects right", fontsize=9)
     figure.suptitle(title, fontsize=11)
     return figure
 
@@ -236,12 +237,15 @@ def _write_names(
     predicted: np.ndarray,
     names: Sequence[str],
     background: int | None,
-) -> None:
-    for label in np.unique(labels).tolist():
-        if label in (-1, background):
-            continue
+) -> tuple[int, int]:
+    """Writes on both pictures; returns how many classes of the labels most of their pixels were taken for, and how many there
+    are, the background aside."""
+    shown = [label for label in np.unique(labels).tolist() if label not in (-1, background)]
+    hits = 0
+    for label in shown:
         rows, columns = np.nonzero(labels == label)
         taken_for = int(np.bincount(predicted[rows, columns]).argmax())
+        hits += taken_for == label
         right_color = "black" if taken_for == label else "#c00000"
         for axes, name, color in ((labelled, names[label], "black"), (predicting, names[taken_for], right_color)):
             axes.text(
@@ -254,3 +258,4 @@ def _write_names(
                 verticalalignment="center",
                 bbox={"facecolor": "white", "alpha": 0.75, "linewidth": 0, "pad": 0.8},
             )
+    return hits, len(shown)

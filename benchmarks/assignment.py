@@ -112,7 +112,7 @@ def share_of(info: DatasetInfo, arguments: Arguments, rank: int) -> Share:
         stream.noted = []
         stream.epoch_and_skip[0] = arguments.epoch
         turn = (worker, arguments.loader_workers)
-        with mock.patch.object(loader, "_loader_worker", lambda turn=turn: turn):
+        with mock.patch.object(loader, "loader_process", lambda turn=turn: turn):
             begin = time.perf_counter()
             batches = iter(stream)
             next(batches)

@@ -47,6 +47,11 @@ class IoU:
         if torch.distributed.is_available() and torch.distributed.is_initialized():
             torch.distributed.all_reduce(self.counts_3C)
 
+    @property
+    def num_labelled(self) -> int:
+        """Labelled pixels so far."""
+        return int(self.counts_3C[2].sum())
+
     def compute(self) -> dict[str, Any]:
         """Fractions from 0 to 1.
 

@@ -16,6 +16,7 @@ from kiloseg.memory.peak import PeakMemory
 from kiloseg.metrics import IoU
 from kiloseg.models import Segmenter
 from kiloseg.overrides import from_flat, override
+from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint
 
 
@@ -38,7 +39,10 @@ def evaluate(
         stop: asked before every batch; once it says yes the evaluation is broken off. For a worker alone.
 
     Returns:
-        The counts, whose `compute()` gives the metrics; None where `stop` said yes.
+        The counts, whose `compute()` gives the metrics, which are numbers; None where `stop` said yes.
+
+    Raises:
+        DataError: nothing was labelled, or `batches` found samples missing.
     """
     device = next(segmenter.parameters()).device
     was_training = segmenter.training
@@ -59,6 +63,11 @@ def evaluate(
     if stopped:
         return None
     counts.all_reduce()
+    if not counts.num_labelled:
+        raise DataError(
+            "no pixel of the evaluated samples has a label of the model's classes, so that there is no IoU; check the masks "
+            "of the split (python -m kiloseg.data.verify), data.val_samples and data.num_classes"
+        )
     return counts
 
 

@@ -19,9 +19,11 @@ from tqdm import tqdm
 from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
 from kiloseg.data.description import read_info
+from kiloseg.data.labelled import require_labelled
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
+from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.meters import Clock
@@ -68,6 +70,7 @@ def train(
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
+    require_labelled(config.data, info)
     rank, world = workers.rank, workers.world_size
     batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)
     validation = {
@@ -121,6 +124,7 @@ class _Steps:
         self._steps_per_epoch = batches.steps_per_epoch
         self._clock = Clock(state.workers.device)
         self._taken = 0
+        self._labelled = False
 
     def take(self) -> None:
         """Takes the next one."""
@@ -130,6 +134,8 @@ class _Steps:
         timed = self._taken >= COUNTED_STEPS + config.trainer.compile
         with self._clock.running(images=config.trainer.batch_size if timed else 0):
             batch = next(self._batches)
+            # Looked at until there is a label, which is hardly ever beyond the first batch.
+            self._labelled = self._labelled or bool((batch.labels >= 0).any())
             torch.manual_seed(_step_seed(config.trainer.seed, state.step, workers.rank))
             factor = learning_rate_factor(state.step, config.trainer.steps, config.optimizer)
             set_learning_rate(state.optimizer, factor)
@@ -148,7 +154,14 @@ class _Steps:
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
+            DataError: no crop of a whole epoch, or of a whole run, had a labelled pixel.
         """
+        whole = self._taken >= self._steps_per_epoch or 0 < self._taken == self._state.config.trainer.steps
+        if whole and not self._state.workers.any(self._labelled):
+            raise DataError(
+                f"{self._state.config.data.path}: no pixel of the {self._taken} training batches so far has a label, so that "
+                "nothing is learned; check the masks (python -m kiloseg.data.verify) and data.num_classes"
+            )
         return Report(
             step=self._state.step,
             epoch=self._state.step / self._steps_per_epoch,

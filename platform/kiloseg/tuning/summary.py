@@ -55,7 +55,7 @@ class TrialRow:
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
     """The trials, best first, settings by their dotted names."""
-    ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None else row.miou, reverse=True)
+    ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None or math.isnan(row.miou) else row.miou, reverse=True)
     return pandas.DataFrame(
         [
             {
@@ -76,9 +76,9 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
 
 
 def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The trial with the highest mIoU, or None where none has one."""
-    scored = [row for row in rows if row.miou is not None]
-    return max(scored, key=lambda row: row.miou or 0.0, default=None)
+    """The trial with the highest mIoU, or None where none has one; NaN, which nothing compares with, is none."""
+    scored = [(row.miou, row) for row in rows if row.miou is not None and not math.isnan(row.miou)]
+    return max(scored, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import itertools
 import random
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import IterableDataset, get_worker_info
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
@@ -21,18 +21,20 @@ from kiloseg.data.index import read_index
 from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.data.reading.batches import Batch, Memory, Slots
 from kiloseg.data.reading.decoding import Decoder
+from kiloseg.data.reading.loader_processes import PREFETCH, data_loader, loader_process
 from kiloseg.data.reading.order import Position, as_positions, epoch_order, in_order, share, shuffle
 from kiloseg.data.reading.reader import Reader
 from kiloseg.data.reading.sampling import Repeats, SampleClasses
+from kiloseg.data.reading.shared_memory import FOLDER, naming_settings, require_room
 from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
 from kiloseg.storage.errors import DataError
-from kiloseg.storage.filesystems import RemoteFolder, open_folder
 
 STRIDE = 32
 """Sides of a batch are multiples of this: the coarsest feature map of the backbones."""
 
-PREFETCH = 2
-"""Batches that a loader process works ahead."""
+TRAINING_SETTINGS = "data.loader_workers, trainer.batch_size or data.crop"
+VALIDATION_SETTINGS = "data.loader_workers or data.val_batch_size"
+"""What decides how much shared memory loader processes need."""
 
 
 class _TrainStream(IterableDataset[Any]):
@@ -59,14 +61,15 @@ class _TrainStream(IterableDataset[Any]):
         self.augment = Augment(data)
         self.memory = Memory(batch_size, data.crop)
         workers = data.loader_workers
-        self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
+        with naming_settings(TRAINING_SETTINGS):
+            self.slots = Slots(workers, PREFETCH, batch_size, data.crop, self.decode.dtype) if workers else None
         self.reader = Reader(data.path, self.shards, cache_gib=data.cache_gib)
         self.bad_samples = BadSamples(data.max_bad_samples)
         self.epoch_and_skip = torch.zeros(2, dtype=torch.int64).share_memory_()
 
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
         epoch, skip = self.epoch_and_skip.tolist()
-        process, workers = _loader_worker()
+        process, workers = loader_process()
         # Batches are dealt out by the loader processes in turn. A resumed epoch goes on with the one whose turn it was; of
         # what came before only the order is drawn again.
         worker = (process + skip) % workers
@@ -164,7 +167,7 @@ class TrainBatches:
                 f"{data.path} has {self._stream.samples} training samples, fewer than one batch of {batch_size}; lower "
                 "trainer.batch_size"
             )
-        self._loader = _loader(self._stream, data, persistent=True)
+        self._loader = data_loader(self._stream, data, persistent=True)
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
         """The batches of an epoch after its first `skip`, none of which is read."""
@@ -190,52 +193,92 @@ class _ValidationStream(IterableDataset[Batch]):
         self.decode = Decoder(info, select_classes(data, info))
 
     def __iter__(self) -> Iterator[Batch]:
-        worker, workers = _loader_worker()
+        worker, workers = loader_process()
         start, stop = share(self.samples, self.rank * workers + worker, self.world * workers)
         order = in_order(self.shards)[start:stop]
         positions = iter(as_positions(order))
         with Reader(self.data.path, self.shards, cache_gib=self.data.cache_gib) as reader:
             reader.expect(_shards_in_turn(order))
             while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
-                yield _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
+                batch = _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
+                if get_worker_info() is not None:
+                    # Shared here, an error reaches the training process. The thread that would do it else drops the batch.
+                    with naming_settings(VALIDATION_SETTINGS):
+                        for tensor in batch:
+                            tensor.share_memory_()
+                yield batch
+
+    @property
+    def expected(self) -> int:
+        """Samples of this training worker, over all of its loader processes."""
+        parts = max(self.data.loader_workers, 1)
+        start = share(self.samples, self.rank * parts, self.world * parts)[0]
+        return share(self.samples, self.rank * parts + parts - 1, self.world * parts)[1] - start
+
+
+class ValidationBatches:
+    """The batches of this worker's share of a split, each sample once; none can be lost without an error."""
+
+    def __init__(self, stream: _ValidationStream) -> None:
+        self.samples = stream.expected
+        """How many samples a whole pass gives."""
+        self._loader = data_loader(stream, stream.data, persistent=False)
+
+    def __iter__(self) -> Iterator[Batch]:
+        received = 0
+        with naming_settings(VALIDATION_SETTINGS):
+            batches = iter(self._loader)
+        while True:
+            with naming_settings(VALIDATION_SETTINGS):
+                batch = next(batches, None)
+            if batch is None:
+                break
+            received += len(batch.images)
+            yield batch
+        if received != self.samples:
+            raise DataError(
+                f"validation received {received} of its {self.samples} samples from {self._loader.num_workers} loader "
+                f"processes; batches are lost where {FOLDER} is full: lower {VALIDATION_SETTINGS}, or give it more room"
+            )
 
 
 def validation_batches(
     data: Data, info: DatasetInfo, *, split: str = "val", rank: int = 0, world: int = 1
-) -> Iterable[Batch]:
+) -> ValidationBatches:
     """Every sample of this worker's share of a split once, whole images, padded to a common size with ignored pixels.
 
     Raises:
-        DataError: shards are missing or cut short, or there is no such split.
+        DataError: shards are missing or cut short, there is no such split, or loader processes have too little shared memory.
+            An iteration raises it where samples did not arrive.
     """
     check_shards(data.path, info, split)
-    return _loader(_ValidationStream(data, info, split, rank=rank, world=world), data, persistent=False)
+    stream = _ValidationStream(data, info, split, rank=rank, world=world)
+    if data.loader_workers:
+        sizes = batch_areas(data, info, split, stream.samples)
+        most = sorted(sizes, reverse=True)[: data.loader_workers * (PREFETCH + 1)]
+        # An image has 3 bytes a pixel, its labels 8.
+        require_room(11 * sum(most), VALIDATION_SETTINGS)
+    return ValidationBatches(stream)
 
 
-def _loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:
-    workers = data.loader_workers
-    # Clients of object stores have threads, which a forked process lacks. A spawned one takes seconds to start.
-    spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
-    return DataLoader(
-        stream,
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=PREFETCH if workers else None,
-        persistent_workers=workers > 0 and (persistent or spawned),
-        multiprocessing_context="spawn" if spawned else None,
-        pin_memory=torch.cuda.is_available(),
-    )
+def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list[int]:
+    """Pixels of each validation batch with its padding, by the index; empty where there is no index to tell."""
+    try:
+        index = read_index(data.path, split, columns=["height", "width"])
+    except DataError:
+        return []
+    if len(index) != info.num_samples(split):
+        return []
+    sides = [index[name].to_numpy()[:samples] for name in ("height", "width")]
+    starts = range(0, samples, data.val_batch_size)
+    chunks = ([side[start : start + data.val_batch_size] for side in sides] for start in starts)
+    return [len(rows) * _round_up(int(rows.max())) * _round_up(int(columns.max())) for rows, columns in chunks]
 
 
 def _shards_in_turn(order: np.ndarray) -> list[int]:
     """Shards of an order of positions, each time another one begins."""
     shards = order[:, 0]
     return shards[np.flatnonzero(np.diff(shards, prepend=-1))].tolist()
-
-
-def _loader_worker() -> tuple[int, int]:
-    worker = get_worker_info()
-    return (worker.id, worker.num_workers) if worker else (0, 1)
 
 
 def _to_tensors(image_HW3: np.ndarray, labels_HW: np.ndarray) -> tuple[Tensor, Tensor]:

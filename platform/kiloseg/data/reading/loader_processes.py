@@ -1,0 +1,42 @@
+"""The processes that decode samples for a training process."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+
+from kiloseg.config import Data
+from kiloseg.storage.filesystems import RemoteFolder, open_folder
+
+PREFETCH = 2
+"""Batches that a loader process works ahead."""
+
+
+def data_loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:
+    """A loader over a stream that makes whole batches, in `data.loader_workers` processes.
+
+    Args:
+        stream: one process's batches.
+        data: the data set and its settings.
+        persistent: whether the processes outlive a pass over the stream.
+    """
+    workers = data.loader_workers
+    # Clients of object stores have threads, which a forked process lacks. A spawned one takes seconds to start.
+    spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
+    return DataLoader(
+        stream,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=PREFETCH if workers else None,
+        persistent_workers=workers > 0 and (persistent or spawned),
+        multiprocessing_context="spawn" if spawned else None,
+        pin_memory=torch.cuda.is_available(),
+    )
+
+
+def loader_process() -> tuple[int, int]:
+    """Number of this loader process and how many there are; (0, 1) in the training process itself."""
+    worker = get_worker_info()
+    return (worker.id, worker.num_workers) if worker else (0, 1)

@@ -1,0 +1,63 @@
+"""Shared memory, through which loader processes hand over their batches: whether there is room, and what to say if not.
+
+Containers often have little of it: Docker gives 64 MB to /dev/shm unless it is told otherwise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from kiloseg.storage.errors import DataError
+
+FOLDER = "/dev/shm"  # noqa: S108
+"""Where Linux keeps shared memory."""
+
+NO_ROOM = ("No space left on device", "unable to allocate shared memory", "Bus error", "Cannot allocate memory")
+"""What torch says where shared memory is full."""
+
+
+def require_room(num_bytes: int, settings: str) -> None:
+    """Refuses what does not fit into the shared memory that is free now.
+
+    Args:
+        num_bytes: what loader processes need at once.
+        settings: that decide how much, for the message.
+
+    Raises:
+        DataError: there is less. Systems without /dev/shm are not checked.
+    """
+    try:
+        free = os.statvfs(FOLDER)
+    except OSError:
+        return
+    free_bytes = free.f_bavail * free.f_frsize
+    if num_bytes > free_bytes:
+        raise DataError(
+            _message(
+                f"{FOLDER} has {free_bytes / 2**20:.1f} MiB free, up to {num_bytes / 2**20:.1f} are needed", settings
+            )
+        )
+
+
+@contextlib.contextmanager
+def naming_settings(settings: str) -> Iterator[None]:
+    """Turns torch's errors about shared memory that is full into one that names the settings.
+
+    Raises:
+        DataError: instead of them.
+    """
+    try:
+        yield
+    except (RuntimeError, OSError) as error:
+        if not any(text in str(error) for text in NO_ROOM):
+            raise
+        raise DataError(_message(f"{FOLDER} is full ({str(error).splitlines()[0]})", settings)) from error
+
+
+def _message(found: str, settings: str) -> str:
+    return (
+        f"{found}, for the batches that loader processes hand over: lower {settings}, use data.loader_workers = 0, or give "
+        "the container more (docker run --shm-size=2g)"
+    )

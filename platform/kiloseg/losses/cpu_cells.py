@@ -72,10 +72,12 @@ def embedding_loss(
         rows = cpu.whole_rows(rows_CD, tiles=False)
         grad_rows = torch.zeros_like(rows) if wants_grad else None
         outside_BHW = (target_C[known_BHW] < 0).logical_and_(counts_BHW)
-    candidates, panels = cpu.panels(rows_CD if drawn_S is None else rows_CD[drawn_S])
+    candidates = rows_CD if drawn_S is None else rows_CD[drawn_S]
+    panels = cpu.panels(candidates)
+    candidates = cpu.whole_rows(candidates, tiles=False)
     S = C if drawn_S is None else len(drawn_S)
-    grad_candidates = torch.zeros_like(candidates) if wants_grad else None
     width, tile = candidates.shape[1], panels.shape[2]
+    grad_candidates = candidates.new_zeros(len(panels) * tile, width) if wants_grad else None
     division = cpu.divide(h, w, len(panels), tile_bytes or TILE_BYTES["cpu"], BLOCK_CELLS)
     block_rows, chunk, cells = division
     lines = division.lines(h, H)

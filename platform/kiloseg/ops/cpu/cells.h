@@ -32,8 +32,8 @@ struct cells {
     float tau, weight;     // weight: share of each pixel in the loss
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
-    const float *candidates;   // (S, width) of unit length, filled up to whole panels
-    const float *panels;       // (panels, D, TILE): the same, transposed
+    const float *candidates;   // (S, width) of unit length
+    const float *panels;       // (panels, D, TILE): the same, transposed, filled up to whole panels
     const float *rows;         // (C, width): the table; null where every target is a candidate
     const int64_t *target;     // (C): the candidate that a class is, -1 - its id where it is none; null: all are
     const int64_t *left_out;   // (C): the candidate that pixels of a class are not compared with; null: their own

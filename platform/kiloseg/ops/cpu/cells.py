@@ -25,7 +25,7 @@ class Cells(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "B", "D", "h", "w", "H", "W", "S", "width", "block_rows", "chunk", "capacity",
-                "threads", "ignore", "wants_grad", "needs_top",
+                "threads", "ignore", "wants_grad", "needs_top", "cosine",
                 "image_stride", "dim_stride", "row_stride", "column_stride",
             )
         ),

@@ -36,6 +36,7 @@ PAGES = {
 """Pages that lie outside docs/, and the page that includes each."""
 
 FACES = (
+    "kiloseg.inference",
     "kiloseg.losses",
     "kiloseg.memory",
     "kiloseg.metrics",

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import numpy as np
 
 from kiloseg.config import Data
 from kiloseg.data.codec import IGNORE_ID
-from kiloseg.data.description import DatasetInfo
+from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.storage.errors import DataError
 
@@ -66,6 +67,41 @@ def select_classes(data: Data, info: DatasetInfo) -> Classes:
         background=background,
         others=-1 if background is None or data.other_classes == "ignore" else background,
     )
+
+
+class ClassRecord(TypedDict):
+    """What a checkpoint says of its classes: numbers, strings and lists of them."""
+
+    ids: list[int]
+    """Ids in the data set of labels 0 to C - 1."""
+    names: list[str]
+    background: int | None
+    """The label of the background, if there is one."""
+    train_samples: list[int] | None
+    """How many training samples hold each class; None where nobody knows."""
+    data: str
+    """Name of the data set."""
+    digest: str
+    """Of the data set, as dataset.json has it."""
+
+
+def record_classes(data: Data) -> ClassRecord:
+    """The classes of a run, as its checkpoints keep them.
+
+    Raises:
+        DataError: the data set at `data.path` is not there, or damaged.
+    """
+    info = read_info(data.path)
+    classes = select_classes(data, info)
+    samples = class_samples(read_index(data.path, "train", columns=["class_ids"]), info.num_classes)
+    return {
+        "ids": classes.ids.tolist(),
+        "names": classes.names,
+        "background": classes.background,
+        "train_samples": samples[classes.ids].tolist(),
+        "data": info.name,
+        "digest": info.digest,
+    }
 
 
 def label_type(info: DatasetInfo) -> np.dtype:

@@ -1,5 +1,8 @@
-"""Metrics as summable integer counts."""
+"""Metrics as summable statistics whose size does not depend on the number of pixels."""
 
+from kiloseg.metrics.boundary import BoundaryIoU
+from kiloseg.metrics.calibration import CalibrationError
+from kiloseg.metrics.confusion import ConfusedPairs, Confusion
 from kiloseg.metrics.iou import IoU
 
-__all__ = ["IoU"]
+__all__ = ["BoundaryIoU", "CalibrationError", "ConfusedPairs", "Confusion", "IoU"]

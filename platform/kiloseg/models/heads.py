@@ -25,7 +25,7 @@ from kiloseg.losses import (
     official_cross_entropy,
 )
 from kiloseg.models.class_table import ClassTable
-from kiloseg.models.prediction import nearest_class
+from kiloseg.models.prediction import nearest_class, nearest_two
 
 
 class HeadLoss(NamedTuple):
@@ -35,6 +35,15 @@ class HeadLoss(NamedTuple):
     """A scalar: the mean over labelled pixels; 0, with zero gradients, where no pixel is labelled."""
     regularizer: Tensor | None
     """A scalar that does not depend on the batch, its weight applied; None where there is none."""
+
+
+class Prediction(NamedTuple):
+    """The class of every pixel at full resolution, and how sure that is."""
+
+    labels: Tensor
+    """int64 (B, H, W)."""
+    confidence: Tensor
+    """float32 (B, H, W): the probability of the class against the second best alone, 0.5 to 1. NaN where a head has none."""
 
 
 class Head(ABC, nn.Module):
@@ -79,6 +88,11 @@ class Head(ABC, nn.Module):
     @abstractmethod
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
         """The class of every pixel at full resolution, without a graph: int64 of shape (B, *size)."""
+
+    def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
+        """As `predict`, with confidences; for heads that do not say how sure they are these are NaN."""
+        labels_BHW = self.predict(outputs_BNhw, size)
+        return Prediction(labels_BHW, torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device))
 
     def undecayed(self) -> Iterable[nn.Parameter]:
         """Parameters of more than one dimension that weight decay leaves alone."""
@@ -168,6 +182,16 @@ class EmbeddingHead(Head):
         """The nearest class; see `kiloseg.models.nearest_class`."""
         return nearest_class(outputs_BNhw, self.table(), size=size)
 
+    @torch.no_grad()
+    def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
+        """The nearest class, and its probability against the second nearest under the logits that it was trained with."""
+        nearest = nearest_two(outputs_BNhw, self.table(), size=size)
+        first_BHW, second_BHW = nearest.cosine, nearest.runner_up_cosine
+        if self.settings.logit == "distance":
+            # For unit vectors ||o - e||^2 = 2 - 2 o.e.
+            first_BHW, second_BHW = (-(2 - 2 * cosine).clamp_(min=0).sqrt_() for cosine in (first_BHW, second_BHW))
+        return Prediction(nearest.labels, (self.settings.temperature * (first_BHW - second_BHW)).sigmoid_())
+
 
 @register_head("official")
 class OfficialHead(EmbeddingHead):
@@ -203,7 +227,16 @@ class DenseHead(Head):
 
         Works on one image at a time, so that the dense head is not charged with a whole batch of full-size logits.
         """
-        logits = (
-            F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False) for one in outputs_BNhw
-        )
-        return torch.cat([one.argmax(1) for one in logits])
+        return torch.cat([one.argmax(1) for one in self._logits(outputs_BNhw, size)])
+
+    @torch.no_grad()
+    def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
+        """The class of the highest logit, and its probability against that of the second highest."""
+        two = [one.topk(2, dim=1) for one in self._logits(outputs_BNhw, size)]
+        labels_BHW = torch.cat([one.indices[:, 0] for one in two])
+        margins_BHW = torch.cat([one.values[:, 0] - one.values[:, 1] for one in two])
+        return Prediction(labels_BHW, margins_BHW.sigmoid_())
+
+    def _logits(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Iterable[Tensor]:
+        for one in outputs_BNhw:
+            yield F.interpolate(one[None].float(), size=size, mode="bilinear", align_corners=False)

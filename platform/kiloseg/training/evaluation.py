@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -84,7 +85,11 @@ def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:
     Raises:
         ValueError: the file is damaged or of another format.
     """
-    state = load_checkpoint(checkpoint)
+    return segmenter_of(load_checkpoint(checkpoint))
+
+
+def segmenter_of(state: dict[str, Any]) -> tuple[Segmenter, Config]:
+    """As `load_segmenter`, of the state that `load_checkpoint` returned."""
     config = from_flat(state["config"])
     # The checkpoint has all weights; a pretrained start would be fetched only to be overwritten.
     model = override(config.model, {"weights": "none"})

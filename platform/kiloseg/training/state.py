@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from kiloseg.config import Config
+from kiloseg.data.classes import record_classes
 from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.models import build_segmenter
 from kiloseg.overrides import differences, flatten
@@ -38,6 +39,8 @@ class TrainState:
         self.workers = workers
         self.bad_samples = bad_samples
         torch.manual_seed(config.trainer.seed)
+        # With every checkpoint travels what its classes are called: a model outlives its data set.
+        self.classes = None if workers.rank else record_classes(config.data)
         self.segmenter = build_segmenter(config, num_classes, workers.device)
         self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.step = 0
@@ -93,6 +96,7 @@ class TrainState:
         content = {
             "config": flatten(self.config),
             "num_classes": self.num_classes,
+            "classes": self.classes,
             "model": self.segmenter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "report": {} if last is None else dict(dataclasses.replace(last, checkpoint=None)),

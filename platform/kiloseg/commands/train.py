@@ -1,0 +1,82 @@
+"""Trains one model and records it in MLflow.
+
+Every setting that is not given is that of --preset; --list prints the presets and what they are held against. Checkpoints
+go to --trainer.output, and --resume goes on from the newest one there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from kiloseg import cli
+from kiloseg.config import Config
+from kiloseg.presets import PRESETS, Preset
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arguments(cli.Preset):
+    """Train one model."""
+
+    list: bool = False
+    """Print all presets and end."""
+    run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    experiment: str = "train"
+    """Name of the experiment in MLflow."""
+    runs: Path = Path("runs")
+    """Folder of MLflow's database and files where no server is named."""
+    resume: bool = False
+    """Go on from the newest checkpoint in trainer.output."""
+
+
+def main(arguments: Arguments, source: str = "kiloseg train") -> None:
+    """Trains, records the run, and prints its figure beside the published ones.
+
+    Args:
+        arguments: what the command line says.
+        source: the command, as MLflow shows it.
+    """
+    if arguments.list:
+        print_presets()
+        return
+    preset = PRESETS[arguments.preset]
+    if not arguments.run.data.path:
+        raise ValueError(
+            f"--data.path is missing; the data set of preset {arguments.preset} is built by\n    {preset.build}"
+        )
+    from kiloseg.tuning.single_run import train_recorded
+
+    print(
+        train_recorded(
+            arguments.run,
+            preset=arguments.preset,
+            experiment=arguments.experiment,
+            runs=arguments.runs,
+            resume=arguments.resume,
+            source=source,
+        )
+    )
+    print_published(preset)
+
+
+def print_published(preset: Preset) -> None:
+    """The figures that a run of the preset is held against."""
+    for one in preset.published:
+        print(f"    {one.miou:.4f}  {one.system} ({one.source})")
+    if not preset.published:
+        print("    nothing is published to hold it against")
+
+
+def print_presets() -> None:
+    """All presets, their data sets and published figures."""
+    for name, preset in PRESETS.items():
+        config = preset.config
+        print(
+            f"{name}: {config.model.arch} over {config.model.backbone}, D = {config.model.embed_dim}, "
+            f"{config.loss.negatives.kind} negatives, batch {config.trainer.batch_size} of {config.data.crop} px, "
+            f"{config.trainer.steps:,} steps\n    {preset.build}"
+        )
+        print_published(preset)

@@ -1,0 +1,61 @@
+"""Images as people have them: many formats, turned by EXIF, now and then broken."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from kiloseg.storage.filesystems import holder
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+"""Files that count as images where a folder is named."""
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+
+
+def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
+    """uint8 pixels (H, W, 3) of a file (by path or URL), a Pillow image or an array.
+
+    Raises:
+        ValueError: it is no image, or one that a network for 8-bit colors cannot read; names the file.
+    """
+    if isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:
+            raise ValueError(f"an array of {image.dtype} and shape {image.shape}: expected uint8 of shape (H, W, 3)")
+        return image
+    if isinstance(image, Image.Image):
+        return _upright(image, "the image")
+    folder, name = holder(image)
+    try:
+        content = folder.read(name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise ValueError(
+            f"{folder.at(name)} cannot be read ({error.strerror or error}): expected an image file"
+        ) from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+                return _upright(opened, folder.at(name))
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise ValueError(
+            f"{folder.at(name)} says that it is larger than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if that is right"
+        ) from error
+    except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        raise ValueError(
+            f"{folder.at(name)} is no image that can be read ({error}); expected {', '.join(FORMATS)}"
+        ) from error
+
+
+def _upright(image: Image.Image, name: str) -> np.ndarray:
+    if image.mode.startswith(("I", "F")):
+        raise ValueError(f"{name} has values of mode {image.mode}: expected 8 bits a channel")
+    turned = ImageOps.exif_transpose(image)
+    if turned.has_transparency_data:
+        turned = turned.convert("RGBA")
+        turned = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned)
+    return np.asarray(turned.convert("RGB"))

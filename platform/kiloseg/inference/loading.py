@@ -1,0 +1,99 @@
+"""From the name of a trained model to the model."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from kiloseg.config import Precision
+from kiloseg.inference.classes import ModelClasses
+from kiloseg.inference.model import TrainedModel
+from kiloseg.overrides import from_flat
+from kiloseg.storage.errors import DataError
+from kiloseg.training.checkpoint import load_checkpoint, load_newest
+from kiloseg.training.evaluation import segmenter_of
+from kiloseg.training.step import autocast_of
+
+RUN = "runs:/"
+
+
+def load(
+    source: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+    runs: Path | str = "runs",
+) -> TrainedModel:
+    """A trained model, ready to predict.
+
+    Args:
+        source: a checkpoint file; or a folder of checkpoints, whose newest that is whole is taken; either by path or by a URL
+            that pyarrow knows (s3://..., gs://...); or `runs:/ID`, a run or a study in MLflow; or the name of a study, whose
+            newest run is taken. Of a study the best trial's checkpoint is loaded.
+        device: where the network runs; None: a GPU if there is one.
+        precision: as `trainer.precision`.
+        runs: folder of MLflow's database where no server is named by MLFLOW_TRACKING_URI.
+
+    Raises:
+        ValueError: there is no such model, it is damaged, or its run has no checkpoint.
+        ConnectionError: a store or a tracking server does not answer.
+    """
+    state = content_of(source, runs)
+    segmenter, config = segmenter_of(state)
+    place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    return TrainedModel(
+        segmenter=segmenter.to(place),
+        config=config,
+        classes=classes_of(state),
+        source=str(source),
+        autocast=autocast_of(precision, place),
+    )
+
+
+def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
+    """The content of the checkpoint that a source stands for, on the CPU, with where it lies as "location"; see `load`."""
+    source, runs = str(source), Path(runs)
+    place = source
+    # MLflow takes seconds to import, and a machine that only predicts need not have it.
+    if source.startswith(RUN):
+        from kiloseg.tracking.checkpoints import checkpoint_of_run
+
+        place = checkpoint_of_run(source.removeprefix(RUN), runs)
+    elif "://" not in source and not source.endswith(".pt") and not Path(source).exists():
+        from kiloseg.tracking.checkpoints import checkpoint_of_study
+
+        place = checkpoint_of_study(source, runs)
+    if place.partition("?")[0].endswith(".pt"):
+        return load_checkpoint(place)
+    state = load_newest(place)
+    if state is None:
+        raise ValueError(
+            f"{place} holds no checkpoint (expected step-NNNNNNNN.pt); name a checkpoint, a run or a study"
+        )
+    return state
+
+
+def classes_of(state: dict[str, Any]) -> ModelClasses:
+    """The classes of a checkpoint: those that it names; of one that names none, those of its data set if that is still there."""
+    num_classes = state["num_classes"]
+    if "classes" in state:
+        return ModelClasses.from_record(state["classes"])
+    try:
+        data = from_flat(state["config"]).data
+        classes = ModelClasses.of_data(data)
+    except (DataError, ConnectionError) as error:
+        warnings.warn(
+            f"{state['location']} does not say what its classes are called, and its data set cannot be read ({error}); "
+            "they are called by their numbers",
+            stacklevel=3,
+        )
+        return ModelClasses.unnamed(num_classes)
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"{state['location']} has {num_classes} classes, but its data set {data.path} now gives {len(classes)}; "
+            "restore the data set that it was trained on"
+        )
+    return classes

@@ -1,0 +1,63 @@
+"""A page that shows a prediction: what is under the pointer, and classes to switch on and off. It needs no network."""
+
+from __future__ import annotations
+
+import base64
+import importlib.resources
+import io
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image
+
+if TYPE_CHECKING:
+    from kiloseg.inference.result import Result
+
+MAX_SIDE = 2048
+"""Pixels of the longer side; a larger image is shown smaller, its labels by the pixel in the middle."""
+
+
+def prediction_page(result: Result) -> str:
+    """HTML of one file, the image and all labels inside."""
+    height, width = result.labels.shape
+    scale = max(height, width) / MAX_SIDE if max(height, width) > MAX_SIDE else 1.0
+    size = max(round(height / scale), 1), max(round(width / scale), 1)
+    rows, columns = (
+        ((np.arange(cells) + 0.5) * scale).astype(np.int64).clip(max=side - 1)
+        for cells, side in zip(size, (height, width), strict=True)
+    )
+    taken = np.ix_(rows, columns)
+    number_C = np.zeros(len(result.classes), dtype=np.uint16)
+    number_C[[region.label for region in result.regions]] = np.arange(len(result.regions))
+    number_HW = number_C[result.labels[taken]]
+    confidence_HW = np.nan_to_num(result.confidence[taken].astype(np.float32))
+    map_HW3 = np.stack([number_HW >> 8, number_HW & 255, np.round(confidence_HW * 255)], axis=2).astype(np.uint8)
+    photo = Image.fromarray(result.pixels)
+    colors_C3 = result.classes.colors
+    content = {
+        "title": result.image,
+        "scale": scale,
+        "confident": not bool(np.isnan(result.confidence).any()),
+        "image": _data_url(photo.resize(size[::-1]) if scale != 1 else photo, "JPEG", quality=90),
+        "map": _data_url(Image.fromarray(map_HW3), "PNG"),
+        "regions": [
+            {
+                "name": region.name,
+                "color": colors_C3[region.label].tolist(),
+                "share": region.pixels / result.labels.size,
+            }
+            for region in result.regions
+        ],
+    }
+    # Names come from data sets: none may end the script that it stands in.
+    text = json.dumps(content).replace("<", "\\u003c")
+    template = (importlib.resources.files("kiloseg.inference") / "page.html").read_text()
+    before, after = template.split("CONTENT", 1)
+    return before + text + after
+
+
+def _data_url(image: Image.Image, kind: str, **options: int) -> str:
+    content = io.BytesIO()
+    image.save(content, kind, **options)
+    return f"data:image/{kind.lower()};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,154 @@
+"""Prediction of images of any size, in memory that their width bounds.
+
+A network sees one tile at a time. Neighbouring tiles overlap, and in the overlap their outputs are blended before a class is
+chosen, so that no seam shows. Of the blended outputs a strip as high as a tile and as wide as the image is held.
+
+Shapes: H W pixels, padded to multiples of 32; h w feature cells; N channels of the network's outputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.models.heads import Prediction
+
+STRIDE = 32
+"""Networks take sides that are multiples of this."""
+CONTEXT = 1
+"""Feature rows that bilinear upsampling looks at on either side of a pixel's own."""
+
+
+def predict_tiled(
+    outputs_of: Callable[[Tensor], Tensor],
+    decide: Callable[[Tensor, tuple[int, int]], Prediction],
+    pixels_HW3: np.ndarray,
+    *,
+    tile: int,
+    overlap: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and confidences of an image.
+
+    An image that fits into one tile is predicted as validation does it: padded at the right and at the bottom with zeros.
+
+    Args:
+        outputs_of: uint8 images (B, 3, H, W) to the network's outputs.
+        decide: outputs and a size to labels and confidences; see `Head.predict_confidence`.
+        pixels_HW3: uint8.
+        tile: side of a tile, a multiple of 32.
+        overlap: pixels that neighbours share, a multiple of 32 below `tile`.
+
+    Returns:
+        int32 labels (H, W) and float16 confidences (H, W).
+
+    Raises:
+        ValueError: tiles that cannot be.
+    """
+    if tile < STRIDE or tile % STRIDE or overlap % STRIDE or not 0 <= overlap < tile:
+        raise ValueError(
+            f"tile = {tile}, overlap = {overlap}: expected multiples of {STRIDE}, the tile at least {STRIDE} and the overlap "
+            "0 or more and less than the tile"
+        )
+    height, width = pixels_HW3.shape[:2]
+    labels_HW = np.empty((height, width), dtype=np.int32)
+    confidence_HW = np.empty((height, width), dtype=np.float16)
+    row = 0
+    for outputs_1Nhw, cells, stride in _finished(outputs_of, pixels_HW3, tile, overlap):
+        h, w = outputs_1Nhw.shape[2:]
+        decided = decide(outputs_1Nhw, (h * stride, w * stride))
+        rows = min((cells.stop - cells.start) * stride, height - row)
+        taken = slice(cells.start * stride, cells.start * stride + rows)
+        labels_HW[row : row + rows] = decided.labels[0, taken, :width].cpu().numpy()
+        confidence_HW[row : row + rows] = decided.confidence[0, taken, :width].cpu().numpy()
+        row += rows
+    return labels_HW, confidence_HW
+
+
+def _finished(
+    outputs_of: Callable[[Tensor], Tensor], pixels_HW3: np.ndarray, tile: int, overlap: int
+) -> Iterator[tuple[Tensor, slice, int]]:
+    """Blended outputs from top to bottom: rows of cells with their context, those to decide among them, and pixels a cell.
+
+    Rows that a lower tile adds to are held back until it has, and one row more, which needs the next one as its context.
+    """
+    height, width = (_padded(side) for side in pixels_HW3.shape[:2])
+    tops, lefts = _starts(height, tile, overlap), _starts(width, tile, overlap)
+    sums = weights = rows = None
+    first = 0  # of the rows to decide
+    for top, following in zip(tops, [*tops[1:], height], strict=True):
+        new_sums, new_weights, stride = _strip(outputs_of, pixels_HW3, top, lefts, (height, width), tile, overlap)
+        if sums is not None and weights is not None:
+            new_sums[:, :, : sums.shape[2]] += sums
+            new_weights[:, :, : weights.shape[2]] += weights
+        done = (following - top) // stride
+        blended = new_sums[:, :, :done] / new_weights[:, :, :done]
+        rows = blended if rows is None else torch.cat([rows, blended], dim=2)
+        end = rows.shape[2] - (CONTEXT if following < height else 0)
+        if end > first:
+            yield rows, slice(first, end), stride
+        first = max(first, end)
+        kept = max(first - CONTEXT, 0)
+        rows, first = rows[:, :, kept:].clone(), first - kept
+        sums, weights = new_sums[:, :, done:].clone(), new_weights[:, :, done:].clone()
+
+
+def _strip(
+    outputs_of: Callable[[Tensor], Tensor],
+    pixels_HW3: np.ndarray,
+    top: int,
+    lefts: list[int],
+    size: tuple[int, int],
+    tile: int,
+    overlap: int,
+) -> tuple[Tensor, Tensor, int]:
+    """Weighted sums (1, N, h, w) of a row of tiles, the weights (1, 1, h, w), and pixels a cell."""
+    height, width = min(tile, size[0]), min(tile, size[1])
+    strip = weights = None
+    for left in lefts:
+        outputs = outputs_of(_cut(pixels_HW3, top, left, height, width)).float()
+        stride = width // outputs.shape[3]
+        if strip is None or weights is None:
+            strip = outputs.new_zeros((1, outputs.shape[1], height // stride, size[1] // stride))
+            weights = outputs.new_zeros((1, 1, height // stride, size[1] // stride))
+        ramp_h = _ramp(height // stride, overlap // stride, top > 0, top + height < size[0])
+        ramp_w = _ramp(width // stride, overlap // stride, left > 0, left + width < size[1])
+        weight = (ramp_h[:, None] * ramp_w).to(outputs.device)
+        columns = slice(left // stride, (left + width) // stride)
+        strip[..., columns] += outputs * weight
+        weights[..., columns] += weight
+    assert strip is not None and weights is not None
+    return strip, weights, stride
+
+
+def _cut(pixels_HW3: np.ndarray, top: int, left: int, height: int, width: int) -> Tensor:
+    piece = torch.from_numpy(
+        np.ascontiguousarray(pixels_HW3[top : top + height, left : left + width].transpose(2, 0, 1))
+    )
+    return F.pad(piece, (0, width - piece.shape[2], 0, height - piece.shape[1]))[None]
+
+
+def _ramp(cells: int, overlap: int, before: bool, after: bool) -> Tensor:
+    """Weights along one side of a tile: rising over the overlap with a tile before it, falling over that with one after."""
+    ramp = torch.ones(cells)
+    rising = (torch.arange(overlap) + 0.5) / max(overlap, 1)
+    if before:
+        ramp[:overlap] *= rising
+    if after:
+        ramp[cells - overlap :] *= rising.flip(0)
+    return ramp
+
+
+def _starts(side: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin: each `overlap` before the end of the one before it, the last one at the end of the image."""
+    if side <= tile:
+        return [0]
+    step = tile - overlap
+    return [*range(0, side - tile, step), side - tile]
+
+
+def _padded(side: int) -> int:
+    return -(-side // STRIDE) * STRIDE

@@ -1,0 +1,52 @@
+"""Which classes are taken for which, without a C x C matrix."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Confusion(NamedTuple):
+    """Pixels of one class that were predicted as another."""
+
+    label: int
+    predicted: int
+    pixels: int
+
+
+class ConfusedPairs:
+    """Counts of (label, prediction) pairs that are not equal, in bounded memory.
+
+    Where more than `capacity` pairs have occurred the rarer half is forgotten, by lossy counting
+    (https://www.vldb.org/conf/2002/S10P03.pdf): a count may then be too low by at most `missing`.
+
+    Args:
+        num_classes: C.
+        capacity: pairs that are held.
+    """
+
+    def __init__(self, num_classes: int, *, capacity: int = 100_000) -> None:
+        self.num_classes = num_classes
+        self.capacity = capacity
+        self.missing = 0
+        self._counts: Counter[int] = Counter()
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Adds predictions 0 to C - 1 and labels of the same shape, -1 where they count for nothing."""
+        wrong = (labels >= 0) & (predicted != labels)
+        pairs, counts = torch.unique(labels[wrong] * self.num_classes + predicted[wrong], return_counts=True)
+        self._counts.update(dict(zip(pairs.tolist(), counts.tolist(), strict=True)))
+        if len(self._counts) > self.capacity:
+            kept = self._counts.most_common(self.capacity // 2 + 1)
+            self.missing += kept.pop()[1]
+            self._counts = Counter(dict(kept))
+
+    def most(self, number: int) -> list[Confusion]:
+        """The most frequent pairs."""
+        return [
+            Confusion(pair // self.num_classes, pair % self.num_classes, pixels)
+            for pair, pixels in self._counts.most_common(number)
+        ]

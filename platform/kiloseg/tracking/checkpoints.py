@@ -1,0 +1,96 @@
+"""Where the checkpoints lie that runs in MLflow name."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+from kiloseg.training.checkpoint import PATTERN
+
+BEST = "best"
+"""Artifact folder of a study's run that holds the checkpoint of its best trial."""
+
+
+def checkpoint_of_study(name: str, runs: Path) -> str:
+    """The checkpoint, or the folder of checkpoints, of the newest run of a study: of its best trial.
+
+    Args:
+        name: of the study, which is that of its experiment.
+        runs: folder of MLflow's database where no server is named by MLFLOW_TRACKING_URI.
+
+    Raises:
+        ValueError: there is no such study, or it has no checkpoint.
+        ConnectionError: the tracking server does not answer.
+    """
+    client = _client(runs, name)
+    try:
+        experiment = client.get_experiment_by_name(name)
+        if experiment is None:
+            raise ValueError(
+                f"{name} is no file, no folder, and no study in MLflow; give a checkpoint, a folder of them, runs:/ID, or the "
+                "name of a study (and the folder it was recorded in, --runs, if that is another)"
+            )
+        found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
+        for run in found:
+            if MLFLOW_PARENT_RUN_ID not in run.data.tags and (place := _place(client, run)):
+                return place
+    except MlflowException as error:
+        raise ConnectionError(f"MLflow could not be asked for study {name} ({_first_line(error)})") from error
+    raise ValueError(f"no run of study {name} has a checkpoint; give runs:/ID of a trial, or a checkpoint file")
+
+
+def checkpoint_of_run(run_id: str, runs: Path) -> str:
+    """The checkpoint that was logged to a run, or the folder that it wrote its checkpoints to if that is still there.
+
+    Args:
+        run_id: in MLflow.
+        runs: as for `checkpoint_of_study`.
+
+    Raises:
+        ValueError: there is no such run, or it has no checkpoint.
+    """
+    client = _client(runs, f"runs:/{run_id}")
+    try:
+        run = client.get_run(run_id)
+        place = _place(client, run)
+    except MlflowException as error:
+        raise ValueError(
+            f"runs:/{run_id} cannot be read ({_first_line(error)}); check the id, MLFLOW_TRACKING_URI or --runs"
+        ) from error
+    if place is None:
+        raise ValueError(
+            f"runs:/{run_id} has no checkpoint: none was logged to it, and its trainer.output = "
+            f"{run.data.params.get('trainer.output')!r} is no folder of this machine"
+        )
+    return place
+
+
+def _client(runs: Path, wanted: str) -> MlflowClient:
+    uri = os.environ.get("MLFLOW_TRACKING_URI")
+    if not uri:
+        database = runs.resolve() / "mlflow.db"
+        if not database.is_file():  # or MLflow would make one
+            raise ValueError(
+                f"{wanted}: no such file or folder, and no runs are recorded in {runs}; give a checkpoint, or the folder "
+                "runs were recorded in (--runs), or set MLFLOW_TRACKING_URI"
+            )
+        uri = f"sqlite:///{database}"
+    return MlflowClient(uri)
+
+
+def _place(client: MlflowClient, run: Run) -> str | None:
+    logged = [item.path for item in client.list_artifacts(run.info.run_id, BEST) if Path(item.path).match(PATTERN)]
+    if logged:
+        return str(client.download_artifacts(run.info.run_id, max(logged), tempfile.mkdtemp(prefix="kiloseg-")))
+    output = run.data.params.get("trainer.output")
+    return output if output and any(Path(output).glob(PATTERN)) else None
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]

@@ -1,0 +1,100 @@
+"""One training run that is recorded in MLflow: what a study is for many."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from tqdm import tqdm
+
+from kiloseg.config import Config
+from kiloseg.data.description import read_info
+from kiloseg.overrides import flatten, head_name, override
+from kiloseg.storage.filesystems import open_folder
+from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
+from kiloseg.training.loop import train
+from kiloseg.training.report import Report
+from kiloseg.tuning.summary import iou_table
+
+CHECKOUT = Path(__file__).resolve().parents[3]
+
+
+def train_recorded(config: Config, *, preset: str, experiment: str, runs: Path, resume: bool, source: str) -> str:
+    """Trains, and records numbers, the data set and a table of IoUs.
+
+    Args:
+        config: the run.
+        preset: the name of what it is made from, a tag of the run.
+        experiment: its experiment in MLflow.
+        runs: folder of MLflow's database and files where no server is named.
+        resume: go on from the newest checkpoint in `trainer.output`.
+        source: the command that asks for it.
+
+    Returns:
+        A few lines on what came out and where it is.
+
+    Raises:
+        ValueError: `trainer.output` holds a run and `resume` is not set, or what `kiloseg.train` raises.
+    """
+    output = Path(config.trainer.output).resolve()
+    config = override(
+        config,
+        {"data.path": open_folder(config.data.path).location, "trainer.output": str(output)},
+    )
+    info = read_info(config.data.path)
+    if not resume:
+        _check_unused(output)
+    tracker = Tracker.open(experiment, runs.resolve())
+    run = _tracked_run(config, tracker, output, preset=preset, resume=resume, source=source)
+    run.log_dataset(info.name, info.digest, config.data.path)
+    outbox = Outbox(output, run, alone=True)  # a server that is gone costs neither time nor numbers
+
+    def report(new: Report) -> None:
+        outbox.study.log_metrics(
+            {name: value for name, value in new.numbers().items() if name != "step"}, step=new.step
+        )
+        if new.validation is not None:
+            tqdm.write(f"step {new.step:,}: val/miou {new.validation.miou:.4f}, loss {new.loss:.3f}")
+
+    try:
+        last = train(config, report, resume=output if resume else None)
+    except BaseException:
+        outbox.study.end("FAILED")
+        outbox.close(patience_s=5)
+        raise
+    validation = last.validation
+    assert validation is not None, "every run ends with a validation"
+    outbox.study.set_tags({"peak_memory_kind": validation.peaks.kind})
+    outbox.study.log_table(iou_table(config.data, validation.iou_per_class), "iou_per_class.json")
+    outbox.study.end("FINISHED")
+    outbox.close()
+    return (
+        f"checkpoints: {output}\ncompare in MLflow: {tracker.ui_command()}\n\n{preset}: val/miou {validation.miou:.4f} after "
+        f"{last.step:,} steps, peak memory {validation.peaks.training_gib:.3f} GiB ({validation.peaks.kind})"
+    )
+
+
+def _check_unused(output: Path) -> None:
+    """A new run must not go on from, or drop, checkpoints of an older one, nor deliver its numbers as its own."""
+    left = sorted(path.name for pattern in ("step-*.pt", "outbox.jsonl") for path in output.glob(pattern))
+    if left:
+        raise ValueError(
+            f"--trainer.output {output} holds a run already ({', '.join(left)}): --resume goes on with it; for a new one give "
+            "another --trainer.output, or remove that folder"
+        )
+
+
+def _tracked_run(
+    config: Config, tracker: Tracker, output: Path, *, preset: str, resume: bool, source: str
+) -> TrackedRun:
+    """A new run in MLflow, or, to go on, the one whose id lies beside the checkpoints."""
+    note = output / "mlflow_run_id"
+    if resume and note.is_file():
+        return TrackedRun(tracker=tracker, run_id=note.read_text().strip())
+    tags = source_tags(CHECKOUT, source) | {"preset": preset, "head": head_name(config)}
+    name = f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = tracker.study_run(name, flatten(config), tags)
+    output.mkdir(parents=True, exist_ok=True)
+    note.write_text(run.run_id + "\n")
+    return run

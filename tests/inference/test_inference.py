@@ -1,0 +1,333 @@
+"""A trained model by its source: names, predictions on images of any kind, files that show them, and figures."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+import kiloseg
+from kiloseg import cli
+from kiloseg.config import Config
+from kiloseg.inference.inputs import find_images
+from kiloseg.inference.result import run_lengths
+from kiloseg.inference.tiling import predict_tiled
+from kiloseg.metrics import BoundaryIoU, CalibrationError, ConfusedPairs
+from kiloseg.models import nearest_class
+from kiloseg.models.heads import Prediction
+from kiloseg.overrides import override
+from kiloseg.tracking.runs import Tracker
+from kiloseg.training.checkpoint import load_checkpoint, save_checkpoint
+from kiloseg.training.loop import train
+
+NAMES = ["background", *(f"square {number}" for number in range(1, 6))]
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+@pytest.fixture(scope="module")
+def report(squares, tmp_path_factory):
+    """The last report of a model that tells the squares apart somewhat."""
+    config = override(
+        Config(),
+        {
+            "data.path": str(squares),
+            "data.crop": 64,
+            "data.loader_workers": 0,
+            "model.arch": "fpn",
+            "model.backbone": "test_resnet",
+            "model.embed_dim": 4,
+            "loss.negatives.kind": "all",
+            "optimizer.name": "adamw",
+            "optimizer.lr": 1e-2,
+            "optimizer.backbone_lr_factor": 1.0,
+            "trainer.steps": 30,
+            "trainer.batch_size": 8,
+            "trainer.output": str(tmp_path_factory.mktemp("trained")),
+            "trainer.progress": False,
+        },
+    )
+    return train(config, lambda report: None)
+
+
+@pytest.fixture(scope="module")
+def model(report):
+    return kiloseg.load(report.checkpoint, device="cpu")
+
+
+@pytest.fixture
+def photo(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3)).astype(np.uint8)
+    path = tmp_path / "photos" / "a photo.png"
+    path.parent.mkdir()
+    Image.fromarray(pixels).resize((210, 150)).save(path)
+    return path
+
+
+# Loading
+
+
+def test_names_and_frequencies_travel_with_the_checkpoint(report, model, squares, tmp_path):
+    assert model.classes.names == NAMES and model.classes.background == 0 and model.classes.data == "squares"
+    assert model.classes.ids.tolist() == list(range(6)) and model.classes.train_samples[0] == 42
+    state = load_checkpoint(report.checkpoint)
+    state["config"]["data.path"] = str(tmp_path / "gone")
+    moved = save_checkpoint(tmp_path, 1, state, keep=1)
+    assert kiloseg.load(tmp_path).classes.names == NAMES, "a folder stands for its newest checkpoint"
+    assert kiloseg.load(moved).classes.digest == model.classes.digest
+
+
+def test_a_checkpoint_that_names_no_classes_asks_its_data_set(report, tmp_path):
+    state = load_checkpoint(report.checkpoint)
+    del state["classes"]
+    assert kiloseg.load(save_checkpoint(tmp_path, 1, state, keep=2)).classes.names == NAMES
+    state["config"]["data.path"] = str(tmp_path / "gone")
+    path = save_checkpoint(tmp_path, 2, state, keep=2)
+    with pytest.warns(UserWarning, match=r"step-00000002.pt does not say what its classes are called.*gone"):
+        assert kiloseg.load(path).classes.names == [f"class {number}" for number in range(6)]
+
+
+def test_a_run_in_mlflow_and_a_study_by_its_name(report, tmp_path):
+    tracker = Tracker.open("my-study", tmp_path / "runs")
+    run = tracker.study_run("first", {"trainer.output": "/nowhere"}, {})
+    with pytest.raises(ValueError, match=r"runs:/\w+ has no checkpoint: none was logged to it, and its trainer.output"):
+        kiloseg.load(f"runs:/{run.run_id}", runs=tmp_path / "runs")
+    with pytest.raises(ValueError, match="no run of study my-study has a checkpoint"):
+        kiloseg.load("my-study", runs=tmp_path / "runs")
+    from pathlib import Path
+
+    run.log_file(Path(report.checkpoint), "best")
+    for source in (f"runs:/{run.run_id}", "my-study"):
+        assert kiloseg.load(source, runs=tmp_path / "runs").classes.names == NAMES
+    with pytest.raises(ValueError, match="other-study is no file, no folder, and no study in MLflow"):
+        kiloseg.load("other-study", runs=tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("gone.pt", "checkpoint .*gone.pt does not exist"),
+        ("gone", "gone: no such file or folder, and no runs are recorded in"),
+        ("empty", "empty holds no checkpoint"),
+    ],
+)
+def test_what_is_no_model_is_named(source, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    where = tmp_path / source if source != "gone" else source
+    with pytest.raises(ValueError, match=message):
+        kiloseg.load(where, runs=tmp_path / "runs")
+
+
+# Predicting
+
+
+def test_a_result_is_what_validation_would_predict(model, photo):
+    result = model(photo)
+    pixels = np.asarray(Image.open(photo))
+    padded = np.zeros((160, 224, 3), dtype=np.uint8)
+    padded[:150, :210] = pixels
+    expected = model.segmenter.predict(torch.from_numpy(padded).permute(2, 0, 1)[None])[0, :150, :210].numpy()
+    assert np.array_equal(result.labels, expected)
+    assert result.confidence.shape == (150, 210) and 0.5 <= result.confidence.min() <= result.confidence.max() <= 1
+    present = np.unique(expected)
+    assert set(result.names) == {NAMES[label] for label in present} and len(present) > 1
+    assert [region.pixels for region in result.regions] == sorted(np.bincount(expected.ravel())[present], reverse=True)
+    assert np.array_equal(model(pixels).labels, expected) and np.array_equal(model(Image.open(photo)).labels, expected)
+
+
+def test_an_image_is_turned_as_its_exif_says(model, photo, tmp_path):
+    turned, path = Image.open(photo), tmp_path / "turned.png"
+    exif = turned.getexif()
+    exif[0x0112] = 6  # a viewer turns it clockwise
+    turned.save(path, exif=exif)
+    result = model(path)
+    assert result.labels.shape == (210, 150)
+    assert np.array_equal(result.pixels, np.rot90(np.asarray(turned), -1))
+
+
+@pytest.mark.parametrize("size", [(33, 47), (96, 130), (131, 96), (200, 260)])
+@pytest.mark.parametrize(("tile", "overlap"), [(96, 32), (64, 0), (128, 96)])
+def test_tiles_of_a_network_without_context_leave_no_trace(size, tile, overlap):
+    """A cell's output depends on its own pixels alone, so the image in one piece gives what must come out."""
+    generator = torch.Generator().manual_seed(0)
+    table = torch.randn(9, 3, generator=generator)
+
+    def outputs_of(images):
+        assert images.shape[2] <= tile and images.shape[3] <= tile
+        return F.avg_pool2d(images.float() - 128, 8)
+
+    def decide(outputs, size):
+        labels = nearest_class(outputs, table, size=size)
+        return Prediction(labels, labels.float() / 16)
+
+    small = np.random.default_rng(1).integers(0, 256, (*(side // 12 + 2 for side in size), 3)).astype(np.uint8)
+    image = np.asarray(Image.fromarray(small).resize(size[::-1]))
+    padded = F.pad(torch.from_numpy(image.transpose(2, 0, 1).copy()), (0, -size[1] % 32, 0, -size[0] % 32))[None]
+    outputs = F.avg_pool2d(padded.float() - 128, 8)
+    expected = nearest_class(outputs, table, size=tuple(padded.shape[2:]))[0, : size[0], : size[1]].numpy()
+    labels, confidence = predict_tiled(outputs_of, decide, image, tile=tile, overlap=overlap)
+    assert len(np.unique(expected)) > 2
+    # Blending of equal outputs rounds, which decides where two classes are equally near.
+    assert (labels == expected).mean() > 0.999
+    assert np.array_equal(confidence, (labels / 16).astype(np.float16))
+
+
+def test_tiles_that_cannot_be_are_refused(model, photo):
+    for tile, overlap in ((40, 0), (64, 64), (64, 20), (0, 0)):
+        with pytest.raises(ValueError, match=f"tile = {tile}, overlap = {overlap}: expected multiples of 32"):
+            model(photo, tile=tile, overlap=overlap)
+
+
+def test_run_lengths_are_those_of_coco():
+    from pycocotools import mask
+
+    labels = np.random.default_rng(3).integers(0, 4, (13, 9)).astype(np.int32)
+    for label, counts in run_lengths(labels).items():
+        encoded = mask.frPyObjects({"size": [13, 9], "counts": counts}, 13, 9)
+        assert np.array_equal(mask.decode(encoded), labels == label)
+    assert run_lengths(np.zeros((2, 3), dtype=np.int32)) == {0: [0, 6]}
+
+
+def test_files_of_a_result(model, photo, tmp_path):
+    result = model(photo)
+    labels, overlay, summary = result.save(tmp_path / "out")
+    assert [path.name for path in (labels, overlay, summary)] == [
+        "a photo.labels.png", "a photo.overlay.png", "a photo.json"
+    ]  # fmt: skip
+    with Image.open(labels) as stored:
+        assert stored.mode == "I;16" and np.array_equal(np.asarray(stored), model.classes.ids[result.labels])
+    with Image.open(overlay) as picture:
+        assert picture.width >= 210 and picture.height > 150 and picture.mode == "RGB"
+    content = json.loads(summary.read_text())
+    assert (content["height"], content["width"], content["data"]) == (150, 210, "squares")
+    assert [region["name"] for region in content["regions"]] == result.names
+    assert sum(region["pixels"] for region in content["regions"]) == 150 * 210
+    with pytest.raises(ValueError, match=r"a photo.labels.png exists; give overwrite=True"):
+        result.save(tmp_path / "out")
+    result.save(tmp_path / "out", overwrite=True)
+    with pytest.raises(ValueError, match="the image was given as pixels and has no name"):
+        model(result.pixels).save(tmp_path / "out")
+
+
+# The commands
+
+
+def test_predict_goes_on_and_passes_over_what_is_no_image(report, photo, tmp_path, capsys):
+    (photo.parent / "deeper").mkdir()
+    Image.new("L", (40, 30), 99).save(photo.parent / "deeper" / "gray.jpg")
+    (photo.parent / "broken.jpg").write_bytes(photo.read_bytes()[:500])
+    (photo.parent / "notes.txt").write_text("no image")
+    words = ["predict", str(report.checkpoint), str(photo.parent), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    cli.main(words)
+    said = capsys.readouterr()
+    assert "2 predicted, 1 could not be read" in said.out
+    assert "passed over: " in said.err and "broken.jpg is no image that can be read" in said.err
+    made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
+    assert made == [
+        f"{name}.{kind}" for name in ("a photo", "deeper/gray") for kind in ("json", "labels.png", "overlay.png")
+    ]
+    (tmp_path / "out" / "a photo.json").unlink()  # as if it had been stopped there
+    before = (tmp_path / "out" / "deeper" / "gray.json").stat().st_mtime_ns
+    cli.main(words)
+    assert "1 predicted, 1 were there already" in capsys.readouterr().out
+    assert (tmp_path / "out" / "deeper" / "gray.json").stat().st_mtime_ns == before
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["predict", str(report.checkpoint), str(photo.parent / "broken.jpg"), "--out", str(tmp_path / "out")])
+    assert ended.value.code == 1
+
+
+def test_images_by_folder_pattern_and_name(photo, tmp_path):
+    assert find_images([str(photo), str(photo.parent)]) == [("a photo", str(photo))]
+    assert find_images([str(tmp_path / "*" / "a*.png")]) == [("a photo", str(photo))]
+    assert find_images(["s3://bucket/x/one.jpg?endpoint_override=e"]) == [
+        ("one", "s3://bucket/x/one.jpg?endpoint_override=e")
+    ]
+    Image.new("RGB", (8, 8)).save(photo.with_suffix(".jpg"))
+    with pytest.raises(ValueError, match=r"a photo.jpg and .*a photo.png would both be written as a photo"):
+        find_images([str(photo.parent)])
+    with pytest.raises(ValueError, match="there is no such file or folder"):
+        find_images([str(tmp_path / "none*.png")])
+
+
+def test_evaluate_gives_the_miou_of_training_and_more(report, squares, tmp_path, capsys):
+    words = ["evaluate", str(report.checkpoint), "--data", str(squares), "--out", str(tmp_path / "out")]
+    cli.main(words)
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert metrics["miou"] == pytest.approx(report["val/miou"], abs=1e-9) and metrics["miou"] > 0.2
+    assert metrics["pixel_accuracy"] == pytest.approx(report["val/pixel_accuracy"], abs=1e-9)
+    assert (metrics["samples"], metrics["classes"], metrics["data"]) == (11, 6, "squares")
+    with (tmp_path / "out" / "classes.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["name"] for row in rows] == NAMES
+    iou = np.array([float(row["iou"]) for row in rows])
+    pixels = np.array([int(row["pixels"]) for row in rows])
+    assert iou.mean() == pytest.approx(metrics["miou"])
+    assert (iou * pixels).sum() / pixels.sum() == pytest.approx(metrics["frequency_weighted_iou"])
+    order = np.argsort([-int(row["train_samples"]) for row in rows], kind="stable")
+    assert [metrics[f"{third}_miou"] for third in ("head", "medium", "tail")] == pytest.approx(
+        iou[order].reshape(3, 2).mean(1)
+    )
+    wrong = round((1 - metrics["pixel_accuracy"]) * pixels.sum())
+    assert sum(pair["pixels"] for pair in metrics["confused"]) == wrong > 0
+    assert 0 <= metrics["expected_calibration_error"] < 0.5 and 0 < metrics["boundary_miou"] < 1
+    with pytest.raises(SystemExit, match=r"metrics.json exists; give --overwrite"):
+        cli.main(words)
+
+
+def test_evaluate_refuses_other_classes(model, squares, tmp_path):
+    info = json.loads((squares / "dataset.json").read_text())
+    for path in squares.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "dataset.json").unlink()
+    info["classes"][2] = "circle"
+    (tmp_path / "dataset.json").write_text(json.dumps(info))
+    with pytest.raises(ValueError, match=r"has class 2 \('circle'\) where the model has 2 \('square 2'\)"):
+        kiloseg.evaluate(model, tmp_path, progress=False)
+
+
+# Metrics
+
+
+def test_boundary_iou_is_that_of_masks_one_by_one():
+    rng = np.random.default_rng(5)
+    labels, predicted = (
+        np.asarray(Image.fromarray(rng.integers(0, 4, (6, 8)).astype(np.uint8)).resize((80, 60), 0)).astype(np.int64)
+        for _ in range(2)
+    )
+    labels[:7, 20:50] = -1
+    counts = BoundaryIoU(4)
+    counts.update(torch.from_numpy(predicted)[None], torch.from_numpy(labels)[None])
+    expected = []
+    predicted = np.where(labels < 0, -1, predicted)
+    for label in range(4):
+        bands = []
+        for ids in (labels, predicted):
+            mask = np.pad(ids == label, 2)  # 2 % of the diagonal, 100 pixels
+            inner = np.ones((60, 80), dtype=bool)
+            for dy in range(5):
+                for dx in range(5):
+                    inner &= mask[dy : dy + 60, dx : dx + 80]
+            bands.append((ids == label) & ~inner)
+        expected.append((bands[0] & bands[1]).sum() / (bands[0] | bands[1]).sum())
+    assert counts.compute()["iou_per_class"].tolist() == pytest.approx(expected)
+
+
+def test_confused_pairs_are_counted_and_bounded():
+    labels, predicted = torch.tensor([0, 0, 1, 2, -1, 3]), torch.tensor([1, 1, 1, 0, 0, 2])
+    pairs = ConfusedPairs(4)
+    pairs.update(predicted, labels)
+    assert pairs.most(2)[0] == (0, 1, 2) and len(pairs.most(9)) == 3 and pairs.missing == 0
+    small = ConfusedPairs(1000, capacity=10)
+    for start in range(0, 900, 30):
+        small.update(torch.arange(start, start + 30) + 1, torch.arange(start, start + 30))
+        small.update(torch.full((50,), 7), torch.full((50,), 999))
+    assert len(small.most(1000)) <= 10 and small.most(1) == [(999, 7, 50 * 30)]
+
+
+def test_calibration_error_of_known_bins():
+    error = CalibrationError()
+    error.update(torch.tensor([0.9, 0.9, 0.9, 0.9, 0.5]), torch.tensor([True, True, False, False, True]))
+    assert error.compute() == pytest.approx((4 * 0.4 + 0.5) / 5)

@@ -132,7 +132,21 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
 
 
 def compressed_pixels(text: bytes) -> int:
-    """How many pixels a compressed RLE covers.
+    """How many pixels a compressed RLE covers; raises as `compressed_counts`."""
+    return int(compressed_counts(text).sum())
+
+
+def covered_places(rle: dict[str, Any]) -> np.ndarray:
+    """Where the ones of a compressed RLE lie, counted column by column: int64, ascending."""
+    counts = compressed_counts(rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"])
+    ends = np.cumsum(counts)
+    starts, lengths = ends[:-1:2], counts[1::2]
+    within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+    return np.repeat(starts, lengths) + within
+
+
+def compressed_counts(text: bytes) -> np.ndarray:
+    """The counts of a compressed RLE, zeros and ones in turn.
 
     A count is written in groups of five bits, the lowest first, each a character from "0" on whose sixth bit says that
     another follows; the fifth bit of the last is the sign. From the fourth count on, the difference to the one before the
@@ -143,7 +157,7 @@ def compressed_pixels(text: bytes) -> int:
     """
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(digits):
-        return 0
+        return digits
     ends = np.flatnonzero(digits & 32 == 0)
     if digits.min() < 0 or digits.max() > 63 or not len(ends) or ends[-1] != len(digits) - 1:
         raise ValueError("Invalid RLE: its text has other characters, or ends in the middle of a number")
@@ -159,7 +173,7 @@ def compressed_pixels(text: bytes) -> int:
     counts[2::2] = np.cumsum(values[2::2])
     if counts.min() < 0:
         raise ValueError("Invalid RLE: a negative count")
-    return int(counts.sum())
+    return counts
 
 
 def box(left: float, top: float, right: float, bottom: float) -> list[float]:

@@ -12,7 +12,7 @@ import pycocotools.mask
 
 from common.annotation_store import AnnotatedImage, read_store
 from common.pairs import read_image
-from common.polygons import has_shape, to_rles
+from common.polygons import covered_places, has_shape, to_rles
 from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.shard import Sample
@@ -43,15 +43,27 @@ def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[n
     number_HW = np.zeros((image.height, image.width), np.uint32, order="F")
     drawn = np.zeros(len(image.class_ids) + 1, bool)
     for number, rles in _bottom_to_top(image, overlap):
-        for covered_HW in map(pycocotools.mask.decode, rles):
-            where = covered_HW.view(bool)
-            drawn[number + 1] |= bool(where.any())
-            np.copyto(number_HW[:, : covered_HW.shape[1]], number + 1, where=where)
+        for rle in rles:
+            drawn[number + 1] |= _paint(number_HW, rle, number + 1)
     seen = np.bincount(number_HW.ravel(order="K"), minlength=len(drawn)) > 0
     shapeless = sum(not has_shape(text) for text in image.segmentations)
     hidden = int((drawn & ~seen)[1:].sum())
     table = np.array([empty, *image.class_ids], np.uint16)
     return table[number_HW], {"regions_without_shape": shapeless, "objects_hidden": hidden}
+
+
+def _paint(mask_HW: np.ndarray, rle: dict[str, Any], value: int) -> bool:
+    """Writes a value where an RLE is one, into a mask in Fortran order; whether that is anywhere.
+
+    A small region is written pixel by pixel, since decoding it takes as long as a region of the whole image.
+    """
+    area = int(pycocotools.mask.area(rle))
+    if area * 16 < mask_HW.size:
+        mask_HW.reshape(-1, order="F")[covered_places(rle)] = value
+    else:
+        covered_HW = pycocotools.mask.decode(rle)
+        np.copyto(mask_HW[:, : covered_HW.shape[1]], value, where=covered_HW.view(bool))
+    return area > 0
 
 
 def _bottom_to_top(image: AnnotatedImage, overlap: Overlap) -> Iterator[tuple[int, list[dict[str, Any]]]]:

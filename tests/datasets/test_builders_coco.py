@@ -392,3 +392,19 @@ def test_only_what_is_needed_of_a_polygon_is_drawn():
     (rle,) = polygons.to_rles(b"[[2.0, 1, 7.9, 1, 7.9, 5]]", 10, 640)
     assert rle["size"] == [10, 9]
     assert re.match(r"\[10, 640\]", str(polygons.to_rles(b"[[2, 1, 900, 1, 7, 5]]", 10, 640)[0]["size"]))
+
+
+@pytest.mark.parametrize("overlap", ["first", "last", "smallest"])
+def test_drawing_that_counts_gives_the_same_pixels(overlap):
+    """Small regions are written pixel by pixel, large ones by pycocotools' decoder: against that decoder alone."""
+    rng = np.random.default_rng(1)
+    items = []
+    for number in range(300):
+        centre, radius = rng.uniform(-10, [410, 310]), np.exp(rng.uniform(0, 5))
+        angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
+        points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        items.append((number % 7, [points.round(2).ravel().tolist()]))
+    image = annotated(*items, height=300, width=400)
+    mask, counts = regions.draw_counted(image, 9, overlap)
+    assert np.array_equal(mask, regions.draw_regions(image, 9, overlap)) and len(np.unique(mask)) == 8
+    assert counts["objects_hidden"] > 10 and counts["regions_without_shape"] == 0

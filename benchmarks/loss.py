@@ -44,7 +44,7 @@ class Arguments:
     """Time and memory of the loss against its rivals."""
 
     classes: tuple[int, ...] = (19, 150, 1284, 10000, 100000)
-    dims: tuple[int, ...] = (12, 64)
+    dims: tuple[int, ...] = (12, 64, 128)
     """Embedding dimensions."""
     losses: tuple[str, ...] = (
         "all:cosine", "all:distance", "nearest:8", "random:255", "mixed:8",

@@ -25,13 +25,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import ray
 import tyro
 from ray import tune
 
 import kiloseg.tuning.search
+import kiloseg.tuning.trials
 from kiloseg.config import Config, Data, Trainer
 from kiloseg.tuning.reports import HISTORY, IOU_PER_CLASS, METRIC, STEP
+from kiloseg.tuning.space import Space, choice, log
 from kiloseg.tuning.trial import TrialSettings
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,28 +151,28 @@ def main(arguments: Arguments) -> None:
             max_concurrent=arguments.max_concurrent,
             runs=folder,
         )
-        space = {
-            "model.embed_dim": tune.choice([4, 8, 16, 32]),
-            "loss.negatives.kind": tune.choice(["all", "nearest", "random"]),
-            "loss.temperature": tune.choice([10.0, 20.0, 40.0]),
-            "optimizer.lr": tune.loguniform(1e-3, 1e-2),
-        }
-        setattr(kiloseg.tuning.search, "run_trial", fake_trial)  # noqa: B010 (the name is not exported)
+        space = Space(
+            base,
+            (
+                choice("model.embed_dim", [4, 8, 16, 32]),
+                choice("loss.negatives.kind", ["all", "nearest", "random"]),
+                choice("loss.temperature", [10.0, 20.0, 40.0]),
+                log("optimizer.lr", 1e-3, 1e-2),
+            ),
+        )
+        setattr(kiloseg.tuning.trials, "run_trial", fake_trial)  # noqa: B010 (the name is not exported)
         watch = Watch(runs)
         watch.start()
-        result = kiloseg.tuning.search.search(study, base, space, first=[], script="benchmarks/many_trials.py")
-        watch.over.set()
-        watch.join()
-        watch.note()
-        ended = [row for row in result.rows if row.outcome in ("finished", "stopped")]
-        if len(ended) != arguments.num_trials:
-            raise SystemExit(f"only {len(ended)} of {arguments.num_trials} trials ended as they should")
-        _print_table(watch.moments, arguments)
-        peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-        print(f"\n{len(ended)} trials in {result.seconds:.0f} s; peak memory of the driver {peak_gib:.2f} GiB")
-        # Whoever delivers to MLflow or holds the lease writes to the folder, which goes.
-        result.finish()
-        ray.shutdown()
+        with kiloseg.tuning.search.search(study, space, first=[], script="benchmarks/many_trials.py") as result:
+            watch.over.set()
+            watch.join()
+            watch.note()
+            ended = [row for row in result.rows if row.outcome in ("finished", "stopped")]
+            if len(ended) != arguments.num_trials:
+                raise SystemExit(f"only {len(ended)} of {arguments.num_trials} trials ended as they should")
+            _print_table(watch.moments, arguments)
+            peak_gib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            print(f"\n{len(ended)} trials in {result.seconds:.0f} s; peak memory of the driver {peak_gib:.2f} GiB")
 
 
 def _print_table(moments: list[Moment], arguments: Arguments) -> None:

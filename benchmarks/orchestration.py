@@ -19,11 +19,11 @@ from pathlib import Path
 
 import ray
 import tyro
-from ray import tune
 
 from kiloseg.config import Config, Data, Model, Optimizer, Trainer
 from kiloseg.tuning.cluster import concurrency, start_ray, trial_resources
 from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.space import Space, log
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -55,8 +55,9 @@ def main(arguments: Arguments) -> None:
         ray_seconds = time.perf_counter() - begin
         study = Search(name="orchestration", num_trials=arguments.num_trials, early_stopping=False, runs=folder)
         at_once = min(concurrency(trial_resources(study.workers, study.cpus_per_worker)), arguments.num_trials)
-        space = {"optimizer.lr": tune.loguniform(1e-4, 1e-3)}
-        result = search(study, base, space, first=[], script="benchmarks/orchestration.py")
+        space = Space(base, (log("optimizer.lr", 1e-4, 1e-3),))
+        with search(study, space, first=[], script="benchmarks/orchestration.py") as result:
+            pass  # nothing is made of it but what is printed
         ray.shutdown()
     failed = [row for row in result.rows if row.outcome != "finished"]
     if failed:

@@ -45,7 +45,7 @@ from kiloseg.overrides import head_overrides, override
 from kiloseg.plotting import ranking
 from kiloseg.presets import PRESETS
 from kiloseg.storage.filesystems import open_folder
-from kiloseg.tuning.search import run_grid
+from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
 
 Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalise", "neighbours"]
@@ -109,12 +109,10 @@ def main(arguments: Arguments) -> None:
     arms = possible(chosen, num_classes)
     # Every point names its arm by its settings, which is how results find it again.
     points = [{**arm, "trainer.seed": seed} for arm in arms.values() for seed in arguments.seeds]
-    result = run_grid(
-        arguments.study, base, points, script="experiments/ablate.py", tags={"question": arguments.question}
-    )
-    table = table_of(arms, base, result)
-    write(table, arguments, result, num_classes)
-    result.finish()
+    tags = {"question": arguments.question}
+    with run_grid(arguments.study, base, points, script="experiments/ablate.py", tags=tags) as result:
+        table = table_of(arms, base, result)
+        write(table, arguments, result, num_classes)
     means = table.groupby("arm", sort=False).mean(numeric_only=True).drop(columns="seed")
     print(f"\n{arguments.question}, {info.name}, {num_classes:,} classes, means over {len(arguments.seeds)} seeds\n")
     print(means.sort_values("miou", ascending=False).to_string(float_format="{:.4g}".format))

@@ -49,12 +49,12 @@ from kiloseg.overrides import flatten, head_name, head_overrides, override
 from kiloseg.plotting import spread
 from kiloseg.presets import PRESETS
 from kiloseg.storage.filesystems import open_folder
-from kiloseg.tracking.delivery import OutboxRun
+from kiloseg.tracking.delivery import RunWriter
 from kiloseg.tracking.runs import CURVE_TAG
 from kiloseg.training.step import autocast_of
-from kiloseg.tuning.search import run_grid
+from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
-from kiloseg.tuning.summary import TrialRow
+from kiloseg.tuning.trial_row import TrialRow
 
 COLUMNS = (
     "setting",
@@ -179,17 +179,15 @@ def main(arguments: Arguments) -> None:
         print(f"{head_of(base, cell):20}{cell['data.num_classes']:>8,} classes: {batch}", flush=True)
     seeded = [{**cell, "trainer.seed": seed} for cell in planned for seed in arguments.seeds]
     fitting = [cell for cell in seeded if cell["trainer.batch_size"]]
-    result = run_grid(
-        arguments.study, base, fitting, script="experiments/scale_classes.py", tags={"setting": arguments.setting}
-    )
-    rows = [row_of(arguments, base, trial.overrides, trial) for trial in result.rows]
-    for cell in seeded:
-        if not cell["trainer.batch_size"]:
-            rows.append(row_of(arguments, base, cell, None))
-            record_no_room(result.run, arguments, base, cell)
-    table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), arguments.heads)
-    write(table, arguments, result)
-    result.finish()
+    tags = {"setting": arguments.setting}
+    with run_grid(arguments.study, base, fitting, script="experiments/scale_classes.py", tags=tags) as result:
+        rows = [row_of(arguments, base, trial.overrides, trial) for trial in result.rows]
+        for cell in seeded:
+            if not cell["trainer.batch_size"]:
+                rows.append(row_of(arguments, base, cell, None))
+                record_no_room(result.run, arguments, base, cell)
+        table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), arguments.heads)
+        write(table, arguments, result)
     report(table, result)
 
 
@@ -215,10 +213,10 @@ def row_of(arguments: Arguments, base: Config, cell: Mapping[str, Any], trial: T
     }
 
 
-def record_no_room(study: OutboxRun, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
+def record_no_room(study: RunWriter, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
     """A run in MLflow for a cell that was not begun, since the plan of a single image is above the budget."""
     head = head_of(base, cell)
-    run = study.outbox.trial(f"{head} {cell['data.num_classes']} {cell['trainer.seed']}")
+    run = study.delivery.trial(f"{head} {cell['data.num_classes']} {cell['trainer.seed']}")
     run.begin(flatten(base) | dict(cell), {"setting": arguments.setting, "head": head, "outcome": "oom"})
     run.log_metrics({"oom": 1}, step=0)
     run.end("FAILED")
@@ -253,7 +251,7 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
     whole = ~table.set_index(["head", "num_classes"]).index.isin(lacking.set_index(["head", "num_classes"]).index)
     means = table[whole].groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
     for head in dict.fromkeys(table[whole]["head"]):
-        curve = result.run.outbox.trial(head)
+        curve = result.run.delivery.trial(head)
         curve.begin({}, {CURVE_TAG: head, "setting": arguments.setting, "head": head})
         for num_classes, values in means.loc[head].iterrows():
             curve.log_metrics({f"{name}_vs_classes": values[name] for name in CURVES}, step=int(num_classes))

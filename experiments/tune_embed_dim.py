@@ -3,7 +3,8 @@
 Question: how many dimensions does a pixel embedding need, and which classes should a pixel be compared with, to reach the
 best mIoU for a given number of steps; and what does each choice cost in memory?
 
-Method: Optuna (TPE) over model.embed_dim, loss.negatives.kind and .count, loss.temperature, loss.logit and optimizer.lr;
+Method: Optuna (TPE) over model.embed_dim, loss.negatives.kind, loss.negatives.count where the kind has one (up to all other
+classes, on a logarithmic scale), loss.temperature, loss.logit and optimizer.lr, and over whatever --search adds;
 each trial is a Ray Train run; trials that fall behind are stopped by ASHA. The score is the validation mIoU, on glyphs
 drawn in a cut of the font that training never sees.
 
@@ -12,6 +13,7 @@ choices are dimension 12, 7 nearest negatives, temperature 20 and distance logit
 
     python experiments/tune_embed_dim.py                          40 classes of glyphs, built first; about 10 minutes on 2 cores
     python experiments/tune_embed_dim.py --data.path DIR --data.crop 512 --model.arch deeplabv3plus --num-trials 50
+    python experiments/tune_embed_dim.py ... --search optimizer.weight_decay=log:1e-5:1e-1 model.head=embedding,dense
     python experiments/tune_embed_dim.py ... --resume             the same flags: go on with the newest study
 
 Expected: see experiments/LOG.md.
@@ -24,10 +26,9 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import tyro
-from ray import tune
 
 # The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
@@ -39,6 +40,7 @@ from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
 from kiloseg.tuning.study import StudyResult
 from kiloseg.tuning.summary import best_row, table, write_summary
 
@@ -59,7 +61,10 @@ class Arguments(cli.Preset):
     embed_dims: tuple[int, ...] = (8, 16, 32, 64, 128)
     """Values of model.embed_dim to choose from."""
     kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
-    """Values of loss.negatives.kind to choose from."""
+    """Values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
+    search: tuple[str, ...] = ()
+    """More settings to search, or other ranges: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the
+    dotted name of any setting."""
 
 
 def build_glyphs(num_classes: int, runs: Path) -> str:
@@ -94,32 +99,45 @@ def main(arguments: Arguments) -> None:
     if shown is not None and shown < held:
         print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
-    counts = [count for count in (2, 4, 8, 16, 32) if count < num_classes]
-    space = {
-        "model.embed_dim": tune.choice(list(arguments.embed_dims)),
-        "loss.negatives.kind": tune.choice(list(arguments.kinds)),
-        "loss.negatives.count": tune.choice(counts),
-        "loss.temperature": tune.choice([10.0, 20.0, 40.0]),
-        "loss.logit": tune.choice(["distance", "cosine"]),
-        "optimizer.lr": tune.loguniform(base.optimizer.lr / 3, base.optimizer.lr * 3),
+    space = Space(
+        base,
+        (
+            choice("model.embed_dim", arguments.embed_dims),
+            *negatives(arguments.kinds, num_classes),
+            log("loss.temperature", 5.0, 80.0, when=OF_EMBEDDING),
+            choice("loss.logit", ("distance", "cosine"), when=OF_EMBEDDING),
+            log("optimizer.lr", base.optimizer.lr / 3, base.optimizer.lr * 3),
+        ),
+    ).with_dimensions(*(parse_dimension(text, base) for text in arguments.search))
+    with search(
+        study, space, first=first_trials(arguments, base, num_classes), script="experiments/tune_embed_dim.py"
+    ) as result:
+        write_summary(result.rows, result.folder, result.run)
+    report(result, num_classes, info.name)
+
+
+def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:
+    """The exact softmax and the paper's own choice, which are always among the trials; the sampler goes on from there."""
+    shared = {
+        "model.embed_dim": min(arguments.embed_dims, key=lambda dim: (abs(dim - 12), -dim)),
+        "loss.temperature": 20.0,
+        "optimizer.lr": base.optimizer.lr,
     }
-    # The exact softmax and the paper's own choice are always among the trials; the sampler goes on from there.
-    first = [
-        {
-            "model.embed_dim": min(arguments.embed_dims, key=lambda dim: (abs(dim - 12), -dim)),
-            "loss.negatives.kind": kind,
-            "loss.negatives.count": min(counts, key=lambda count: abs(count - 7)),
-            "loss.temperature": 20.0,
-            "loss.logit": logit,
-            "optimizer.lr": base.optimizer.lr,
-        }
-        for kind, logit in (("all", "cosine"), ("nearest", "distance"))
+    trials = {
+        "all": shared | {"loss.negatives.kind": "all", "loss.logit": "cosine"},
+        "nearest": shared
+        | {
+            "loss.negatives.kind": "nearest",
+            "loss.negatives.count": min(7, num_classes - 1),
+            "loss.logit": "distance",
+        },
+    }
+    searched = {text.partition("=")[0] for text in arguments.search}
+    return [
+        {name: value for name, value in trial.items() if name not in searched}
+        for kind, trial in trials.items()
         if kind in arguments.kinds
     ]
-    result = search(study, base, space, first=first, script="experiments/tune_embed_dim.py")
-    write_summary(result.rows, result.folder, result.run)
-    result.finish()
-    report(result, num_classes, info.name)
 
 
 def report(result: StudyResult, num_classes: int, data: str) -> None:

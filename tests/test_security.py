@@ -19,7 +19,7 @@ from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.models import build_segmenter
 from kiloseg.overrides import flatten, override
-from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import Tracker
 from kiloseg.tracking.services import TrackingServer
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
@@ -238,7 +238,7 @@ def holding_a_secret(*folders):
 
 @pytest.mark.timeout(200)
 def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd, caplog):
-    """Nor the disk: numbers go by the outbox, as those of every study do; at the end the server is gone."""
+    """Nor the disk: numbers go by way of the file of messages, as those of every study do; at the end the server is gone."""
     folder, mlflow = server
     base = override(Config(), {"data.path": str(squares)})
     runs = tmp_path / "runs"
@@ -246,14 +246,14 @@ def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd
     tracker = Tracker.open("secrets", runs)
     study = tracker.study_run("study", flatten(base), {"source": "tests"})
     study.log_dataset("squares", "0" * 64, str(squares))
-    outbox = Outbox(runs, study)
-    trial = outbox.trial("trial")
+    delivery = Delivery(runs, study)
+    trial = delivery.trial("trial")
     trial.begin(flatten(base))
     trial.log_metrics({"val/miou": 0.5}, step=1)
     trial.log_table({"iou": [0.5]}, "iou.json")
     (tmp_path / "file.txt").write_text("a file")
-    outbox.study.log_file(tmp_path / "file.txt", "best")
-    assert outbox.flush(60)
+    delivery.study.log_file(tmp_path / "file.txt", "best")
+    assert delivery.flush(60)
     study.end("FINISHED")
     print(tracker.ui_command())
     assert tracker.client.get_run(study.run_id).data.params["data.path"] == str(squares)
@@ -261,8 +261,8 @@ def test_no_secret_reaches_mlflow_or_the_screen(server, squares, tmp_path, capfd
 
     mlflow.stop()
     trial.log_metrics({"val/miou": 0.6}, step=2)
-    assert not outbox.flush(3)
-    outbox.close(1)
+    assert not delivery.flush(3)
+    delivery.close(1)
     assert holding_a_secret(folder, runs) == []
     output = "".join(capfd.readouterr()) + caplog.text
     assert "127.0.0.1" in output

@@ -16,7 +16,8 @@ import pytest
 from mlflow import MlflowClient
 from studies import Server
 
-from kiloseg.tracking.delivery import DELIVERED, LINES, Outbox
+from kiloseg.tracking.delivery import Delivery
+from kiloseg.tracking.messages import DELIVERED, LINES
 from kiloseg.tracking.runs import Tracker
 from kiloseg.tracking.services import Postgres
 
@@ -50,20 +51,20 @@ def server(database):
 WRITE = """
 import os, sys
 from pathlib import Path
-from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import Tracker
 folder, writers, reports = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
 
 def write(name):
     tracker = Tracker.open("eight", folder)
-    outbox = Outbox(folder / name, tracker.study_run(name, {}, {}))
-    run = outbox.trial(f"trial of {name}")
+    delivery = Delivery(folder / name, tracker.study_run(name, {}, {}))
+    run = delivery.trial(f"trial of {name}")
     run.begin({"writer": name})
     for step in range(reports):
         run.log_metrics({"val/miou": step / reports, "train/loss": 1 / (step + 1)}, step=step)
     run.end("FINISHED")
-    outbox.study.end("FINISHED")
-    outbox.close(patience_s=500)
+    delivery.study.end("FINISHED")
+    delivery.close(patience_s=500)
 
 for number in range(writers):
     if not os.fork():
@@ -118,11 +119,11 @@ def trial_of(client, experiment):
 def test_server_that_dies_and_comes_back(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     tracker = Tracker.open("away", None)
-    outbox = Outbox(tmp_path, tracker.study_run("study", {}, {}))
-    run = outbox.trial("one")
+    delivery = Delivery(tmp_path, tracker.study_run("study", {}, {}))
+    run = delivery.trial("one")
     run.begin({"data.crop": 64})
     run.log_metrics({"val/miou": 0.0}, step=0)
-    assert outbox.flush(100)
+    assert delivery.flush(100)
     server.kill()
     begin = time.monotonic()
     for step in range(1, 50):
@@ -130,11 +131,11 @@ def test_server_that_dies_and_comes_back(server, tmp_path, monkeypatch, caplog):
     run.log_table({"name": ["a", "b"], "iou": [0.5, None]}, "iou.json")
     run.end("FINISHED")
     assert time.monotonic() - begin < 5, "nobody waits for a server that is away"
-    assert not outbox.flush(8)
+    assert not delivery.flush(8)
     assert "MLflow at http://127.0.0.1" in caplog.text and "the study goes on" in caplog.text
     server.start()
-    assert outbox.flush(100)
-    outbox.close()
+    assert delivery.flush(100)
+    delivery.close()
     client = MlflowClient(server.uri)
     found = trial_of(client, "away")
     assert history(client, found) == [(step, step / 50) for step in range(50)]
@@ -147,20 +148,20 @@ def test_process_that_dies_leaves_its_numbers_to_the_next(server, tmp_path, monk
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
     tracker = Tracker.open("deaths", None)
     study = tracker.study_run("study", {}, {})
-    outbox = Outbox(tmp_path, study)
-    run = outbox.trial("one")
+    delivery = Delivery(tmp_path, study)
+    run = delivery.trial("one")
     run.begin({"data.crop": 64})
     for step in range(5):
         run.log_metrics({"val/miou": step / 10}, step=step)
     run.log_table({"name": ["a", "b"]}, "iou.json")
-    assert outbox.flush(100)
-    outbox.close()
+    assert delivery.flush(100)
+    delivery.close()
     # As a death in the middle of a line, long before the newest mark, leaves them.
     lines = (tmp_path / LINES).read_bytes()
     (tmp_path / DELIVERED).write_text(str(lines.index(b"\n", len(lines) // 3) + 1))
     (tmp_path / LINES).write_bytes(lines + b'{"kind": "metrics", "trial": "one", "poi')
 
-    again = Outbox(tmp_path, study)
+    again = Delivery(tmp_path, study)
     run = again.trial("one")
     # A trial that was resumed says again what it had said, with other speeds perhaps.
     run.log_points([("val/miou", step / 10, step) for step in range(7)])
@@ -176,12 +177,12 @@ def test_process_that_dies_leaves_its_numbers_to_the_next(server, tmp_path, monk
 
 def test_message_that_mlflow_refuses_does_not_hold_up_the_others(server, tmp_path, monkeypatch, caplog):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", server.uri)
-    outbox = Outbox(tmp_path, Tracker.open("refusal", None).study_run("study", {}, {}))
-    outbox.study.log_metrics({"a name with $ in it": 1.0}, step=0)
-    outbox.study.log_file(tmp_path / "gone.png")
-    outbox.study.log_metrics({"best/miou": 0.5}, step=0)
-    assert outbox.flush(100)
-    outbox.close()
+    delivery = Delivery(tmp_path, Tracker.open("refusal", None).study_run("study", {}, {}))
+    delivery.study.log_metrics({"a name with $ in it": 1.0}, step=0)
+    delivery.study.log_file(tmp_path / "gone.png")
+    delivery.study.log_metrics({"best/miou": 0.5}, step=0)
+    assert delivery.flush(100)
+    delivery.close()
     assert "MLflow refuses metrics" in caplog.text
     assert "MLflow refuses file" in caplog.text
 
@@ -190,12 +191,12 @@ def test_artifact_that_cannot_be_stored_does_not_hold_up_the_numbers(server, tmp
     """Its place may be another than MLflow's own, and refuse it in words of its own."""
     client = MlflowClient(server.uri)
     tracker = Tracker(uri=server.uri, experiment_id=client.create_experiment("no place", "file:///sys/kiloseg"))
-    outbox = Outbox(tmp_path, tracker.study_run("study", {}, {}))
+    delivery = Delivery(tmp_path, tracker.study_run("study", {}, {}))
     monkeypatch.setattr("kiloseg.tracking.delivery.ATTEMPTS", 3)
-    outbox.study.log_table({"name": ["a"]}, "iou.json")
-    outbox.study.log_metrics({"best/miou": 0.5}, step=0)
-    assert outbox.flush(100)
-    outbox.close()
+    delivery.study.log_table({"name": ["a"]}, "iou.json")
+    delivery.study.log_metrics({"best/miou": 0.5}, step=0)
+    assert delivery.flush(100)
+    delivery.close()
     assert "MLflow refuses table" in caplog.text
     (run,) = client.search_runs([tracker.experiment_id])
     assert run.data.metrics == {"best/miou": 0.5}
@@ -205,22 +206,22 @@ def test_line_that_a_full_disk_cut_short_is_not_left_in_the_file(tmp_path, caplo
     """A limit on the size of files is a disk that is full: some bytes are written, then none."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     tracker = Tracker.open("cut", tmp_path)
-    outbox = Outbox(tmp_path / "study", tracker.study_run("study", {}, {}))
-    outbox.study.log_metrics({"best/miou": 0.25}, step=0)
-    assert outbox.flush(100)
-    before = outbox.path.read_bytes()
+    delivery = Delivery(tmp_path / "study", tracker.study_run("study", {}, {}))
+    delivery.study.log_metrics({"best/miou": 0.25}, step=0)
+    assert delivery.flush(100)
+    before = delivery.path.read_bytes()
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 20, limits[1]))
     try:
-        outbox.study.set_tags({"error": "no room " * 100})
+        delivery.study.set_tags({"error": "no room " * 100})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert "make room" in caplog.text
-    assert outbox.path.read_bytes() == before
-    outbox.study.log_metrics({"best/miou": 0.5}, step=1)
-    assert outbox.flush(100)
-    outbox.close()
-    assert [json.loads(line)["kind"] for line in outbox.path.read_bytes().splitlines()] == ["metrics", "metrics"]
+    assert delivery.path.read_bytes() == before
+    delivery.study.log_metrics({"best/miou": 0.5}, step=1)
+    assert delivery.flush(100)
+    delivery.close()
+    assert [json.loads(line)["kind"] for line in delivery.path.read_bytes().splitlines()] == ["metrics", "metrics"]
     (run,) = tracker.client.search_runs([tracker.experiment_id])
     assert run.data.metrics == {"best/miou": 0.5}
     assert run.data.tags["error"].startswith("no room"), "it is delivered all the same"
@@ -233,9 +234,9 @@ def test_line_that_is_damaged_is_left_out(tmp_path, caplog, monkeypatch):
     folder.mkdir()
     whole = b'{"kind": "metrics", "trial": null, "points": [["best/miou", 0.5, 0]], "time_ms": 1}\n'
     (folder / LINES).write_bytes(b'{"kind": "tags", "tri' + whole + whole)
-    outbox = Outbox(folder, tracker.study_run("study", {}, {}))
-    assert outbox.flush(100)
-    outbox.close()
+    delivery = Delivery(folder, tracker.study_run("study", {}, {}))
+    assert delivery.flush(100)
+    delivery.close()
     assert "is damaged, and left out" in caplog.text
     (run,) = tracker.client.search_runs([tracker.experiment_id])
     assert run.data.metrics == {"best/miou": 0.5}

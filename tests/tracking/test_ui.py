@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import CURVE_TAG, Tracker
 
 PICTURES = runpy.run_path(str(Path(__file__).parents[2] / "docs" / "take_pictures.py"))
@@ -18,16 +18,16 @@ def runs(tmp_path_factory):
     """Two curves as experiments/scale_classes.py writes them."""
     folder = tmp_path_factory.mktemp("runs")
     study = Tracker.open("scale_classes", folder).study_run("scale_classes-1", {}, {"setting": "budget"})
-    outbox = Outbox(folder, study)
+    delivery = Delivery(folder, study)
     for head, share in (("dense", 0.2), ("embedding:all", 0.6)):
-        curve = outbox.trial(head)
+        curve = delivery.trial(head)
         curve.begin({}, {CURVE_TAG: head, "setting": "budget", "head": head})
         for count in CLASSES:
             metrics = {"miou_vs_classes": share / count**0.1, "peak_memory_gib_vs_classes": share * count**0.5}
             curve.log_metrics(metrics, step=count)
         curve.end("FINISHED")
-    outbox.study.end("FINISHED")
-    outbox.close()
+    delivery.study.end("FINISHED")
+    delivery.close()
     return folder
 
 

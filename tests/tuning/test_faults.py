@@ -232,10 +232,10 @@ def test_bad_samples_are_left_out_where_that_is_allowed(start, squares, tmp_path
 
 HUNGRY = """
 import sys
-from ray import tune
 from kiloseg.config import Config
 from kiloseg.overrides import from_flat
 from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.space import Space, choice
 from kiloseg.tuning.summary import write_summary
 base = from_flat({
     "data.path": sys.argv[1], "data.crop": 64, "data.loader_workers": 0, "model.arch": "fpn",
@@ -243,12 +243,11 @@ base = from_flat({
     "trainer.validate_every": 2,
 })
 dims = [4, 2_000_000]
-result = search(
-    Search(name="hungry", num_trials=2, early_stopping=False, runs=sys.argv[2]), base,
-    {"model.embed_dim": tune.choice(dims)}, first=[{"model.embed_dim": dim} for dim in dims], script="tests",
-)
-write_summary(result.rows, result.folder, result.run)
-result.finish()
+with search(
+    Search(name="hungry", num_trials=2, early_stopping=False, runs=sys.argv[2]),
+    Space(base, (choice("model.embed_dim", dims),)), first=[{"model.embed_dim": dim} for dim in dims], script="tests",
+) as result:
+    write_summary(result.rows, result.folder, result.run)
 """
 
 

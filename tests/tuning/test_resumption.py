@@ -14,9 +14,13 @@ from ray.tune.schedulers import ASHAScheduler
 
 from kiloseg.overrides import from_flat
 from kiloseg.tuning.cluster import start_ray
-from kiloseg.tuning.ray_workarounds.resumption import Retries, Rungs, utc
-from kiloseg.tuning.ray_workarounds.study_state import still_while_copied, storage_filesystem
-from kiloseg.tuning.search import _rows, _trial_name
+from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
+from kiloseg.tuning.ray_workarounds.retries import Retries
+from kiloseg.tuning.ray_workarounds.utc_names import utc
+from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
+from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
+from kiloseg.tuning.results import trial_rows
+from kiloseg.tuning.trials import trial_name
 
 STEPS = 9
 
@@ -58,8 +62,8 @@ def resumed(tmp_path, monkeypatch):
                 mode="max",
                 max_concurrent_trials=1,
                 scheduler=scheduler,
-                trial_name_creator=_trial_name,
-                trial_dirname_creator=_trial_name,
+                trial_name_creator=trial_name,
+                trial_dirname_creator=trial_name,
             ),
             run_config=RunConfig(
                 name="study",
@@ -71,14 +75,14 @@ def resumed(tmp_path, monkeypatch):
             ),
         )
         monkeypatch.setenv("TZ", "UTC-9")
-        with pytest.raises(KeyboardInterrupt), utc(), still_while_copied():
+        with pytest.raises(KeyboardInterrupt), utc(), waiting_for_copies():
             tuner.fit()
         (before,) = (path.name for path in (tmp_path / "study").glob("experiment_state-*"))
         monkeypatch.setenv("TZ", "UTC+9")
         restored = tune.Tuner.restore(
             str(tmp_path / "study"), trainable, storage_filesystem=storage_filesystem(str(tmp_path))
         )
-        with utc(), still_while_copied():
+        with utc(), waiting_for_copies():
             grid = restored.fit()
         (after,) = {path.name for path in (tmp_path / "study").glob("experiment_state-*")} - {before}
         assert after > before, "the newest by name is the newest"
@@ -134,7 +138,7 @@ def test_best_validation_is_known_that_came_before_the_interruption(resumed, res
 
     grid = resumed(trainable, [0])
     assert len(grid[0].metrics_dataframe) == 2, "Ray has forgotten what came before"
-    (row,) = _rows(grid, from_flat({"trainer.steps": 3}), str(tmp_path / "checkpoints"))
+    (row,) = trial_rows(grid, from_flat({"trainer.steps": 3}), str(tmp_path / "checkpoints"))
     assert (row.miou, row.last_miou, row.step, row.outcome) == (0.5, 0.45, 3, "finished")
     assert row.checkpoint == str(tmp_path / "checkpoints" / f"train-{row.trial}" / "checkpoint_000001")
 

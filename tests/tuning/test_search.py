@@ -1,48 +1,55 @@
 """A real study on real Ray, read back from MLflow; what a user sees; and trials that cannot work."""
 
-import functools
-
 import pandas
 import pytest
 import ray
 from mlflow import MlflowClient
-from ray import tune
 
 from kiloseg.overrides import flatten, override
 from kiloseg.training.evaluation import load_segmenter
+from kiloseg.tuning.cluster import ray_connection
 from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.space import Space, choice, log, negatives
 from kiloseg.tuning.summary import best_row, checkpoint_file, write_summary
 
 
 @pytest.fixture(scope="module")
-def ended():
-    """Ray is started once by the first study, and ended after the last."""
-    yield
-    ray.shutdown()
+def one_ray():
+    """Studies share a Ray that is there before them, and leave it as it is."""
+    with ray_connection():
+        yield
+        assert ray.is_initialized()
 
 
 @pytest.fixture
-def study_of(tmp_path, quick, ended):
-    return functools.partial(
-        search, base=override(quick, {"trainer.steps": 6, "trainer.validate_every": 3}), script="tests/test_search.py"
-    )
+def study_of(tmp_path, quick, one_ray):
+    base = override(quick, {"trainer.steps": 6, "trainer.validate_every": 3})
+
+    def started(study, dimensions, first):
+        return search(study, Space(base, dimensions), first=first, script="tests/test_search.py")
+
+    started.base = base
+    return started
 
 
-SPACE = {
-    "model.embed_dim": tune.choice([4, 8]),
-    "loss.negatives.kind": tune.choice(["all", "random"]),
-    "loss.negatives.count": tune.choice([2]),
-    "optimizer.lr": tune.loguniform(1e-3, 1e-2),
-}
+def entered(study):
+    with study:
+        raise AssertionError("the study was not refused")
+
+
+SPACE = (
+    choice("model.embed_dim", [4, 8]),
+    *negatives(("all", "random"), 6),
+    log("optimizer.lr", 1e-3, 1e-2),
+)
 FIRST = {"model.embed_dim": 8, "loss.negatives.kind": "random", "loss.negatives.count": 2, "optimizer.lr": 5e-3}
 
 
 @pytest.mark.timeout(400)
 def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
     study = Search(name="two", num_trials=2, early_stopping=False, runs=str(tmp_path / "runs"))
-    result = study_of(study, space=SPACE, first=[FIRST])
-    write_summary(result.rows, result.folder, result.run)
-    result.finish()
+    with study_of(study, dimensions=SPACE, first=[FIRST]) as result:
+        write_summary(result.rows, result.folder, result.run)
 
     assert [row.outcome for row in result.rows] == ["finished", "finished"]
     assert FIRST in [row.overrides for row in result.rows]
@@ -57,7 +64,7 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
         row = rows[run.data.tags["kiloseg.trial"]]
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
         assert run.info.status == "FINISHED"
-        expected = flatten(study_of.keywords["base"]) | row.overrides
+        expected = flatten(study_of.base) | row.overrides
         assert {name: run.data.params[name] for name in expected} == {
             name: str(value) for name, value in expected.items()
         }
@@ -101,22 +108,25 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
         "optimizer.lr": 5e-3,
         "loss.negatives.kind": "all",
         "loss.negatives.count": 2,
+        "data.num_classes": 6,
         "model.embed_dim": 4,
     }
     first = [
         fine | {"optimizer.name": "sgd", "optimizer.lr": 1e30},
-        fine | {"loss.negatives.kind": "random", "loss.negatives.count": 50},
+        fine | {"loss.negatives.kind": "random", "loss.negatives.count": 5, "data.num_classes": 3},
         fine | {"model.embed_dim": 10**10},
         fine,
     ]
-    space = {
-        "optimizer.name": tune.choice(["sgd", "adamw"]),
-        "optimizer.lr": tune.loguniform(1e-3, 1e31),
-        "loss.negatives.kind": tune.choice(["all", "random"]),
-        "loss.negatives.count": tune.choice([2, 50]),
-        "model.embed_dim": tune.choice([4, 10**10]),
-    }
-    result = study_of(study, space=space, first=first)
+    dimensions = (
+        choice("optimizer.name", ["sgd", "adamw"]),
+        log("optimizer.lr", 1e-3, 1e31),
+        choice("loss.negatives.kind", ["all", "random"]),
+        choice("loss.negatives.count", [2, 5]),
+        choice("data.num_classes", [3, 6]),
+        choice("model.embed_dim", [4, 10**10]),
+    )
+    with study_of(study, dimensions=dimensions, first=first) as result:
+        pass
     diverged, refused, oom, finished = (
         next(row for row in result.rows if row.overrides == overrides) for overrides in first
     )
@@ -124,7 +134,7 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
     assert diverged.outcome == "diverged"
     assert "lower optimizer.lr" in diverged.error
     assert refused.outcome == "refused"
-    assert "lower loss.negatives.count to 5" in refused.error
+    assert "lower loss.negatives.count to 2" in refused.error
     assert oom.outcome == "oom"
     assert oom.miou is None
     assert best_row(result.rows).overrides == fine
@@ -143,8 +153,8 @@ def test_trial_of_two_workers_that_cannot_work_is_not_tried_again(study_of, tmp_
     """It fails in one of the workers while the other waits for it, or in both; its run says so as if it were one."""
     study = Search(name="pair", num_trials=1, workers=2, cpus_per_worker=0.5, runs=str(tmp_path / "runs"))
     odd = {"trainer.batch_size": 7}
-    result = study_of(study, space={"trainer.batch_size": tune.choice([7])}, first=[odd])
-    result.finish()
+    with study_of(study, (choice("trainer.batch_size", [7]),), first=[odd]) as result:
+        pass
     (row,) = result.rows
     assert (row.outcome, row.overrides) == ("refused", odd)
     assert "trainer.batch_size = 7 cannot be split over 2 workers" in row.error
@@ -155,9 +165,9 @@ def test_trial_of_two_workers_that_cannot_work_is_not_tried_again(study_of, tmp_
 def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_path):
     study = Search(name="wrong", num_trials=1, runs=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match=r"no setting is called model\.dim; the settings are: data\.path"):
-        study_of(study, space={"model.dim": tune.choice([1])}, first=[])
+        entered(study_of(study, (choice("model.dim", [1]),), first=[]))
     with pytest.raises(ValueError, match=r"no study of the name 'wrong' to resume"):
-        study_of(Search(name="wrong", runs=str(tmp_path / "runs"), resume=True), space=SPACE, first=[])
+        entered(study_of(Search(name="wrong", runs=str(tmp_path / "runs"), resume=True), dimensions=SPACE, first=[]))
     with pytest.raises(ValueError, match="num_trials = 0: expected at least 1"):
         Search(name="wrong", num_trials=0)
     with pytest.raises(ValueError, match="without slashes"):
@@ -167,5 +177,5 @@ def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_p
 def test_unreachable_mlflow_is_named(study_of, tmp_path, monkeypatch):
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://user:secret@127.0.0.1:9")
     with pytest.raises(ConnectionError, match=r"MLflow at http://127.0.0.1:9 does not answer") as refused:
-        study_of(Search(name="away", runs=str(tmp_path / "runs")), space=SPACE, first=[])
+        entered(study_of(Search(name="away", runs=str(tmp_path / "runs")), dimensions=SPACE, first=[]))
     assert "secret" not in str(refused.value)

@@ -7,8 +7,9 @@ from ray.tune import RunConfig, TuneConfig
 from ray.tune.logger import JsonLoggerCallback
 
 from kiloseg.tuning.cluster import start_ray
-from kiloseg.tuning.ray_workarounds.staging import Staging
-from kiloseg.tuning.ray_workarounds.study_state import still_while_copied, storage_filesystem
+from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
+from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
+from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
 
 TRIALS = 4
 
@@ -50,11 +51,11 @@ def run(tmp_path, monkeypatch, period_s):
             name="study",
             storage_path=str(tmp_path),
             storage_filesystem=storage_filesystem(str(tmp_path)),
-            callbacks=[JsonLoggerCallback(), Staging(), left],
+            callbacks=[JsonLoggerCallback(), CopiedFiles(), left],
             verbose=0,
         ),
     )
-    with still_while_copied():
+    with waiting_for_copies():
         grid = tuner.fit()
     if period_s == 0:
         assert len(left.states) > 10

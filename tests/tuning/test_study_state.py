@@ -9,7 +9,8 @@ import pyarrow.fs
 import pytest
 
 from kiloseg.storage.errors import DataError
-from kiloseg.tuning.ray_workarounds.study_state import check_state, storage_filesystem
+from kiloseg.tuning.ray_workarounds.damaged_state import check_state
+from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
 
 
 def copy(source, target, files):

@@ -1,4 +1,4 @@
-"""Who runs a study: a small file in its folder, renewed while the process lives, so that two never write into one study."""
+"""A lease on a study: a small file in its folder, renewed while its process lives, so that two never write into one study."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import socket
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 from kiloseg.storage.filesystems import Folder
 
@@ -21,9 +22,11 @@ FILE = "running.json"
 RENEWED_EVERY_S = 10.0
 LAPSES_AFTER_S = 60.0
 WATCHED_S = 2.5 * RENEWED_EVERY_S
-"""For as long a lease of another machine that seems to have lapsed is watched, since the clocks of two machines differ."""
+"""How long a lease of another machine that seems to have lapsed is watched, since the clocks of two machines differ."""
 SETTLES_S = 1.0
-"""For as long two that take the same lease at once may not see each other's."""
+"""How long two processes that take the same lease at once may not see each other's."""
+SAME_START_S = 2.0
+"""Times at which a process began that differ by less are of one process: they are computed from the machine's clock."""
 
 
 class StudyRunningError(RuntimeError):
@@ -31,19 +34,19 @@ class StudyRunningError(RuntimeError):
 
 
 class Lease:
-    """Holds a study for this process until `release`, or until it dies.
+    """Holds a study for this process until `release`, the end of its `with` block, or the death of the process.
 
-    A process that was away for so long that another took the study over (suspended, or cut off from the storage) ends by
-    SIGTERM as soon as it sees that.
+    A process that was suspended, or cut off from the storage, for so long that another took the study over ends by SIGTERM
+    as soon as it sees that.
 
     Args:
-        folder: the study's.
-        name: the study's, for messages.
-        contested: others may want it as well, as what is resumed and not begun.
+        folder: the study's folder.
+        name: the study's name, for messages.
+        contested: other processes may take the lease at the same time, as when a study is resumed.
 
     Raises:
-        StudyRunningError: another process holds it: one that lives on this machine, or one of another machine that gives signs
-            of life, the last of them within a minute.
+        StudyRunningError: another process holds it: one that lives on this machine, or one on another machine that renewed
+            its lease within the last minute.
     """
 
     def __init__(self, folder: Folder, name: str, *, contested: bool) -> None:
@@ -53,24 +56,35 @@ class Lease:
         """Whether another process has taken the study over."""
         _check_free(folder, name)
         self._token = f"{_machine()} {os.getpid()} {time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):  # another took it from below this one's hands
+        with contextlib.suppress(FileNotFoundError):  # another process removed the folder's file meanwhile
             self._renew()
         if contested:
             time.sleep(SETTLES_S)
         holder = _read(folder)
         if holder is None or holder["token"] != self._token:
-            raise StudyRunningError(f"study {name} was taken over by another process at the same moment; {_MEND}")
+            raise StudyRunningError(f"study {name} was taken over by another process at the same moment; {_REMEDY}")
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._thread.start()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
     def release(self) -> None:
-        """Lets the study go."""
+        """Gives the study up, so that another process may run it."""
         self._ended.set()
         self._thread.join()
-        holder = _read(self._folder)
-        if holder is not None and holder["token"] == self._token:
-            self._folder.remove(FILE)
+        try:
+            holder = _read(self._folder)
+            if holder is not None and holder["token"] == self._token:
+                self._folder.remove(FILE)
+        except OSError as error:  # of a storage that is away; the lease lapses by itself
+            logger.warning("%s cannot be removed (%s); it lapses in a minute", self._folder.at(FILE), error)
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEWED_EVERY_S):
@@ -93,13 +107,13 @@ class Lease:
             "token": self._token,
             "host": _machine(),
             "pid": pid,
-            "began": _began(pid),
+            "create_time": _create_time(pid),
             "time": time.time(),
         }
         self._folder.write(FILE, json.dumps(sign).encode())
 
 
-_MEND = "wait for it to end, or start a study of your own without --resume"
+_REMEDY = "wait for it to end, or start a study of your own without --resume"
 
 
 def _check_free(folder: Folder, name: str) -> None:
@@ -107,25 +121,38 @@ def _check_free(folder: Folder, name: str) -> None:
     if holder is None:
         return
     host, pid = holder["host"], holder["pid"]
-    if host == _machine():
-        # A number that was given to another process since tells itself by its start.
-        if pid == os.getpid() or _began(pid) != holder["began"]:
-            return
-        raise StudyRunningError(f"study {name} is being run by process {pid} of this machine; {_MEND}")
     age = time.time() - holder["time"]
+    if host == _machine():
+        if pid == os.getpid() or _is_gone(holder, age):
+            return
+        raise StudyRunningError(f"study {name} is being run by process {pid} of this machine; {_REMEDY}")
     if age < LAPSES_AFTER_S:
         raise StudyRunningError(
-            f"study {name} is being run by process {pid} on {host}, which was alive {age:.0f} s ago; {_MEND}; if that "
+            f"study {name} is being run by process {pid} on {host}, which was alive {age:.0f} s ago; {_REMEDY}; if that "
             f"machine is gone, try again in {LAPSES_AFTER_S - age:.0f} s"
         )
-    logger.warning("study %s was run by process %s on %s; is it still? (%.0f s)", name, pid, host, WATCHED_S)
+    logger.warning(
+        "study %s was run by process %s on %s; waiting %.0f s for a sign of life", name, pid, host, WATCHED_S
+    )
     ends = time.monotonic() + WATCHED_S
     while time.monotonic() < ends:
         time.sleep(1)
         if _read(folder) not in (holder, None):
             raise StudyRunningError(
-                f"study {name} is being run by process {pid} on {host}, whose clock is {age:.0f} s behind; {_MEND}"
+                f"study {name} is being run by process {pid} on {host}, whose clock is {age:.0f} s behind; {_REMEDY}"
             )
+
+
+def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
+    """Whether the process of this machine that wrote a lease `age_s` seconds ago has ended."""
+    began = _create_time(holder["pid"])
+    if began is None:
+        return True
+    known = holder.get("create_time")
+    if known is not None and abs(began - known) < SAME_START_S:
+        return False
+    # Another process may have got the number, or the clock was set since: then the lease is still renewed.
+    return age_s >= LAPSES_AFTER_S
 
 
 def _read(folder: Folder) -> dict[str, Any] | None:
@@ -136,13 +163,17 @@ def _read(folder: Folder) -> dict[str, Any] | None:
 
 
 def _machine() -> str:
-    """Where a process number means this process: containers on one machine have numbers of their own."""
-    return f"{socket.gethostname()}/{Path('/proc/self/ns/pid').stat().st_ino}"
+    """Names what a process number is valid in: this machine, or on Linux one container of it."""
+    namespace = Path("/proc/self/ns/pid")
+    return f"{socket.gethostname()}/{namespace.stat().st_ino if namespace.exists() else 0}"
 
 
-def _began(pid: int) -> str | None:
-    """When a process began, in ticks since the machine started; None where there is none of that number."""
+def _create_time(pid: int) -> float | None:
+    """When a process began, in seconds since 1970; None where no process of that number is alive."""
+    import psutil  # takes a while, and who only reads a data set does without
+
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[19]
-    except (FileNotFoundError, ProcessLookupError):
+        process = psutil.Process(pid)
+        return None if process.status() == psutil.STATUS_ZOMBIE else process.create_time()
+    except psutil.NoSuchProcess:
         return None

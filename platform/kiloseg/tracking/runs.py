@@ -1,4 +1,4 @@
-"""Runs and their numbers in MLflow. The one module that imports mlflow.
+"""Runs and their numbers in MLflow. This is the one module that imports mlflow.
 
 An experiment is named after the study; a parent run stands for the study and a child run for each trial. Everything is
 written through `MlflowClient`, which holds no global state, so that trials in one process cannot mix their runs.
@@ -42,7 +42,14 @@ STUDY_TAG = "kiloseg.study"
 CURVE_TAG = "kiloseg.curve"
 """Of a run that holds a curve over a study's trials: its name."""
 
+KIND_TAG = "mlflow.experimentKind"
+KIND = "custom_model_development"
+"""MLflow 3 shows an experiment without a kind as one of language models, with their traces in place of runs."""
+
 SQLITE = "sqlite:///"
+
+LOCAL_SERVER = "http://127.0.0.1:5000"
+"""Where `mlflow ui` listens if it is not told otherwise."""
 
 PARAM_LENGTH = 6000
 """MLflow refuses parameters longer than this."""
@@ -105,10 +112,15 @@ class Tracker:
         return shown(self.uri)
 
     def ui_command(self) -> str:
-        """The command, or address, that opens the MLflow UI on these runs."""
+        """How to open the MLflow UI on the runs of this experiment, for people to read: a command, or an address."""
         if self.uri.startswith("http"):
-            return f"open {shown(self.uri)}"
-        return f".venv/bin/mlflow ui --backend-store-uri {shown(self.uri)} --workers 1"
+            return f"open {self.runs_url(self.shown)}"
+        command = f".venv/bin/mlflow ui --backend-store-uri {self.shown} --workers 1"
+        return f"{command}\n    and open {self.runs_url(LOCAL_SERVER)}"
+
+    def runs_url(self, server: str) -> str:
+        """The page of a tracking server that lists this experiment's runs."""
+        return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs"
 
     def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
         """The parent run of a study: found again by the study's name, or made."""
@@ -225,11 +237,13 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
     found = client.get_experiment_by_name(name)
     if found is None:
         try:
-            return client.create_experiment(name, artifacts)
+            return client.create_experiment(name, artifacts, {KIND_TAG: KIND})
         except mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
             found = client.get_experiment_by_name(name)  # another study made it meanwhile
+    if KIND_TAG not in found.tags:  # made by an earlier version
+        client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     return found.experiment_id
 
 

@@ -2,31 +2,25 @@
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
+import contextlib
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
-from kiloseg.overrides import differences, flatten
+from kiloseg.overrides import flatten
 from kiloseg.storage.credentials import require_no_credentials
 from kiloseg.storage.filesystems import Folder, LocalFolder, inside, open_folder
 from kiloseg.storage.lease import Lease
-from kiloseg.tracking.delivery import Outbox, OutboxRun
+from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tracking.runs import Tracker, source_tags
-from kiloseg.tuning.cluster import PACKAGE, check_kept
-from kiloseg.tuning.summary import TrialRow
-
-PLAN = "study.json"
-"""File of what a study consists of, in its folder."""
+from kiloseg.tuning.cluster import PACKAGE, check_kept, ray_connection
+from kiloseg.tuning.identity import check_same_study, new_id, newest_id, write_plan
+from kiloseg.tuning.trial_row import TrialRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,21 +28,21 @@ class Study:
     """How trials are run."""
 
     name: str
-    """Name of the experiment in MLflow and of the study's folder."""
+    """Name of the experiment in MLflow, and of the study's folder."""
     max_concurrent: int = 0
     """Trials at once. 0: as many as there are GPUs (or CPUs where there is no GPU) for."""
     workers: int = 1
-    """Training processes a trial, each on a GPU of its own where there is one."""
+    """Training processes of a trial, each on a GPU of its own where there is one."""
     cpus_per_worker: float = 1.0
-    """CPU cores a training process gets."""
+    """CPU cores of a training process."""
     gpus_per_worker: float | None = None
-    """GPUs a training process gets. None: 1 where the cluster has any when the study starts, else 0. Where workers are started
-    when they are asked for say 1, and max_concurrent as well."""
+    """GPUs of a training process. None: 1 where the cluster has any when the study starts, else 0. Where nodes are started on
+    demand, give 1, and max_concurrent too."""
     runs: str = "runs"
     """Folder for results; on a cluster one that all nodes see, such as a URL that pyarrow knows (s3://BUCKET/FOLDER)."""
     retries: int = 4
-    """Times that a trial is started again after the loss of a process of its, of its node, or of data it reads, without having
-    come further since the last time."""
+    """How often a trial is started again after it lost a process, its node or data that it reads, without having come further
+    since the last time."""
     resume: bool = False
     """Go on with the newest study of this name instead of starting one."""
 
@@ -64,132 +58,133 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """A study that has ended."""
+    """The trials of a study, once they have ended. Inside the study's `with` block files and runs may be added to it."""
 
     rows: list[TrialRow]
-    run: OutboxRun
-    """Its parent run."""
+    run: RunWriter
+    """The study's run in MLflow."""
     folder: Path
-    """On this machine, for what is made of the result."""
+    """Folder on this machine for files that are made of the result."""
     location: str
-    """Where that folder's files end up: itself, or the study's folder at the URL of its runs."""
+    """Where that folder's files end up: the folder itself, or the study's folder at the URL of its runs."""
     seconds: float
-    lease: Lease
+    """From the start of the study, or of its resumption, to the end of its last trial."""
 
-    def finish(self) -> None:
-        """Puts the folder's files where they belong, delivers what MLflow is still to get, and lets the study go."""
-        place = open_folder(self.location)
-        if not isinstance(place, LocalFolder):
+
+class RunningStudy:
+    """A study that this process runs: it has its folders, its run in MLflow and its lease. See `running_study`."""
+
+    def __init__(
+        self,
+        *,
+        study_id: str,
+        storage: str,
+        place: Folder,
+        folder: Path,
+        delivery: Delivery,
+        resources: contextlib.ExitStack,
+    ) -> None:
+        self.study_id = study_id
+        self.storage = storage
+        """Folder of Ray's results of all studies, by path or URL."""
+        self.place = place
+        """The study's own folder, for what is made of its results."""
+        self.folder = folder
+        """That folder, or one in its place where it is not on this machine."""
+        self.delivery = delivery
+        """The way to MLflow."""
+        self.has_trials = False
+        """Whether there is something that --resume would go on with."""
+        self._resources = resources
+        self._began = time.perf_counter()
+
+    @property
+    def checkpoints(self) -> str:
+        """Folder of all trials' checkpoints, by path or URL."""
+        return inside(self.storage, f"{self.study_id}/train")
+
+    @property
+    def state(self) -> str:
+        """Folder in which Ray keeps the study, by path or URL."""
+        return inside(self.storage, self.study_id)
+
+    def connect_to_ray(self) -> None:
+        """Connects to Ray, or starts it, until the end of the study."""
+        self._resources.enter_context(ray_connection())
+
+    def result(self, rows: list[TrialRow]) -> StudyResult:
+        """The study's result, of these trials."""
+        return StudyResult(
+            rows=rows,
+            run=self.delivery.study,
+            folder=self.folder,
+            location=self.place.location,
+            seconds=time.perf_counter() - self._began,
+        )
+
+    def publish(self) -> None:
+        """Copies the folder's files to where the study's results belong."""
+        if not isinstance(self.place, LocalFolder):
             for file in filter(Path.is_file, self.folder.iterdir()):
-                place.put(file, file.name)
-        self.run.end("FINISHED")
-        self.run.outbox.close()
-        self.lease.release()
+                self.place.put(file, file.name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class BegunStudy:
-    """A study that has its folders, its run in MLflow and its lease."""
+@contextlib.contextmanager
+def running_study(
+    study: Study, base: Config, plan: Mapping[str, Any], *, script: str, tags: Mapping[str, str]
+) -> Iterator[RunningStudy]:
+    """Begins a study, or takes up the newest of its name, for the time of a `with` block.
 
-    storage: str
-    """Of Ray's results of all studies."""
-    study_id: str
-    folder: Path
-    location: str
-    outbox: Outbox
-    lease: Lease
-    at: float
+    At the end of the block, however it comes, Ray is let go of, what MLflow has not got yet is delivered, the study's run is
+    ended, and the lease is released, in this order.
 
-    @staticmethod
-    def of(study: Study, base: Config, plan: Mapping[str, Any], *, script: str, tags: Mapping[str, str]) -> BegunStudy:
-        """Begins one, or takes up the newest of its name.
+    Args:
+        study: how trials are run.
+        base: the run that trials vary.
+        plan: what else makes it this study, by names, in values that JSON has.
+        script: what started it, for MLflow.
+        tags: tags of its run in MLflow.
 
-        Args:
-            study: how.
-            base: the run that trials vary.
-            plan: what else makes it this study, by names, in values that JSON has.
-            script: what started it, for MLflow.
-            tags: of its run in MLflow.
-
-        Raises:
-            ValueError: nothing to resume, the study to resume is another, or runs at a URL without an MLflow server.
-            ConnectionError: MLflow cannot be reached.
-            StudyRunningError: the study to resume is being run.
-        """
-        at = time.perf_counter()
-        runs = study.runs
-        root = open_folder(runs)
-        if isinstance(root, LocalFolder):
-            check_kept(root.path.resolve())
-            runs = str(root.path.resolve())
-        storage = inside(runs, "ray")
-        study_id = _newest(storage, study.name) if study.resume else _new_id(study.name)
-        info = read_info(base.data.path)
-        place = open_folder(inside(runs, f"studies/{study_id}"))
-        plan = flatten(base) | dict(plan) | {"data digest": info.digest, "workers": study.workers}
-        if study.resume:
-            _check_same_study(study_id, plan, place)
-        lease = Lease(place, study_id, contested=study.resume)
+    Raises:
+        ValueError: nothing to resume, the study to resume is another, or runs at a URL without an MLflow server.
+        ConnectionError: MLflow cannot be reached.
+        StudyRunningError: the study to resume is being run.
+    """
+    runs = study.runs
+    root = open_folder(runs)
+    if isinstance(root, LocalFolder):
+        check_kept(root.path.resolve())
+        runs = str(root.path.resolve())
+    storage = inside(runs, "ray")
+    study_id = newest_id(storage, study.name) if study.resume else new_id(study.name)
+    info = read_info(base.data.path)
+    place = open_folder(inside(runs, f"studies/{study_id}"))
+    plan = flatten(base) | dict(plan) | {"data digest": info.digest, "workers": study.workers}
+    if study.resume:
+        check_same_study(study_id, plan, place)
+    with contextlib.ExitStack() as resources:
+        lease = resources.enter_context(Lease(place, study_id, contested=study.resume))
         if not study.resume:
-            place.write(PLAN, json.dumps(plan, indent=1).encode())
+            write_plan(plan, place)
         tracker = Tracker.open(study.name, Path(runs) if isinstance(place, LocalFolder) else None)
         tracked = tracker.study_run(study_id, flatten(base), source_tags(PACKAGE.parents[1], script))
         tracked.log_dataset(info.name, info.digest, base.data.path)
         tracked.set_tags({f"study.{name}": str(value) for name, value in asdict(study).items()} | dict(tags))
         folder = place.path if isinstance(place, LocalFolder) else Path(tempfile.mkdtemp(prefix="kiloseg-study-"))
-        return BegunStudy(
-            storage=storage,
-            study_id=study_id,
-            folder=folder,
-            location=place.location,
-            outbox=Outbox(folder, tracked, elsewhere=place),
-            lease=lease,
-            at=at,
+        delivery = resources.enter_context(Delivery(folder, tracked, elsewhere=place))
+        running = RunningStudy(
+            study_id=study_id, storage=storage, place=place, folder=folder, delivery=delivery, resources=resources
         )
-
-    @property
-    def checkpoints(self) -> str:
-        """Folder of all its trials' checkpoints."""
-        return inside(self.storage, f"{self.study_id}/train")
-
-    def result(self, rows: list[TrialRow]) -> StudyResult:
-        """What it came to."""
-        return StudyResult(
-            rows=rows,
-            run=self.outbox.study,
-            folder=self.folder,
-            location=self.location,
-            seconds=time.perf_counter() - self.at,
-            lease=self.lease,
-        )
-
-
-def _check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> None:
-    """Ray would go on with the trials that it knows, whatever is asked for now."""
-    try:
-        begun = json.loads(place.read(PLAN))
-    except FileNotFoundError:  # of a study that began before there was such a file
-        return
-    # Nor did it always tell of these.
-    begun = {name: plan[name] for name in ("data digest", "workers")} | begun
-    changes = differences(json.loads(json.dumps(plan)), begun)
-    if changes:
-        raise ValueError(
-            f"--resume would go on with {study_id}, which is another study ({changes}); give its flags, or start one without "
-            "--resume. Studies of different --name are resumed apart."
-        )
-
-
-def _new_id(name: str) -> str:
-    # Two studies of one name may be started in the same second.
-    # The newest is found by its name, on whatever machine.
-    return f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-def _newest(storage: str, name: str) -> str:
-    folder = open_folder(storage)
-    identity = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-[0-9a-f]{4})?")
-    for found in reversed(folder.entries()):
-        if identity.fullmatch(found) and tune.Tuner.can_restore(inside(storage, found)):
-            return found
-    raise ValueError(f"no study of the name {name!r} to resume in {folder.name}; start one without --resume")
+        running.has_trials = study.resume
+        try:
+            yield running
+            running.publish()
+        except BaseException as error:
+            if running.has_trials:
+                error.add_note(f"what study {study_id} has computed is kept: --resume goes on with it")
+            if lease.lost:  # to a process that goes on with the study, and with its run
+                delivery.close(patience_s=0)
+            else:
+                delivery.study.end("FAILED" if isinstance(error, Exception) else "KILLED")
+            raise
+        delivery.study.end("FINISHED")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fnmatch
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,39 +17,12 @@ from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import validation_batches
 from kiloseg.plotting import curves, prediction_sheet
 from kiloseg.storage.filesystems import LocalFolder, open_folder
-from kiloseg.tracking.delivery import OutboxRun
+from kiloseg.tracking.delivery import RunWriter
 from kiloseg.training.checkpoint import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
+from kiloseg.tuning.trial_row import TrialRow
 
 SHEET_SAMPLES = 6
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrialRow:
-    """One trial as the study's table lists it."""
-
-    trial: str
-    outcome: str
-    """finished, stopped (by the scheduler), oom, diverged, refused or failed."""
-    overrides: dict[str, Any]
-    miou: float | None
-    """Best validation mIoU, None where there was none."""
-    last_miou: float | None
-    """Of the last validation: what equal numbers of steps are compared by."""
-    step: int
-    """Step of the last report."""
-    peak_memory_gib: float | None
-    """Of training steps."""
-    val_peak_memory_gib: float | None
-    """Of predicting a validation batch."""
-    images_per_s: float | None
-    seconds: float
-    """From the trial's start to its last report."""
-    train_seconds: float
-    """Of those, in the training function itself; the rest is start-up and orchestration."""
-    error: str = ""
-    checkpoint: str | None = None
-    """Folder of the best checkpoint."""
 
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
@@ -153,7 +125,7 @@ def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
     return file
 
 
-def write_summary(rows: Sequence[TrialRow], folder: Path, run: OutboxRun) -> None:
+def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter) -> None:
     """Writes trials.csv and the figures to `folder`, and logs them, the best model and the best numbers to `run`."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = table(rows)

@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 
 from kiloseg.config import Config
 from kiloseg.overrides import flatten, head_name, override
-from kiloseg.tracking.delivery import Outbox, OutboxRun
+from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
 from kiloseg.tuning.summary import iou_table
 
@@ -25,17 +25,17 @@ _current: Recorder | None = None
 
 
 class Recorder(tune.Callback):
-    """Hands every trial's numbers to the outbox. One writer for all trials; trials know nothing of MLflow.
+    """Hands every trial's numbers to the study's delivery. One writer for all trials; trials know nothing of MLflow.
 
     Args:
-        outbox: the study's.
+        delivery: the study's.
         base: the run that trials vary.
         tags: of every trial's run.
     """
 
-    def __init__(self, outbox: Outbox, base: Config, tags: Mapping[str, str]) -> None:
+    def __init__(self, delivery: Delivery, base: Config, tags: Mapping[str, str]) -> None:
         global _current
-        self.outbox = outbox
+        self.delivery = delivery
         self.base = base
         self.tags = dict(tags)
         self.begun: set[str] = set()
@@ -57,7 +57,7 @@ class Recorder(tune.Callback):
     ) -> None:
         """Its numbers since the result before."""
 
-        def write(run: OutboxRun) -> None:
+        def write(run: RunWriter) -> None:
             # What goes on from a checkpoint tells the history of the whole run again, so that nothing is missing of one whose
             # last numbers were lost with a machine; whoever has come to a validation had memory enough until then.
             points = [
@@ -89,17 +89,17 @@ class Recorder(tune.Callback):
         self._end(trial, "failed", "FAILED")
 
     def _end(self, trial: Trial, outcome: str, status: str) -> None:
-        def end(run: OutboxRun) -> None:
+        def end(run: RunWriter) -> None:
             run.set_tags({"outcome": outcome})
             run.end(status)
 
         self._write(trial, end)
         self.begun.discard(trial.trial_id)
 
-    def _write(self, trial: Trial, action: Callable[[OutboxRun], None]) -> None:
+    def _write(self, trial: Trial, action: Callable[[RunWriter], None]) -> None:
         """Tracking that fails costs its own numbers only: the study goes on, and Ray's results hold them as well."""
         try:
-            run = self.outbox.trial(trial.trial_id)
+            run = self.delivery.trial(trial.trial_id)
             if trial.trial_id not in self.begun:
                 config = override(self.base, trial.config)
                 run.begin(flatten(config), self.tags | {"head": head_name(config)})

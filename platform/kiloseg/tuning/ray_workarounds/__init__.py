@@ -1,1 +1,23 @@
-"""Everything that depends on the inside of Ray."""
+"""Everything that depends on the inside of Ray, one file a workaround.
+
+Each file says on which version of Ray the fault was seen, what goes wrong without the workaround, and which test tells when
+it can go: take the workaround out, and if that test passes it is not needed any more. `PRIVATE_NAMES` lists what these files
+use that Ray does not document; tests/tuning/test_ray_private_names.py looks for each of them in the Ray that is installed.
+"""
+
+PRIVATE_NAMES = {
+    "ray._private.ray_constants.ENABLE_RAY_CLUSTER": "loopback",
+    "ray._private.ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE": "loopback",
+    "ray.train._internal.storage._FilesystemSyncer": "waiting_for_copies",
+    "ray.train._internal.syncer._BackgroundProcess._process": "waiting_for_copies",
+    "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": "datasets_callback",
+    "ray.train.v2._internal.callbacks.datasets.DatasetsCallback": "datasets_callback",
+    "ray.tune.search.optuna.OptunaSearch._ot_trials": "searcher",
+    "ray.tune.search.optuna.OptunaSearch._completed_trials": "searcher",
+    "ray.tune.search.optuna.OptunaSearch._ot_study": "searcher",
+    "ray.train._internal.storage.StorageContext.trial_fs_path": "copied_files",
+    "ray.train._internal.syncer._BackgroundSyncer._sync_process": "waiting_for_copies",
+    "ray.tune.experiment.Trial.run_metadata": "retries",
+    "ray.tune.experiment.trial._TrainingRunMetadata.num_failures": "retries",
+}
+"""Names inside Ray, each with the file here that needs it. Attributes of instances are written behind their class."""

@@ -1,4 +1,10 @@
-"""The folder of a study's driver from which Ray copies to the study's storage."""
+"""Files of ended trials leave the driver's folder once the study's storage has them.
+
+Seen on Ray 2.60: Tune copies the whole folder of the driver each time it saves a study's state, some files for every trial there
+ever was; each is a request where the storage is an object store.
+
+It can go when tests/tuning/test_staging.py::test_what_the_storage_has_goes_and_results_stay passes without `CopiedFiles`.
+"""
 
 from __future__ import annotations
 
@@ -10,28 +16,24 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 
-class Staging(tune.Callback):
-    """Takes from the driver's folder what trials that have ended left there, as soon as the study's storage has it.
-
-    Ray copies the whole folder each time it writes down what a study is resumed from: without this some files for every trial
-    there ever was, each a request where the storage is an object store.
-    """
+class CopiedFiles(tune.Callback):
+    """Removes the files of ended trials from the driver's folder as soon as the study's storage has them."""
 
     def __init__(self) -> None:
         self.ended: list[Trial] | None = None
-        """Whose files may still be there; None until the study runs."""
+        """Trials whose files may still be there; None until the study runs."""
 
     def on_step_begin(self, iteration: int, trials: list[Trial], **info: Any) -> None:
-        """A study that is resumed has a folder again for each of its trials."""
+        """Notes the ended trials of a resumed study, each of which has a folder again."""
         if self.ended is None:
             self.ended = [trial for trial in trials if trial.is_finished()]
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """It writes nothing more."""
+        """Notes a trial that writes nothing more."""
         self._end(trial)
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """As well."""
+        """Notes a trial that writes nothing more."""
         self._end(trial)
 
     def _end(self, trial: Trial) -> None:
@@ -39,10 +41,10 @@ class Staging(tune.Callback):
             self.ended.append(trial)
 
     def get_state(self) -> None:
-        """Removes them, and has no state.
+        """Removes the files; there is no state to save.
 
-        Ray asks for it right before a copy. What ended first is copied first: if that is not there yet, or the storage does not
-        answer, the others need not be asked for.
+        Ray calls this right before a copy. What ended first is copied first: if that is not there yet, or the storage does not
+        answer, the others need not be looked for.
         """
         while self.ended and _cleared(self.ended[0]):
             self.ended.pop(0)
@@ -56,7 +58,7 @@ def _cleared(trial: Trial) -> bool:
     try:
         infos = trial.storage.storage_filesystem.get_file_info(kept)
         copied = all(info.size == path.stat().st_size for info, path in zip(infos, files, strict=True))
-    except OSError:  # of the storage, say; Ray tells of it when it cannot copy
+    except OSError:  # the storage is away, say; Ray reports that when it cannot copy
         return False
     if copied:
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,0 +1,69 @@
+"""A study whose newest state is damaged, missing or from the future is refused by name.
+
+Seen on Ray 2.60: `Tuner.restore` takes a state that it cannot read for none at all, and begins the study anew with a single
+trial. It finds the newest state by the time in the files' names.
+
+It can go when Tune itself refuses the files that tests/tuning/test_study_state.py::test_damaged_state_is_refused_by_name
+damages, and test_study_without_a_state_is_not_begun_anew_by_a_resumption removes.
+"""
+
+from __future__ import annotations
+
+import json
+import pickletools
+import time
+
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import WORK, open_folder
+
+STATE = "experiment_state-"
+PICKLED = ("search_gen_state-", "searcher-state-", "basic-variant-state-", "callback-states-")
+"""Beginnings of the names of Ray's files of a study's state. Behind them comes when their process began, in UTC."""
+
+
+def check_state(study: str) -> None:
+    """Refuses a state that Tune cannot go on from.
+
+    Args:
+        study: the folder in which Ray keeps the study, by path or URL.
+
+    Raises:
+        DataError: there is no state yet; the newest cannot be read, and the message names the file; or it is from a time that
+            is still to come on this machine, so that the state that is written next would not be the newest.
+    """
+    folder = open_folder(study)
+    entries = [name for name in folder.entries() if not name.endswith(WORK)]  # left by a death during a write
+    states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
+    if not states:
+        raise DataError(
+            f"{folder.name} has no state to go on from: its study ended before Ray wrote one down, right after its start; "
+            "start it anew, without --resume"
+        )
+    for prefix in (STATE, *PICKLED):
+        names = [name for name in entries if name.startswith(prefix)]
+        try:
+            for name in names[-1:]:
+                _check_whole(folder.read(name), pickled=prefix != STATE)
+        except ValueError as error:
+            remedy = (
+                "move it away to go on from the state before it" if len(names) > 1 else "a new study has to be begun"
+            )
+            raise DataError(
+                f"{folder.at(names[-1])} is damaged ({error}); its trials are still there, but {remedy}"
+            ) from error
+    newest = states[-1].removeprefix(STATE).removesuffix(".json")
+    now = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
+    if newest >= now:
+        raise DataError(
+            f"{folder.at(states[-1])} is of {newest} (UTC), which on this machine is still to come ({now}): the state that is "
+            "written next would be taken for an older one; set this machine's clock, or wait until then"
+        )
+
+
+def _check_whole(content: bytes, *, pickled: bool) -> None:
+    """Raises ValueError for what is cut short; nothing of it is run."""
+    if not pickled:
+        json.loads(content)
+        return
+    for _ in pickletools.genops(content):
+        pass

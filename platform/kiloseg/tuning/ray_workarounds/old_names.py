@@ -1,0 +1,86 @@
+"""Studies that were begun with earlier versions of this package can be resumed, or are refused.
+
+Seen on Ray 2.60: Tune pickles a study's callbacks, searcher and trials with the names of our modules and classes. Once one of
+them has moved, Tune prints a traceback, takes the state for none, and begins the study anew with a single trial.
+
+It can go when `OLD_NAMES` is empty, or when Tune keeps no pickles of the classes that it is given:
+tests/tuning/test_old_studies.py resumes a study with the old names.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import re
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+
+from ray import cloudpickle
+
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import WORK, open_folder
+from kiloseg.tuning.ray_workarounds.damaged_state import STATE
+
+OLD_NAMES = {
+    # Before the package had rooms, 2026-11-28.
+    "kiloseg.progress.Progress": "kiloseg.tuning.callbacks.console.Progress",
+    "kiloseg.recorder._of_this_process": "kiloseg.tuning.callbacks.recorder._of_this_process",
+    "kiloseg.resumption.Retries": "kiloseg.tuning.ray_workarounds.retries.Retries",
+    "kiloseg.resumption.Rungs": "kiloseg.tuning.ray_workarounds.asha_rungs.Rungs",
+    "kiloseg.search._Searcher": "kiloseg.tuning.ray_workarounds.searcher.ResumableOptunaSearch",
+    "kiloseg.search._trial_name": "kiloseg.tuning.trials.trial_name",
+    "kiloseg.staging.Staging": "kiloseg.tuning.ray_workarounds.copied_files.CopiedFiles",
+    "kiloseg.storage._WaitedFor": "kiloseg.tuning.ray_workarounds.waiting_for_copies.WaitingSyncer",
+    "kiloseg.storage._WholeFiles": "kiloseg.tuning.ray_workarounds.whole_files.WholeFiles",
+}
+"""Names that pickles of earlier versions hold, and where the same thing is now."""
+
+
+@contextlib.contextmanager
+def old_names() -> Iterator[None]:
+    """Pickles of earlier versions can be read inside the `with` block."""
+    with contextlib.ExitStack() as stack:
+        for old, new in OLD_NAMES.items():
+            module, _, name = new.rpartition(".")
+            _alias(old, getattr(importlib.import_module(module), name), stack)
+        yield
+
+
+def check_readable(study: str, checkpoints: str) -> None:
+    """Refuses a state whose pickles name what is not there any more, by reading them as Tune is about to.
+
+    Args:
+        study: the folder in which Ray keeps the study, by path or URL.
+        checkpoints: the folder of its checkpoints, for the message.
+
+    Raises:
+        DataError: a pickle cannot be read; the message says what can still be used of the study.
+    """
+    folder = open_folder(study)
+    names = [name for name in folder.entries() if not name.endswith(WORK)]
+    newest = [max(name for name in names if name.startswith(STATE)), *(name for name in names if name == "tuner.pkl")]
+    try:
+        for name in newest:
+            content = folder.read(name)
+            # Ray's JSON holds pickles in hexadecimal, inside strings of JSON.
+            inner = [] if name == "tuner.pkl" else re.findall(rb'"(80[0-9a-f]{20,})\\?"', content)
+            for pickled in [bytes.fromhex(text.decode()) for text in inner] or [content]:
+                cloudpickle.loads(pickled)
+    except (AttributeError, ImportError) as error:
+        raise DataError(
+            f"{folder.at(name)} is of another version of kiloseg or Ray, and this one cannot read it ({error}); resume the study "
+            f"with that version, or start a new one without --resume. Its checkpoints in {checkpoints} can be used as they "
+            "are, and so can its numbers in MLflow."
+        ) from error
+
+
+def _alias(old: str, value: object, stack: contextlib.ExitStack) -> None:
+    module, _, name = old.rpartition(".")
+    try:
+        holder = importlib.import_module(module)
+    except ModuleNotFoundError:
+        holder = sys.modules[module] = ModuleType(module, "Names of an earlier version.")
+        stack.callback(sys.modules.pop, module)
+    setattr(holder, name, value)
+    stack.callback(delattr, holder, name)

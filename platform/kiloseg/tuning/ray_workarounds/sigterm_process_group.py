@@ -1,0 +1,30 @@
+"""The part of `sigterm` that needs torch: Train workers of one process group take SIGTERM as a warning of preemption.
+
+Seen on Ray 2.60; what goes wrong without it, and when it can go, are as in `kiloseg.tuning.ray_workarounds.sigterm`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.torch import TorchConfig
+
+from kiloseg.training import preemption
+
+_TorchBackend: Any = TorchConfig().backend_cls
+
+
+class ListeningTorchConfig(TorchConfig):
+    """Torch's process group, whose workers take SIGTERM as a warning of preemption (see `kiloseg.training.preemption`)."""
+
+    @property
+    def backend_cls(self) -> Any:
+        """The class that sets the workers up."""
+        return _ListeningBackend
+
+
+class _ListeningBackend(_TorchBackend):
+    def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+        """Runs in the controller; `execute` runs in the main thread of every worker."""
+        worker_group.execute(preemption.install_handler)
+        super().on_start(worker_group, backend_config)

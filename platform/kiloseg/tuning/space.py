@@ -1,0 +1,226 @@
+"""What a search varies: settings by dotted names, each with its range, some of them only where another has certain values."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from kiloseg.config import HEADS, Config
+from kiloseg.overrides import flatten, override
+
+Scale = Literal["choice", "uniform", "log"]
+
+HEAD = "model.head"
+KIND = "loss.negatives.kind"
+COUNT = "loss.negatives.count"
+LEAST_NEGATIVES = {"random": 1, "nearest": 1, "mixed": 2}
+"""Fewest negatives of each kind that has a count; mixed is half of two kinds."""
+OF_EMBEDDING = ((HEAD, ("embedding",)),)
+"""Condition of settings that only the embedding head has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """The values of one setting among which a search chooses. Made by `choice`, `uniform` and `log`."""
+
+    name: str
+    """The setting, by its dotted name."""
+    scale: Scale
+    choices: tuple[Any, ...] = ()
+    """Values, with scale "choice"."""
+    low: float = 0.0
+    """Smallest value, with the other scales."""
+    high: float = 0.0
+    """Largest value, with the other scales."""
+    when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    """Chosen only where each of these settings has one of these values."""
+
+    def __post_init__(self) -> None:
+        if self.scale == "choice":
+            if not self.choices or len(set(self.choices)) < len(self.choices):
+                raise ValueError(f"search of {self.name}: expected at least one value, each once, not {self.choices}")
+        elif self.low > self.high or (self.scale == "log" and self.low <= 0):
+            least = " above 0" if self.scale == "log" else ""
+            raise ValueError(
+                f"search of {self.name}: expected a range from low to high{least}, not {self.low} to {self.high}"
+            )
+
+    def __str__(self) -> str:
+        values = ", ".join(map(str, self.choices)) if self.scale == "choice" else f"{self.low} to {self.high}"
+        conditions = [f"{name} in {', '.join(map(str, values))}" for name, values in self.when]
+        return f"{self.scale} {values}" + (f" where {' and '.join(conditions)}" if conditions else "")
+
+    @property
+    def integer(self) -> bool:
+        """Whether a range is of whole numbers."""
+        return isinstance(self.low, int) and isinstance(self.high, int)
+
+    @property
+    def edges(self) -> tuple[Any, ...]:
+        """The values whose checks hold for all others."""
+        return self.choices if self.scale == "choice" else (self.low, self.high)
+
+    def suggest(self, trial: Any) -> Any:
+        """The value that Optuna chooses for a trial."""
+        if self.scale == "choice":
+            return trial.suggest_categorical(self.name, list(self.choices))
+        suggest = trial.suggest_int if self.integer else trial.suggest_float
+        return suggest(self.name, self.low, self.high, log=self.scale == "log")
+
+
+def choice(name: str, values: Sequence[Any], **when: Any) -> Dimension:
+    """A setting with a few values. `when`: as `Dimension.when`."""
+    return Dimension(name=name, scale="choice", choices=tuple(values), **when)
+
+
+def uniform(name: str, low: float, high: float, **when: Any) -> Dimension:
+    """A setting with values from `low` to `high`; whole numbers where both are. `when`: as `Dimension.when`."""
+    return Dimension(name=name, scale="uniform", low=low, high=high, **when)
+
+
+def log(name: str, low: float, high: float, **when: Any) -> Dimension:
+    """A setting with values from `low` to `high`, both above 0, on a logarithmic scale; whole numbers where both are."""
+    return Dimension(name=name, scale="log", low=low, high=high, **when)
+
+
+@dataclass(frozen=True)
+class Space:
+    """All that a search varies. Picklable, since Ray saves it with the study.
+
+    Raises:
+        ValueError: a setting is given twice, as far as both could apply.
+    """
+
+    base: Config
+    """The run that trials vary: what the others are compared with, and where conditions are read that no dimension chooses."""
+    dimensions: tuple[Dimension, ...]
+
+    def __call__(self, trial: Any) -> dict[str, Any]:
+        """Chooses the settings of an Optuna trial, and adds those that a chosen head requires."""
+        chosen: dict[str, Any] = {}
+        for dimension in self.dimensions:
+            if self.applies(dimension, chosen):
+                chosen[dimension.name] = dimension.suggest(trial)
+        return self.required(chosen) | chosen
+
+    def applies(self, dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
+        """Whether a dimension is chosen in a trial whose earlier dimensions were `chosen`."""
+        known = flatten(self.base) | self.required(chosen) | dict(chosen)
+        return all(known[name] in values for name, values in dimension.when)
+
+    def required(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
+        """Settings that the chosen head brings with it."""
+        head = chosen.get(HEAD, self.base.model.head)
+        return {} if head == self.base.model.head else {**HEADS[head].required, **HEADS[head].usual}
+
+    def describe(self) -> dict[str, str]:
+        """What is varied, for the study's plan."""
+        described: dict[str, str] = {}
+        for dimension in self.dimensions:
+            name = f"search of {dimension.name}"
+            described[name] = " or ".join(filter(None, [described.get(name), str(dimension)]))
+        return described
+
+    def check(self, num_classes: int) -> None:
+        """Refuses values that no trial could have.
+
+        Raises:
+            ValueError: a name that is no setting (the message lists those there are), a value of the wrong type or out of the
+                setting's range, or more negatives than `num_classes` - 1.
+        """
+        names = {dimension.name for dimension in self.dimensions}
+        unknown = sorted(names - flatten(self.base).keys())
+        if unknown:
+            raise ValueError(
+                f"no setting is called {', '.join(unknown)}; the settings are: {', '.join(flatten(self.base))}"
+            )
+        for dimension in self.dimensions:
+            conditions = {name: values[0] for name, values in dimension.when}
+            for value in dimension.edges:
+                chosen = conditions | {dimension.name: value}
+                config = override(self.base, self.required(chosen) | chosen)
+                if dimension.name == COUNT:
+                    config.loss.negatives.check_classes(num_classes)
+
+    def with_dimensions(self, *added: Dimension) -> Space:
+        """The space with `added` in place of the dimensions of the same names; a head comes first, since others depend on it."""
+        names = {dimension.name for dimension in added}
+        dimensions = [*(each for each in self.dimensions if each.name not in names), *added]
+        return Space(self.base, tuple(sorted(dimensions, key=lambda each: each.name != HEAD)))
+
+
+def negatives(kinds: Sequence[str], num_classes: int) -> tuple[Dimension, ...]:
+    """Kind and count of negatives of the embedding head for a number of classes.
+
+    The count is chosen only for the kinds that have one, on a logarithmic scale up to all other classes; kinds for which there are
+    too few classes are left out.
+
+    Args:
+        kinds: values of loss.negatives.kind to choose from.
+        num_classes: classes of a run, 2 or more.
+
+    Raises:
+        ValueError: no kind is left.
+    """
+    possible = [kind for kind in kinds if LEAST_NEGATIVES.get(kind, 1) < num_classes]
+    if not possible:
+        raise ValueError(
+            f"loss.negatives.kind = {', '.join(kinds)}: expected one that works with {num_classes} classes"
+        )
+    counted = [
+        log(COUNT, LEAST_NEGATIVES[kind], num_classes - 1, when=(*OF_EMBEDDING, (KIND, (kind,))))
+        for kind in possible
+        if kind in LEAST_NEGATIVES
+    ]
+    return (choice(KIND, possible, when=OF_EMBEDDING), *counted)
+
+
+def parse_dimension(text: str, base: Config) -> Dimension:
+    """A dimension as a command line gives it.
+
+    Args:
+        text: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH, or NAME=VALUE,VALUE,...
+        base: the run that trials vary, whose fields say what type a value has.
+
+    Raises:
+        ValueError: another form, a name that is no setting, or values that are not of its type.
+    """
+    name, equals, values = text.partition("=")
+    form = "expected NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the dotted name of a setting"
+    if not equals or not values:
+        raise ValueError(f"--search {text}: {form}")
+    settings = flatten(base)
+    if name not in settings:
+        raise ValueError(f"--search {text}: no setting is called {name!r}; the settings are: {', '.join(settings)}")
+    scale, *edges = values.split(":")
+    if scale in ("log", "uniform"):
+        if len(edges) != 2:
+            raise ValueError(f"--search {text}: {form}")
+        low, high = (_value(name, edge, base, text) for edge in edges)
+        if not all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in (low, high)):
+            raise ValueError(f"--search {text}: {name} is no number; give its values, as in {name}=VALUE,VALUE")
+        return Dimension(name=name, scale=typing.cast(Scale, scale), low=low, high=high)
+    return choice(name, [_value(name, value, base, text) for value in values.split(",")])
+
+
+def _value(name: str, text: str, base: Config, flag: str) -> Any:
+    """A value of a setting from its text: the first reading that the setting takes."""
+    readings: list[Any] = [text]
+    for kind in (float, int):
+        try:
+            readings.insert(0, kind(text))
+        except ValueError:
+            continue
+    readings = [{"true": True, "false": False, "none": None}.get(text.lower(), readings[0]), *readings]
+    errors = []
+    for reading in readings:
+        try:
+            override(base, {name: reading, **({} if name != HEAD else HEADS[text].required if text in HEADS else {})})
+        except ValueError as error:
+            errors.append(str(error))
+        else:
+            expected = flatten(base)[name]
+            return float(reading) if isinstance(expected, float) and not isinstance(reading, bool) else reading
+    raise ValueError(f"--search {flag}: {errors[-1] if isinstance(readings[0], str) else errors[0]}")

@@ -1,0 +1,124 @@
+"""Running the trials of a study on Ray Tune."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ray import tune
+from ray.tune import FailureConfig, RunConfig, TuneConfig, Tuner
+from ray.tune.experiment import Trial
+from ray.tune.logger import JsonLoggerCallback
+from ray.tune.schedulers import ASHAScheduler, TrialScheduler
+from ray.tune.search import SearchAlgorithm, Searcher
+
+from kiloseg.config import Config
+from kiloseg.tuning.callbacks.console import Progress
+from kiloseg.tuning.callbacks.recorder import Recorder
+from kiloseg.tuning.cluster import concurrency, trial_resources
+from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
+from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
+from kiloseg.tuning.ray_workarounds.damaged_state import check_state
+from kiloseg.tuning.ray_workarounds.environment import set_tune_variables
+from kiloseg.tuning.ray_workarounds.old_names import check_readable, old_names
+from kiloseg.tuning.ray_workarounds.placement import DRIVER_RESOURCES
+from kiloseg.tuning.ray_workarounds.retries import Retries
+from kiloseg.tuning.ray_workarounds.utc_names import utc
+from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
+from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
+from kiloseg.tuning.reports import METRIC
+from kiloseg.tuning.results import trial_rows
+from kiloseg.tuning.study import RunningStudy, Study
+from kiloseg.tuning.trial import TrialSettings, run_trial
+from kiloseg.tuning.trial_row import TrialRow
+
+SearcherFactory = Callable[[int], Searcher | SearchAlgorithm]
+"""Makes what chooses the settings of trials, given how many run at once."""
+
+
+def run_trials(
+    running: RunningStudy,
+    study: Study,
+    base: Config,
+    space: Mapping[str, Any] | None,
+    num_trials: int,
+    searcher: SearcherFactory,
+    scheduler: TrialScheduler,
+    *,
+    tags: Mapping[str, str],
+) -> list[TrialRow]:
+    """Runs the trials of a study to their end, or what an interruption left of them.
+
+    Args:
+        running: the study.
+        study: how trials are run.
+        base: the run that trials vary.
+        space: Tune's space, where the searcher has none of its own.
+        num_trials: trials in all.
+        searcher: makes what chooses their settings.
+        scheduler: decides which trials are stopped early.
+        tags: tags of every trial's run in MLflow.
+
+    Raises:
+        DataError: the state of the study to resume is damaged, or of another version.
+        ValueError: the cluster has no room for a trial.
+    """
+    set_tune_variables(num_trials, running.state)
+    if study.resume:
+        check_state(running.state)
+    running.connect_to_ray()
+    resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
+    settings = TrialSettings(base=base, storage=running.checkpoints, resources=resources)
+    trainable = tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)
+    # Those that stand for a process are found by a study that is resumed, which Tune gives callbacks of its own.
+    callbacks = [
+        JsonLoggerCallback(),
+        CopiedFiles(),
+        Recorder(running.delivery, base, tags),
+        Progress(num_trials, base.trainer.steps),
+        Retries(running.checkpoints),
+        *([Rungs(scheduler)] if isinstance(scheduler, ASHAScheduler) else []),
+    ]
+    with old_names(), utc(), waiting_for_copies():
+        if study.resume:
+            check_readable(running.state, running.checkpoints)
+            tuner = Tuner.restore(
+                running.state,
+                trainable,
+                param_space=None if space is None else dict(space),
+                resume_errored=True,
+                storage_filesystem=storage_filesystem(running.storage),
+            )
+        else:
+            at_once = study.max_concurrent or concurrency(resources)
+            tuner = Tuner(
+                trainable,
+                param_space=dict(space or {}),
+                tune_config=TuneConfig(
+                    metric=METRIC,
+                    mode="max",
+                    num_samples=num_trials,
+                    max_concurrent_trials=at_once,
+                    search_alg=searcher(at_once),
+                    scheduler=scheduler,
+                    trial_name_creator=trial_name,
+                    trial_dirname_creator=trial_name,
+                ),
+                run_config=RunConfig(
+                    name=running.study_id,
+                    storage_path=running.storage,
+                    storage_filesystem=storage_filesystem(running.storage),
+                    failure_config=FailureConfig(max_failures=study.retries),
+                    callbacks=callbacks,
+                    verbose=0,  # its tables fill the screen; Progress prints a line for every report
+                ),
+            )
+        running.has_trials = True
+        return trial_rows(tuner.fit(), base, running.checkpoints)
+
+
+def trial_name(trial: Trial) -> str:
+    """The name of a trial, and of its folder: its id."""
+    name: str = trial.trial_id
+    return name

@@ -118,12 +118,12 @@ def main(arguments: Arguments) -> None:
 
 def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:
     """The exact softmax and the paper's own choice, which are always among the trials; the sampler goes on from there."""
-    shared = {
+    shared: dict[str, Any] = {
         "model.embed_dim": min(arguments.embed_dims, key=lambda dim: (abs(dim - 12), -dim)),
         "loss.temperature": 20.0,
         "optimizer.lr": base.optimizer.lr,
     }
-    trials = {
+    trials: dict[str, dict[str, Any]] = {
         "all": shared | {"loss.negatives.kind": "all", "loss.logit": "cosine"},
         "nearest": shared
         | {

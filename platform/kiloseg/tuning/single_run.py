@@ -11,7 +11,7 @@ from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.overrides import flatten, head_name, override
 from kiloseg.storage.filesystems import open_folder
-from kiloseg.tracking.delivery import Outbox
+from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
 from kiloseg.training.loop import train
 from kiloseg.training.report import Report
@@ -48,27 +48,25 @@ def train_recorded(config: Config, *, preset: str, experiment: str, runs: Path, 
     tracker = Tracker.open(experiment, runs.resolve())
     run = _tracked_run(config, tracker, output, preset=preset, resume=resume, source=source)
     run.log_dataset(info.name, info.digest, config.data.path)
-    outbox = Outbox(output, run, alone=True)  # a server that is gone costs neither time nor numbers
 
     def report(new: Report) -> None:
-        outbox.study.log_metrics(
+        delivery.study.log_metrics(
             {name: value for name, value in new.numbers().items() if name != "step"}, step=new.step
         )
         if new.validation is not None:
             tqdm.write(f"step {new.step:,}: val/miou {new.validation.miou:.4f}, loss {new.loss:.3f}")
 
-    try:
-        last = train(config, report, resume=output if resume else None)
-    except BaseException:
-        outbox.study.end("FAILED")
-        outbox.close(patience_s=5)
-        raise
-    validation = last.validation
-    assert validation is not None, "every run ends with a validation"
-    outbox.study.set_tags({"peak_memory_kind": validation.peaks.kind})
-    outbox.study.log_table(iou_table(config.data, validation.iou_per_class), "iou_per_class.json")
-    outbox.study.end("FINISHED")
-    outbox.close()
+    with Delivery(output, run, alone=True) as delivery:  # a server that is away costs neither time nor numbers
+        try:
+            last = train(config, report, resume=output if resume else None)
+        except BaseException:
+            delivery.study.end("FAILED")
+            raise
+        validation = last.validation
+        assert validation is not None, "every run ends with a validation"
+        delivery.study.set_tags({"peak_memory_kind": validation.peaks.kind})
+        delivery.study.log_table(iou_table(config.data, validation.iou_per_class), "iou_per_class.json")
+        delivery.study.end("FINISHED")
     return (
         f"checkpoints: {output}\ncompare in MLflow: {tracker.ui_command()}\n\n{preset}: val/miou {validation.miou:.4f} after "
         f"{last.step:,} steps, peak memory {validation.peaks.training_gib:.3f} GiB ({validation.peaks.kind})"

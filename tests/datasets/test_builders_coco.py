@@ -406,5 +406,7 @@ def test_drawing_that_counts_gives_the_same_pixels(overlap):
         items.append((number % 7, [points.round(2).ravel().tolist()]))
     image = annotated(*items, height=300, width=400)
     mask, counts = regions.draw_counted(image, 9, overlap)
-    assert np.array_equal(mask, regions.draw_regions(image, 9, overlap)) and len(np.unique(mask)) == 8
+    assert np.array_equal(mask, regions.draw_regions(image, 9, overlap)) and set(range(7)) <= set(
+        np.unique(mask).tolist()
+    )
     assert counts["objects_hidden"] > 10 and counts["regions_without_shape"] == 0

@@ -140,6 +140,11 @@ class Space:
             conditions = {name: values[0] for name, values in dimension.when}
             for value in dimension.edges:
                 chosen = conditions | {dimension.name: value}
+                # A kind of negatives is checked with a number that is searched for it, not with that of the base.
+                counts = [
+                    each.edges[0] for each in self.dimensions if each.name == COUNT and self.applies(each, chosen)
+                ]
+                chosen = dict.fromkeys([COUNT], counts[0]) | chosen if counts else chosen
                 config = override(self.base, self.required(chosen) | chosen)
                 if dimension.name == COUNT:
                     config.loss.negatives.check_classes(num_classes)

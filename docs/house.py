@@ -43,6 +43,8 @@ PAGES = {
 
 FACES = (
     "kiloseg.inference",
+    "kiloseg",
+    "kiloseg.inference",
     "kiloseg.losses",
     "kiloseg.memory",
     "kiloseg.metrics",

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 from scripts import said
 
+import kiloseg
+from kiloseg.cli import COMMANDS, main
 from kiloseg.overrides import flatten
 
 ROOT = Path(__file__).parents[1]
@@ -103,6 +105,8 @@ def test_commands_that_are_named_exist(page):
         script, words = script_and_words(command)
         if command.startswith("make "):
             assert words[1] in targets, command
+        elif command.startswith("kiloseg ") and not words[1].startswith("-"):
+            assert words[1] in COMMANDS, command
         elif script and script.startswith("-m kiloseg"):
             assert importlib.util.find_spec(script.removeprefix("-m ")), command
         elif script and script.endswith(".py") and "/" in script:
@@ -133,10 +137,26 @@ def test_scripts_take_the_flags_that_pages_give_them(script, flags, monkeypatch)
     assert flags - {"--help"} <= offered
 
 
+def test_kiloseg_takes_the_flags_that_pages_give_it(capsys):
+    given = {}
+    for page in MANUALS:
+        for command in commands(page.read_text()):
+            words = shlex.split(command)
+            if words[0] == "kiloseg" and len(words) > 2:
+                given.setdefault(words[1], set()).update(word for word in words[2:] if word.startswith("--"))
+    assert {"train", "predict", "evaluate", "verify"} <= given.keys()
+    for name, flags in given.items():
+        with pytest.raises(SystemExit):
+            main([name, "--help"])
+        assert flags - {"--help"} <= set(re.findall(r"--[\w.-]+", capsys.readouterr().out.replace("_", "-"))), name
+
+
 @each_manual
 def test_names_that_code_imports_exist(page):
     for block in re.findall(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL):
         for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "kiloseg":
+                assert node.attr in kiloseg.__all__
             if isinstance(node, ast.ImportFrom) and node.module.startswith("kiloseg"):
                 module = importlib.import_module(node.module)
                 assert not [alias.name for alias in node.names if not hasattr(module, alias.name)], node.module

@@ -112,6 +112,14 @@ def test_an_installed_kiloseg_works_away_from_the_checkout(python, tmp_path):
     assert output[1:] == ["151", "True"]
 
 
+def test_its_commands_are_installed(python, tmp_path):
+    command = str(python.parent / "kiloseg")
+    assert run(command, "--version", cwd=tmp_path).strip() == VERSION
+    assert "predict" in run(command, "--help", cwd=tmp_path)
+    assert "--data.path" in run(command, "train", "--help", cwd=tmp_path)
+    assert "ade20k-resnet50" in run(command, "train", "--list", cwd=tmp_path)
+
+
 def test_its_modules_are_commands_too(python, tmp_path):
     for module in ("kiloseg.data.verify", "kiloseg.data.describe"):
         assert "usage" in run(str(python), "-m", module, "--help", cwd=tmp_path)

@@ -23,7 +23,7 @@ from pathlib import Path
 
 from common.command_line import run
 from emoji_shards import ROWS, coverage, write_attribution
-from kiloseg.data.description import DatasetInfo
+from kiloseg.data.description import DESCRIPTION, DatasetInfo
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index, write_index
 from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
@@ -85,8 +85,8 @@ def build_emoji(arguments: Arguments) -> DatasetInfo:
     ]
     scenes = Scenes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scenes)})
     path = str(arguments.bank_file.absolute())
+    _complete_index(arguments.out)  # before `build` looks whether the data set is complete
     info = build(arguments, info, tasks, functools.partial(_samples, scenes=scenes, bank=path, digest=digest))
-    _complete_index(arguments.out)
     write_attribution(arguments.out, bank, scenes)
     for split in arguments.recipe.validation_splits:
         samples = class_samples(read_index(arguments.out, split), info.num_classes)
@@ -122,12 +122,13 @@ def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
 
 
 def _complete_index(out: str) -> None:
-    """Makes index.parquet of the rows that datasets/emoji_shards.py left, where it is that build which stands."""
+    """Makes index.parquet from the rows that datasets/emoji_shards.py left beside a data set, which has no index else."""
     folder = open_folder(out)
     entries = folder.entries()
-    if ROWS in entries and INDEX not in entries:
-        write_index(out, [json.loads(line) for line in folder.read(ROWS).splitlines()])
-    folder.remove(ROWS)
+    if {ROWS, DESCRIPTION} <= set(entries):
+        if INDEX not in entries:
+            write_index(out, [json.loads(line) for line in folder.read(ROWS).splitlines()])
+        folder.remove(ROWS)
 
 
 if __name__ == "__main__":

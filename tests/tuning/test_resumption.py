@@ -37,11 +37,21 @@ class Interruption(tune.Callback):
         once = self.file.with_name("interrupted")
         if self.file.exists() and not once.exists():
             once.touch()
-            time.sleep(2)
+            self.wait_for_the_copy(Path(trials[-1].local_path).parent, Path(trials[-1].storage.experiment_fs_path))
             for trial in trials:  # closes a file, which nobody does of a study that is interrupted
                 self.logger.log_trial_end(trial)
             shutil.rmtree(Path(trials[-1].local_path).parent)
             raise KeyboardInterrupt
+
+    def wait_for_the_copy(self, here, there):
+        """Until the storage has all of the study's files as they are here."""
+        files = [path.relative_to(here) for path in here.rglob("*") if path.is_file()]
+        deadline = time.monotonic() + 60
+        while not all((there / path).exists() for path in files) or any(
+            (here / path).read_bytes() != (there / path).read_bytes() for path in files
+        ):
+            assert time.monotonic() < deadline, f"{there} has not what {here} has"
+            time.sleep(0.05)
 
 
 @pytest.fixture

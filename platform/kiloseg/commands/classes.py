@@ -37,7 +37,8 @@ class Arguments:
 def main(arguments: Arguments) -> None:
     """Prints the classes, or writes a model with others."""
     from kiloseg.inference.loading import content_of
-    from kiloseg.training.checkpoint import newest_step, save_checkpoint
+    from kiloseg.training.checkpoint import save_checkpoint
+    from kiloseg.training.checkpoint_names import newest_step
 
     if arguments.action != "list":
         if arguments.out is None:

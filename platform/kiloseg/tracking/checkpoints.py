@@ -11,7 +11,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-from kiloseg.training.checkpoint import PATTERN
+from kiloseg.training.checkpoint_names import PATTERN
 
 BEST = "best"
 """Artifact folder of a study's run that holds the checkpoint of its best trial."""

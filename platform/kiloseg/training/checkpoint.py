@@ -5,10 +5,8 @@ They lie in a folder of this machine or of any filesystem that pyarrow knows by 
 
 from __future__ import annotations
 
-import fnmatch
 import io
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +14,9 @@ import torch
 
 from kiloseg.storage.atomic import whole_file
 from kiloseg.storage.filesystems import LocalFolder, holder, inside, open_folder
+from kiloseg.training.checkpoint_names import checkpoint_name, checkpoint_names
 
 FORMAT = "kiloseg-checkpoint-1"
-PATTERN = "step-*.pt"
-
-
-def checkpoint_name(step: int) -> str:
-    """Name of the file of a step's checkpoint."""
-    return f"step-{step:08d}.pt"
 
 
 def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, keep: int) -> Path | str:
@@ -49,7 +42,7 @@ def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, 
         raise OSError(
             f"checkpoint {folder.at(name)} could not be written ({error}); make room and resume, older ones are kept"
         ) from error
-    older = [other for other in _names(folder.entries()) if other != name]
+    older = [other for other in checkpoint_names(folder.entries()) if other != name]
     for old in older[: max(len(older) - keep + 1, 0)]:
         folder.remove(old)
     return folder.path / name if isinstance(folder, LocalFolder) else inside(folder.location, name)
@@ -80,23 +73,15 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 def load_newest(*directories: Path | str) -> dict[str, Any] | None:
     """The newest checkpoint of some folders that is whole, or None; damaged ones are skipped with a warning."""
-    found = [(name, directory) for directory in directories for name in _names(open_folder(directory).entries())]
+    found = [
+        (name, directory) for directory in directories for name in checkpoint_names(open_folder(directory).entries())
+    ]
     for name, directory in sorted(found, key=lambda entry: entry[0], reverse=True):
         try:
             return load_checkpoint(inside(str(directory), name))
         except ValueError as error:
             warnings.warn(str(error), stacklevel=2)
     return None
-
-
-def newest_step(directory: Path | str) -> int:
-    """Of the checkpoints in a folder; 0 where there are none."""
-    return max((int(name[5:13]) for name in _names(open_folder(directory).entries())), default=0)
-
-
-def _names(entries: Iterable[str]) -> list[str]:
-    """Those entries of a folder that are checkpoints, oldest first."""
-    return sorted(fnmatch.filter(entries, PATTERN))
 
 
 def _write_local(path: Path, content: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ import ray.train
 from ray.train import Checkpoint
 
 from kiloseg.storage.filesystems import holder, open_folder
-from kiloseg.training.checkpoint import PATTERN
+from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.report import Report, Validation
 
 logger = logging.getLogger(__name__)

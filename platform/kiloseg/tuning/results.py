@@ -10,7 +10,7 @@ from ray.tune import Result, ResultGrid
 
 from kiloseg.config import Config
 from kiloseg.storage.filesystems import inside, open_folder
-from kiloseg.training.checkpoint import checkpoint_name
+from kiloseg.training.checkpoint_names import checkpoint_name
 from kiloseg.tuning.reports import CHECKPOINT, FAILED_OUTCOMES, HISTORY, METRIC, STEP, outcome_of, run_of
 from kiloseg.tuning.trial_row import TrialRow
 

@@ -18,7 +18,7 @@ from kiloseg.data.reading.loader import validation_batches
 from kiloseg.plotting import curves, prediction_sheet
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 from kiloseg.tracking.delivery import RunWriter
-from kiloseg.training.checkpoint import PATTERN
+from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
 from kiloseg.tuning.trial_row import TrialRow
 

@@ -15,7 +15,7 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from kiloseg.storage.filesystems import inside
-from kiloseg.training.checkpoint import newest_step
+from kiloseg.training.checkpoint_names import newest_step
 from kiloseg.tuning.reports import RESUMED, STEP, UNREPORTED, run_of
 
 

@@ -37,7 +37,7 @@ def fresh(monkeypatch, tmp_path):
 
 @pytest.fixture(params=["scores at cells", "scores at pixels"])
 def kernel(request, monkeypatch):
-    """Both kernels for what shares candidates and has cosine logits; the second is for all else."""
+    """Both kernels for what shares candidates; the second is for all else."""
     if request.param == "scores at pixels":
         monkeypatch.setattr(cpu_cells, "pays", lambda *_, **__: False)
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from dense import loss_and_gradients, reference
-from test_cpu import batch, compute, expect, threads
+from test_cpu import LOGITS, batch, compute, expect, threads
 
 from kiloseg.losses import cpu_cells
 
@@ -19,11 +19,11 @@ def calls(monkeypatch):
     assert counted
 
 
-def expect_dense(pixels, table, labels, kind, count, tolerance=3e-6, **options):
-    ours = compute(pixels, table, labels, kind, "cosine", tau=7.0, count=count, **options)
+def expect_dense(pixels, table, labels, kind, count, logit="cosine", tolerance=3e-6):
+    ours = compute(pixels, table, labels, kind, logit, tau=7.0, count=count)
     wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
     torch.manual_seed(3)
-    expect(ours, loss_and_gradients(lambda: reference(*wide, labels, kind, count, 7.0, "cosine"), *wide), tolerance)
+    expect(ours, loss_and_gradients(lambda: reference(*wide, labels, kind, count, 7.0, logit), *wide), tolerance)
 
 
 @pytest.mark.parametrize(
@@ -39,9 +39,10 @@ def expect_dense(pixels, table, labels, kind, count, tolerance=3e-6, **options):
         ((9, 8), (4, 5)),  # fewer pixels than cells
     ],
 )
+@pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize(("kind", "count"), [("all", 20), ("random", 9)])
-def test_any_factor_of_upsampling(kind, count, cells, size):
-    expect_dense(*batch(21, 5, size=size, cells=cells), kind, count)
+def test_any_factor_of_upsampling(kind, count, logit, cells, size):
+    expect_dense(*batch(21, 5, size=size, cells=cells), kind, count, logit, 1e-5)
 
 
 @pytest.mark.parametrize("C", [2, 15, 16, 17, 33, 64, 65, 130])
@@ -50,32 +51,35 @@ def test_any_number_of_classes(C):
     expect_dense(*batch(C, 6), "all", C - 1)
 
 
+@pytest.mark.parametrize("logit", LOGITS)
 @pytest.mark.parametrize("count", [1, 3, 40])
-def test_targets_that_are_no_candidates(count):
+def test_targets_that_are_no_candidates(count, logit):
     """More classes occur than are drawn, down to two candidates."""
     pixels, table, labels = batch(70, 19, size=(20, 24), cells=(5, 6))
     assert len(labels.unique()) > count + 2
-    expect_dense(pixels, table, labels, "random", count)
+    expect_dense(pixels, table, labels, "random", count, logit)
 
 
 @pytest.mark.parametrize("block_cells", [1, 13, 768])
 @pytest.mark.parametrize("tile_bytes", [1, 30_000, None])
 @pytest.mark.parametrize("tau", [20.0, 60.0])
-def test_blocks_and_chunks_change_rounding_only(block_cells, tile_bytes, tau, monkeypatch):
+@pytest.mark.parametrize("logit", LOGITS)
+def test_blocks_and_chunks_change_rounding_only(block_cells, tile_bytes, tau, logit, monkeypatch):
     pixels, table, labels = batch(200, 12, size=(40, 37), cells=(11, 10))
-    first = compute(pixels, table, labels, "all", "cosine", tau=tau)
+    first = compute(pixels, table, labels, "all", logit, tau=tau)
     monkeypatch.setattr(cpu_cells, "BLOCK_CELLS", block_cells)
-    expect(compute(pixels, table, labels, "all", "cosine", tau=tau, tile_bytes=tile_bytes), first, 1e-5)
+    expect(compute(pixels, table, labels, "all", logit, tau=tau, tile_bytes=tile_bytes), first, 1e-5)
 
 
 @pytest.mark.parametrize(("kind", "count"), [("all", 8), ("random", 5), ("random", 60)])
-def test_number_of_threads_changes_no_bit(kind, count, monkeypatch):
+@pytest.mark.parametrize("logit", LOGITS)
+def test_number_of_threads_changes_no_bit(kind, count, logit, monkeypatch):
     monkeypatch.setattr(cpu_cells, "BLOCK_CELLS", 30)
     pixels, table, labels = batch(150, 12, size=(80, 74), cells=(20, 19))
-    first = compute(pixels, table, labels, kind, "cosine", count=count)
+    first = compute(pixels, table, labels, kind, logit, count=count)
     for number in (1, 2, 5):
         with threads(number):
-            other = compute(pixels, table, labels, kind, "cosine", count=count)
+            other = compute(pixels, table, labels, kind, logit, count=count)
         assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True)), number
 
 

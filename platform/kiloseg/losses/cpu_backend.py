@@ -105,6 +105,7 @@ def embedding_loss(
             labels_BHW,
             negatives=negatives,
             temperature=temperature,
+            cosine=cosine,
             ignore_index=ignore_index,
             tile_bytes=tile_bytes,
             wants_grad=wants_grad,

@@ -66,13 +66,14 @@ def best_classes(
     H, W = size
     if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
         pixels_BDhw = pixels_BDhw.contiguous()
-    candidates, panels = cpu.panels(rows_CD)
+    panels = cpu.panels(rows_CD)
+    width = -(-D // cpu.lanes().lanes) * cpu.lanes().lanes
     division = cpu.divide(h, w, len(panels), TILE_BYTES["cpu"], BLOCK_CELLS)
     capacity = division.lines(h, H) * W
     device = pixels_BDhw.device
     labels_KBHW = torch.empty((count, B, H, W), dtype=torch.int64, device=device)
     cosines_KBHW = torch.empty((count, B, H, W), device=device) if wants_cosines else None
-    map_cells = torch.zeros((h * w + cpu.PADDING, candidates.shape[1]), device=device)
+    map_cells = torch.zeros((h * w + cpu.PADDING, width), device=device)
     scores = torch.empty((division.chunk, division.cells, panels.shape[2]), device=device)
     best_scores, best_ids = (
         torch.empty((count, capacity), dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)
@@ -82,7 +83,7 @@ def best_classes(
     if cpu.holds_data(pixels_BDhw):
         image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
         cells = cpu.Cells(
-            B=B, D=D, h=h, w=w, H=H, W=W, S=len(rows_CD), width=candidates.shape[1],
+            B=B, D=D, h=h, w=w, H=H, W=W, S=len(rows_CD), width=width,
             block_rows=division.block_rows,
             chunk=division.chunk,
             capacity=capacity,

@@ -17,6 +17,7 @@
 
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
+#define LEAST 1e-7f  // squared distance that is distinguished from 0
 #define NORM_EPS 1e-12f
 #define PIECE 32  // pixels of a segment whose sums are held at a time
 
@@ -27,14 +28,14 @@ struct cells {
     int64_t block_rows;    // rows of intervals of a block
     int64_t chunk;         // panels whose scores are held at a time
     int64_t capacity;      // pixels of a block
-    int64_t threads, ignore, wants_grad, needs_top;
+    int64_t threads, ignore, wants_grad, needs_top, cosine;
     int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
     float tau, weight;     // weight: share of each pixel in the loss
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
-    const float *candidates;   // (S, width) of unit length, filled up to whole panels
-    const float *panels;       // (panels, D, TILE): the same, transposed
-    const float *rows;         // (C, width): the table; null where every target is a candidate
+    const float *candidates;   // (S, width) of unit length
+    const float *panels;       // (panels, D, TILE): the same, transposed, filled up to whole panels
+    const float *rows;         // (C, width): the table; null where every target's score is a candidate's
     const int64_t *target;     // (C): the candidate that a class is, -1 - its id where it is none; null: all are
     const int64_t *left_out;   // (C): the candidate that pixels of a class are not compared with; null: their own
     float *grad_pixels;
@@ -54,8 +55,9 @@ struct cells {
 };
 
 // Of a pixel: factors of its two columns of cells for a logit, and for a gradient; share of the second column; 1 / length; the
-// highest logit; sums of exponentials, and of these times logits; the target's logit.
-enum { LEFT, RIGHT, LEFT_GRAD, RIGHT_GRAD, SHARE, INVERSE, TOP, SUM, DOT, OWN, FLOATS };
+// highest logit; sums of exponentials, and of these times slopes and what the gradient along the pixel needs; the target's logit,
+// its slope and its cosine.
+enum { LEFT, RIGHT, LEFT_GRAD, RIGHT_GRAD, SHARE, INVERSE, TOP, SUM, DOT, OWN, OWN_SLOPE, OWN_COSINE, FLOATS };
 enum { TARGET, LEFT_OUT, INTEGERS };
 
 struct block {
@@ -117,9 +119,32 @@ INLINE void columns_of(const float *scores, const struct segment *s, int vectors
     }
 }
 
-// Logits to base 2 of one pixel less its highest.
-INLINE vec logit_of(vec left, vec right, float left_factor, float right_factor, float top) {
-    return splat(left_factor) * left + (splat(right_factor) * right - splat(top));
+// What the logit of a distance is made of: with t = tau log2(e), a product of scores and -2 t^2 / length is -2 t^2 cosine.
+struct distances {
+    float constant;  // 2 t^2, which makes the product a squared distance times t^2
+    float least;     // t^2 LEAST
+};
+
+INLINE struct distances distances_of(const struct cells *a) {
+    float scale = a->tau * LOG2E * a->tau * LOG2E;
+    return (struct distances){2 * scale, LEAST * scale};
+}
+
+// Logits to base 2 of one pixel less its highest. `slope` is 1 / (t distance), or 1 for cosines; `along` the cosine, for cosine
+// logits the logit.
+INLINE vec logit_of(
+    vec left, vec right, float left_factor, float right_factor, float top, const struct distances *distances, int cosine,
+    vec *slope, vec *along
+) {
+    if (cosine) {
+        *slope = splat(1);
+        return *along = splat(left_factor) * left + (splat(right_factor) * right - splat(top));
+    }
+    vec product = splat(left_factor) * left + splat(right_factor) * right;
+    *along = product * (-1 / distances->constant);
+    product = vmax(splat(distances->least), product + distances->constant);
+    *slope = rsqrt(product);
+    return -product * *slope - splat(top);
 }
 
 // All ones where a column is not compared with: the one that a pixel leaves out, and those from S on.

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from kiloseg.ops.cpu.tensors import cells_sizes, lanes
+from kiloseg.ops.cpu.tensors import cells_sizes
 
 PADDING = 24
 """Cells beyond the last that a kernel may read and write."""
@@ -25,7 +25,7 @@ class Cells(ctypes.Structure):
             (name, ctypes.c_int64)
             for name in (
                 "B", "D", "h", "w", "H", "W", "S", "width", "block_rows", "chunk", "capacity",
-                "threads", "ignore", "wants_grad", "needs_top",
+                "threads", "ignore", "wants_grad", "needs_top", "cosine",
                 "image_stride", "dim_stride", "row_stride", "column_stride",
             )
         ),
@@ -42,13 +42,17 @@ class Cells(ctypes.Structure):
     )  # fmt: skip
 
 
-def panels(rows_SD: Tensor) -> tuple[Tensor, Tensor]:
-    """The rows filled up with zeros to whole panels and vectors, and the same in panels (panels, D, T)."""
-    tile, vector = cells_sizes().tile, lanes().lanes
+def panels(rows_SD: Tensor) -> Tensor:
+    """The rows in panels of T, filled up with zeros, dimensions first: (panels, D, T)."""
     S, D = rows_SD.shape
-    whole = rows_SD.new_zeros(-(-S // tile) * tile, -(-D // vector) * vector)
-    whole[:S, :D] = rows_SD
-    return whole, whole[:, :D].unflatten(0, (-1, tile)).mT.contiguous()
+    tile = cells_sizes().tile
+    num_panels = -(-S // tile)
+    filled = rows_SD.new_zeros(num_panels, D, tile)
+    whole = S // tile
+    filled[:whole] = rows_SD[: whole * tile].unflatten(0, (whole, tile)).mT
+    if whole < num_panels:
+        filled[whole, :, : S - whole * tile] = rows_SD[whole * tile :].T
+    return filled
 
 
 class Division(NamedTuple):

@@ -6,14 +6,15 @@
 #include "cells.h"
 
 // Weights of one panel and a segment's pixels, brought to the four cells.
-INLINE void narrow_segment(const struct block *b, const struct segment *s, int64_t panel, int vectors) {
+INLINE void narrow_segment(const struct block *b, const struct segment *s, int64_t panel, int vectors, int cosine) {
     const struct cells *a = b->a;
     int64_t place = (panel - b->panel) * b->stride * TILE;
     float *grads = a->grads + place;
     const float *lefts = floats(a, LEFT), *rights = floats(a, RIGHT), *tops = floats(a, TOP);
     const float *left_grads = floats(a, LEFT_GRAD), *right_grads = floats(a, RIGHT_GRAD);
     const int32_t *left_out = integers_of(a, LEFT_OUT);
-    vec left[VECTORS], right[VECTORS], left_grad[VECTORS], right_grad[VECTORS];
+    struct distances distances = distances_of(a);
+    vec left[VECTORS], right[VECTORS], left_grad[VECTORS], right_grad[VECTORS], slope, along;
     columns_of(a->scores + place, s, vectors, left, right);
     for (int u = 0; u < vectors; ++u) left_grad[u] = right_grad[u] = splat(0);
     for (int64_t p = s->first; p < s->first + s->count; ++p) {
@@ -22,12 +23,13 @@ INLINE void narrow_segment(const struct block *b, const struct segment *s, int64
         if (masked(a, panel, left_out[p])) {
             for (int u = 0; u < vectors; ++u) {
                 ivec out = excluded(panel * TILE + u * LANES, left_out[p], a->S);
-                vec w = unless(out, exp2v(logit_of(left[u], right[u], l, r, top)));
+                vec w = exp2v(logit_of(left[u], right[u], l, r, top, &distances, cosine, &slope, &along)) * slope;
+                w = unless(out, w);
                 left_grad[u] += left_factor * w, right_grad[u] += right_factor * w;
             }
         } else {
             for (int u = 0; u < vectors; ++u) {
-                vec w = exp2v(logit_of(left[u], right[u], l, r, top));
+                vec w = exp2v(logit_of(left[u], right[u], l, r, top, &distances, cosine, &slope, &along)) * slope;
                 left_grad[u] += left_factor * w, right_grad[u] += right_factor * w;
             }
         }
@@ -68,11 +70,11 @@ static void differentiate_panel(const struct block *b, int64_t panel) {
             for (int64_t y = a->y_starts[j]; y < a->y_starts[j + 1]; ++y) {
                 struct segment s = segment_of(b, j, i, y);
                 if (!s.count) continue;
-                switch (panel_vectors(a, panel)) {
-                    case 1: narrow_segment(b, &s, panel, 1); break;
-                    case 2: narrow_segment(b, &s, panel, 2); break;
-                    default: narrow_segment(b, &s, panel, VECTORS);
-                }
+                int vectors = (int)panel_vectors(a, panel);
+                if (!a->cosine) narrow_segment(b, &s, panel, VECTORS, 0);
+                else if (vectors == 1) narrow_segment(b, &s, panel, 1, 1);
+                else if (vectors == 2) narrow_segment(b, &s, panel, 2, 1);
+                else narrow_segment(b, &s, panel, VECTORS, 1);
                 narrow_targets(b, &s, panel);
             }
         }
@@ -93,7 +95,7 @@ static void differentiate_outside(const struct block *b, int64_t j) {
                 int64_t class = -1 - (int64_t)integers_of(a, TARGET)[p];
                 if (class < 0) continue;
                 const float *row = a->rows + class * a->width;
-                float *to = a->grad_map + b->cell * a->width, sum = floats(a, SUM)[p];
+                float *to = a->grad_map + b->cell * a->width, sum = floats(a, SUM)[p] * floats(a, OWN_SLOPE)[p];
                 float left = sum * floats(a, LEFT_GRAD)[p], right = sum * floats(a, RIGHT_GRAD)[p];
                 float *cells[4] = {
                     to + s.upper_left / TILE * a->width, to + s.upper_right / TILE * a->width,
@@ -125,7 +127,7 @@ static void add_outside(const struct block *b, int64_t share, int64_t shares) {
                 for (int64_t p = s.first; p < s.first + s.count; ++p) {
                     int64_t class = -1 - (int64_t)integers_of(a, TARGET)[p];
                     if (class < 0 || class % shares != share) continue;
-                    float *to = a->grad_rows + class * a->width, sum = floats(a, SUM)[p];
+                    float *to = a->grad_rows + class * a->width, sum = floats(a, SUM)[p] * floats(a, OWN_SLOPE)[p];
                     float left = sum * floats(a, LEFT_GRAD)[p], right = sum * floats(a, RIGHT_GRAD)[p];
                     vec parts[4] = {
                         splat((1 - s.part) * left), splat((1 - s.part) * right), splat(s.part * left), splat(s.part * right)

@@ -5,14 +5,24 @@
 
 #include "cells_scores.h"
 
-// The score of a pixel between two columns with a class that is no candidate.
-static float score_outside(const struct cells *a, const float *left, const float *right, float share, int64_t class) {
+// The logit of a target that is no candidate, or of one at a distance: that comes from the difference of the vectors, since the
+// target is the one class whose distance goes to 0, where 2 - 2 cosine has no digits left.
+static void score_outside(const struct cells *a, int64_t p, const float *left, const float *right, int64_t class) {
+    float share = floats(a, SHARE)[p], inverse = floats(a, INVERSE)[p], scale = a->tau * LOG2E;
     vec sum = {0};
     for (int64_t d = 0; d < a->width; d += LANES) {
-        vec u = splat(1 - share) * load(left + d) + splat(share) * load(right + d);
-        sum += u * load(a->rows + class * a->width + d);
+        vec o = (splat(1 - share) * load(left + d) + splat(share) * load(right + d)) * inverse;
+        vec row = load(a->rows + class * a->width + d), away = o - row;
+        sum += a->cosine ? o * row : away * away;
     }
-    return sum_of(sum);
+    if (a->cosine) {
+        floats(a, OWN)[p] = scale * sum_of(sum);
+        return;
+    }
+    float squared = sum_of(sum), distance = sqrtf(squared), least = sqrtf(LEAST);
+    floats(a, OWN)[p] = -scale * distance;
+    floats(a, OWN_SLOPE)[p] = 1 / (scale * (distance < least ? least : distance));
+    floats(a, OWN_COSINE)[p] = 1 - squared / 2;
 }
 
 // Lists the pixels of row j of intervals that count, patch by patch, with their lengths.
@@ -34,6 +44,7 @@ static void list_pixels(const struct block *b, int64_t j) {
                 floats(a, SHARE)[p] = a->x_parts[x];
                 floats(a, TOP)[p] = a->needs_top ? -INFINITY : 0;
                 floats(a, SUM)[p] = floats(a, DOT)[p] = floats(a, OWN)[p] = 0;
+                floats(a, OWN_SLOPE)[p] = 1;
                 ++count;
             }
             int32_t *at = a->segments + 2 * segment_number(b, y, i);
@@ -47,6 +58,7 @@ static void list_pixels(const struct block *b, int64_t j) {
             }
             for (int64_t p = first; p < first + count; ++p) {
                 float share = floats(a, SHARE)[p], scale = a->tau * LOG2E;
+                if (!a->cosine) scale *= -2 * scale;
                 vec squares = {0};
                 for (int64_t d = 0; d < width; d += LANES) {
                     vec u = splat(1 - share) * load(left + d) + splat(share) * load(right + d);
@@ -57,7 +69,7 @@ static void list_pixels(const struct block *b, int64_t j) {
                 floats(a, LEFT)[p] = scale * inverse * (1 - share);
                 floats(a, RIGHT)[p] = scale * inverse * share;
                 int32_t target = integers_of(a, TARGET)[p];
-                if (target < 0) floats(a, OWN)[p] = scale * inverse * score_outside(a, left, right, share, -1 - target);
+                if (target < 0) score_outside(a, p, left, right, -1 - (int64_t)target);
             }
             first += count;
         }
@@ -67,27 +79,28 @@ static void list_pixels(const struct block *b, int64_t j) {
 // Adds one panel to the sums of up to PIECE pixels.
 INLINE void sum_panel(
     const struct block *b, const struct segment *s, int64_t panel, int64_t start, int64_t end, float *sums, float *dots,
-    int vectors
+    int vectors, int cosine
 ) {
     const struct cells *a = b->a;
     const float *lefts = floats(a, LEFT), *rights = floats(a, RIGHT), *tops = floats(a, TOP);
     const int32_t *left_out = integers_of(a, LEFT_OUT);
-    vec left[VECTORS], right[VECTORS];
+    struct distances distances = distances_of(a);
+    vec left[VECTORS], right[VECTORS], slope, along;
     columns_of(a->scores + (panel - b->panel) * b->stride * TILE, s, vectors, left, right);
     for (int64_t p = start; p < end; ++p) {
         float l = lefts[p], r = rights[p], top = tops[p];
         vec sum = load(sums + (p - start) * LANES), dot = load(dots + (p - start) * LANES);
         if (masked(a, panel, left_out[p])) {
             for (int u = 0; u < vectors; ++u) {
-                vec z = logit_of(left[u], right[u], l, r, top);
+                vec z = logit_of(left[u], right[u], l, r, top, &distances, cosine, &slope, &along);
                 ivec out = excluded(panel * TILE + u * LANES, left_out[p], a->S);
                 vec w = unless(out, exp2v(z));
-                sum += w, dot += w * unless(out, z);
+                sum += w, dot += w * unless(out, along * slope);
             }
         } else {
             for (int u = 0; u < vectors; ++u) {
-                vec z = logit_of(left[u], right[u], l, r, top), w = exp2v(z);
-                sum += w, dot += w * z;
+                vec w = exp2v(logit_of(left[u], right[u], l, r, top, &distances, cosine, &slope, &along));
+                sum += w, dot += w * (along * slope);
             }
         }
         store(sums + (p - start) * LANES, sum);
@@ -98,13 +111,15 @@ INLINE void sum_panel(
 // Raises the highest logits of up to PIECE pixels by those of one panel.
 INLINE void raise_tops(const struct block *b, const struct segment *s, int64_t panel, int64_t start, int64_t end, float *tops) {
     const struct cells *a = b->a;
-    vec left[VECTORS], right[VECTORS];
+    vec left[VECTORS], right[VECTORS], slope, along;
+    struct distances distances = distances_of(a);
     int vectors = (int)panel_vectors(a, panel);
     columns_of(a->scores + (panel - b->panel) * b->stride * TILE, s, vectors, left, right);
     for (int64_t p = start; p < end; ++p) {
         vec top = load(tops + (p - start) * LANES);
         for (int u = 0; u < vectors; ++u) {
-            vec z = logit_of(left[u], right[u], floats(a, LEFT)[p], floats(a, RIGHT)[p], 0);
+            float l = floats(a, LEFT)[p], r = floats(a, RIGHT)[p];
+            vec z = logit_of(left[u], right[u], l, r, 0, &distances, (int)a->cosine, &slope, &along);
             ivec out = excluded(panel * TILE + u * LANES, integers_of(a, LEFT_OUT)[p], a->S);
             top = vmax(top, unless(out, z) + (vec)(out & (ivec)splat(-INFINITY)));
         }
@@ -132,11 +147,11 @@ static void sum_segment(const struct block *b, const struct segment *s) {
         end = start + PIECE < s->first + s->count ? start + PIECE : s->first + s->count;
         for (int64_t l = 0; l < (end - start) * LANES; ++l) sums[l] = dots[l] = 0;
         for (int64_t panel = b->panel; panel < b->panel + b->panels; ++panel) {
-            switch (panel_vectors(a, panel)) {
-                case 1: sum_panel(b, s, panel, start, end, sums, dots, 1); break;
-                case 2: sum_panel(b, s, panel, start, end, sums, dots, 2); break;
-                default: sum_panel(b, s, panel, start, end, sums, dots, VECTORS);
-            }
+            int vectors = (int)panel_vectors(a, panel);
+            if (!a->cosine) sum_panel(b, s, panel, start, end, sums, dots, VECTORS, 0);
+            else if (vectors == 1) sum_panel(b, s, panel, start, end, sums, dots, 1, 1);
+            else if (vectors == 2) sum_panel(b, s, panel, start, end, sums, dots, 2, 1);
+            else sum_panel(b, s, panel, start, end, sums, dots, VECTORS, 1);
         }
         for (int64_t p = start; p < end; ++p) {
             floats(a, SUM)[p] += sum_of(load(sums + (p - start) * LANES));
@@ -173,10 +188,14 @@ static void finish_segment(const struct block *b, const struct segment *s, int64
         // log(1 + sum / exp z) keeps its digits where a pixel is nearly right and the loss is tiny.
         loss += sum < 0.5f * target ? log1pf(sum / target) : logf(whole) - LN2 * own;
         if (!a->wants_grad) continue;
-        float share = floats(a, SHARE)[p], factor = a->weight * a->tau * inverse / whole;
+        // d z / d cosine is tau for cosines and tau / distance for distances, whose slope is that over tau^2 log2(e).
+        float share = floats(a, SHARE)[p];
+        float factor = a->weight * a->tau * (a->cosine ? 1 : a->tau * LOG2E) * inverse / whole;
         floats(a, LEFT_GRAD)[p] = factor * (1 - share);
         floats(a, RIGHT_GRAD)[p] = factor * share;
-        float radial = factor * inverse / (a->tau * LOG2E) * (floats(a, DOT)[p] - sum * own);
+        float radial = factor * inverse;
+        if (a->cosine) radial *= (floats(a, DOT)[p] - sum * own) / (a->tau * LOG2E);
+        else radial *= floats(a, DOT)[p] - sum * floats(a, OWN_SLOPE)[p] * floats(a, OWN_COSINE)[p];
         float parts[4] = {
             (1 - s->part) * (1 - share), (1 - s->part) * share, s->part * (1 - share), s->part * share
         };

@@ -123,6 +123,17 @@ def test_tiles_left_out_do_not_change_the_peak(monkeypatch, kind):
     assert loss_bytes(kind, shapes_only(), side=side) == pytest.approx(every, rel=1e-3)
 
 
+@pytest.mark.parametrize("kind", ["all", "random"])
+@pytest.mark.parametrize("tile_bytes", [1, 2**21])
+def test_blocks_of_patches_left_out_do_not_change_the_peak(monkeypatch, kind, tile_bytes):
+    """Scores at feature cells by torch's operations: patches of several sizes, with all candidates or 16 at a time."""
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
+    monkeypatch.setattr("kiloseg.losses.reference_cells.pays", lambda *_: True)
+    monkeypatch.setitem(TILE_BYTES, "cpu", tile_bytes)
+    every = loss_bytes(kind, contextlib.nullcontext(), side=60)
+    assert loss_bytes(kind, shapes_only(), side=60) == pytest.approx(every, rel=1e-3)
+
+
 @pytest.mark.parametrize("values", [{}, {"model.head": "dense", "data.num_classes": 300}], ids=["embedding", "dense"])
 def test_largest_batch_fits_and_one_image_more_does_not(values):
     config = override(SMALL, {"loss.negatives.kind": "random", **values})

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
-from kiloseg.losses import cpu_backend, triton_backend
+from kiloseg.losses import cpu_backend, reference_cells, triton_backend
 from kiloseg.losses.negatives import ResolvedNegatives, draw_candidates, resolve_negatives
 from kiloseg.losses.reference import BlockLoss, Comparison
 from kiloseg.losses.table import Candidates, Table
@@ -180,6 +180,12 @@ def _loss_in_blocks(
     weight = 1 / counts_BHW.sum().clamp(min=1).to(pixels_BDhw.dtype)
     table = Table(rows_CD, wants_grad=wants_grad, grad_by_class=triton)
     comparison = _compare_with(table, labels_BHW.where(counts_BHW, -1), setting)
+    if not triton and reference_cells.pays(pixels_BDhw, (H, W), setting.negatives, len(rows_CD)):
+        target_BHW = labels_BHW.where(counts_BHW, 0)
+        loss, grad_pixels = reference_cells.embedding_loss(
+            pixels_BDhw, target_BHW, weight * counts_BHW, table, comparison
+        )
+        return loss, grad_pixels, table.grad() if wants_grad else None
     block_loss = triton_backend.TritonBlockLoss if triton else BlockLoss
     loss = pixels_BDhw.new_zeros(())
     grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None

@@ -5,6 +5,8 @@ Shapes: C classes, S candidates, P pixels, D embedding, E = D for cosine logits 
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -62,7 +64,7 @@ class Candidates:
         tau = temperature * LOG2E
         # The constant of a squared distance rides along as a further dimension, which spares a pass over the scores.
         constant_1S = rows_CD.new_full((1, len(self.rows_SD)), 2.0 * tau**2)
-        self._scaled_ES = (
+        self.scaled_ES = (
             tau * self.transposed_DS
             if logit == "cosine"
             else torch.cat([-2.0 * tau**2 * self.transposed_DS, constant_1S])
@@ -86,10 +88,14 @@ class Candidates:
         Args:
             o_PE: unit vectors, for distances with a further column of ones; of any strides.
         """
-        size = len(o_PE) * len(self)
-        if self._scores.numel() < size:
-            self._scores = self._scores.new_empty(size)
-        return torch.mm(o_PE, self._scaled_ES, out=self._scores[:size].view(len(o_PE), -1))
+        return torch.mm(o_PE, self.scaled_ES, out=self.buffer(len(o_PE), len(self)))
+
+    def buffer(self, *size: int) -> Tensor:
+        """The memory that `products` uses as well, for a matrix or a batch of them; the next call overwrites it."""
+        count = math.prod(size)
+        if self._scores.numel() < count:
+            self._scores = self._scores.new_empty(count)
+        return self._scores[:count].view(size)
 
     def negated(self, distance_PS: Tensor) -> Tensor:
         """-distance, in a buffer of its own."""

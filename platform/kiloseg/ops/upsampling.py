@@ -5,6 +5,8 @@ Shapes: h w cells of the feature map, H W pixels, D channels, R rows in a block,
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator
 
 import torch
@@ -18,6 +20,50 @@ def _interpolation_matrix(cells: int, pixels: int, like: Tensor) -> Tensor:
     """The (pixels, cells) matrix of 1-D linear interpolation; by torch's own coefficients, so equal to F.interpolate."""
     eye = torch.eye(cells, dtype=like.dtype, device=like.device)
     return F.interpolate(eye[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
+
+
+Piece = tuple[slice, slice]
+"""Pixels along one axis, and the cells that they are made of."""
+
+Patch = tuple[Piece, Piece]
+"""Rows and columns of an image, and the rows and columns of cells that they are made of."""
+
+MAX_SIDE = 32
+"""Pixels along one axis of a patch at the most."""
+
+
+def _pieces(cells: int, pixels: int, gaps: int) -> list[Piece]:
+    """Cuts an axis into pieces that lie between `gaps` + 1 neighboring cells."""
+    # Pixel centers map to (y + 1/2) h / H - 1/2; those beyond the outermost cells are made of them.
+    last = max(cells - 2, 0)
+    lower = [min(max(math.floor((y + 0.5) * cells / pixels - 0.5), 0), last) for y in range(pixels)]
+    pieces = []
+    for group, members in itertools.groupby(range(pixels), key=lambda y: lower[y] // gaps):
+        places = list(members)
+        around = slice(group * gaps, min((group + 1) * gaps, cells - 1) + 1)
+        for start in range(places[0], places[-1] + 1, MAX_SIDE):
+            pieces.append((slice(start, min(start + MAX_SIDE, places[-1] + 1)), around))
+    return pieces
+
+
+def patches(cells: tuple[int, int], size: tuple[int, int], aimed_pixels: int) -> list[list[Patch]]:
+    """Cuts an image into patches that few cells surround; in each list those of one size.
+
+    A patch lies between neighboring cells and shares those at its border with the next.
+
+    Args:
+        cells: (h, w) of the feature map.
+        size: (H, W) of the image.
+        aimed_pixels: about how many pixels a patch has; MAX_SIDE squared at the most.
+    """
+    gaps = max(round(aimed_pixels * cells[0] * cells[1] / (size[0] * size[1])), 1)
+    gaps_y = math.isqrt(gaps)
+    rows, columns = _pieces(cells[0], size[0], gaps_y), _pieces(cells[1], size[1], gaps // gaps_y)
+    groups: dict[tuple[int, ...], list[Patch]] = {}
+    for patch in itertools.product(rows, columns):
+        lengths = tuple(part.stop - part.start for piece in patch for part in piece)
+        groups.setdefault(lengths, []).append(patch)
+    return list(groups.values())
 
 
 class BlockwiseUpsampling:
@@ -38,6 +84,11 @@ class BlockwiseUpsampling:
         self.size = size
         self.rows_Hh = _interpolation_matrix(cells[0], size[0], like)
         self.columns_Ww = _interpolation_matrix(cells[1], size[1], like)
+
+    def patch(self, patch: Patch) -> Tensor:
+        """How much each pixel of a patch has of each cell around it, (P, k); row by row both."""
+        rows_yi, columns_xj = self.rows_Hh[patch[0]], self.columns_Ww[patch[1]]
+        return (rows_yi[:, None, :, None] * columns_xj[None, :, None]).flatten(2).flatten(0, 1)
 
     def columns(self, map_Dhw: Tensor) -> Tensor:
         """The map with its columns upsampled, channels last: (h, W, D)."""

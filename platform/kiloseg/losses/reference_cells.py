@@ -1,0 +1,255 @@
+"""Loss and gradients over shared candidates with torch's own operations, by scores that are taken before upsampling.
+
+Upsampling is linear: the score of a pixel's embedding u = sum_k m_k z_k with a class e is sum_k m_k z_k.e, with z_k the few feature
+cells around the pixel and m_k its weights of interpolation. So products with the table are taken at the cells, of which there are a
+sixteenth as many as pixels at stride 4. The image is cut into patches, whose scores are one product of (P, k) weights of
+interpolation and (k, T) scores of cells; what a pixel's scores are multiplied with is multiplied into its k weights.
+
+Shapes: B batch, H W pixels, h w feature cells, P pixels and k cells of a patch, D embedding, S candidates shared by all pixels, T
+candidates of a tile.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from kiloseg.losses.negatives import ResolvedNegatives
+from kiloseg.losses.reference import BlockLoss, Comparison
+from kiloseg.losses.table import Candidates, Table
+from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
+from kiloseg.ops.tiles import tile_pixels, tiles
+from kiloseg.ops.upsampling import BlockwiseUpsampling, Patch, patches
+
+PATCH_PIXELS = 128
+"""Pixels of a patch aimed at."""
+
+BLOCK_BYTES = 2**19
+"""Size aimed at for one P x D matrix of the pixels of a block."""
+
+MIN_DIM = 128
+"""Fewest dimensions for which this is chosen: at 1,284 classes and stride 4 it took 0.83 to 0.97 x as long at 128 (see
+benchmarks/README.md)."""
+
+MIN_FACTOR = 16
+"""Fewest pixels for each feature cell: at stride 4, which has 16, it paid; at stride 2, which has 4, it took 1.27 x as long."""
+
+MIN_CANDIDATES = 256
+"""Fewest candidates: with 256 of them it paid, with 19 it took twice as long, since calls cost more than arithmetic there."""
+
+
+def pays(pixels_BDhw: Tensor, size: tuple[int, int], negatives: ResolvedNegatives, num_classes: int) -> bool:
+    """Whether scores at cells cost less than scores at pixels; on a GPU, where that is not measured, they are not taken."""
+    _, D, h, w = pixels_BDhw.shape
+    return (
+        negatives.shares
+        and pixels_BDhw.is_cpu
+        and D >= MIN_DIM
+        and (negatives.drawn or num_classes) >= MIN_CANDIDATES
+        and size[0] * size[1] >= MIN_FACTOR * h * w
+    )
+
+
+def embedding_loss(
+    pixels_BDhw: Tensor,
+    labels_BHW: Tensor,
+    weight_BHW: Tensor,
+    table: Table,
+    comparison: Comparison,
+) -> tuple[Tensor, Tensor | None]:
+    """The loss and the gradient of the embeddings; adds to the gradient of the table.
+
+    Beside these live two matrices of scores of `tile_bytes` (a patch and 16 candidates at the least), the candidates' gradient
+    where they are drawn, and about ten matrices of P x D values of a block, each of BLOCK_BYTES (a patch at the least).
+
+    Args:
+        pixels_BDhw: embeddings at feature cells.
+        labels_BHW: int64; any class where the weight is 0.
+        weight_BHW: share of each pixel in the loss.
+        table: the class table.
+        comparison: the negatives; they share candidates.
+    """
+    candidates = comparison.candidates
+    assert candidates is not None
+    B, D, h, w = pixels_BDhw.shape
+    H, W = labels_BHW.shape[1:]
+    upsampling = BlockwiseUpsampling((h, w), (H, W), pixels_BDhw)
+    loss = pixels_BDhw.new_zeros(())
+    grad_pixels = grad_DS = None
+    if table.wants_grad:
+        grad_pixels = torch.zeros_like(pixels_BDhw)
+        grad_DS = table.grad_DC if candidates.drawn_S is None else torch.zeros_like(candidates.transposed_DS)
+    most = min(
+        BLOCK_BYTES // (pixels_BDhw.element_size() * D),
+        tile_pixels(len(candidates), pixels_BDhw, comparison.tile_bytes),
+    )
+    blocks = _blocks(B, patches((h, w), (H, W), PATCH_PIXELS), most)
+    for one in tiles(len(blocks), 1):
+        block = blocks[one.start]
+        cells_NkD = torch.stack([pixels_BDhw[image, :, y[1], x[1]].flatten(1).T for image, (y, x) in block])
+        part = BlockLossAtCells(
+            cells_NkD,
+            torch.stack([upsampling.patch(patch) for _, patch in block]),
+            grad_DS,
+            table,
+            torch.cat([labels_BHW[image, y[0], x[0]].reshape(-1) for image, (y, x) in block]),
+            torch.cat([weight_BHW[image, y[0], x[0]].reshape(-1) for image, (y, x) in block]),
+            comparison,
+        )
+        loss += part.loss
+        if grad_pixels is not None:
+            for (image, (y, x)), grad_kD in zip(block, part.grad_cells(), strict=True):
+                target_Dij = grad_pixels[image, :, y[1], x[1]]
+                target_Dij += grad_kD.T.view(target_Dij.shape)
+    if candidates.drawn_S is not None and grad_DS is not None:
+        table.scatter_add(candidates.drawn_S, grad_DS)
+    return loss, grad_pixels
+
+
+def _blocks(B: int, groups: list[list[Patch]], most_pixels: int) -> list[list[tuple[int, Patch]]]:
+    """Patches of one size and their images, as many at a time as have `most_pixels`; the blocks of most pixels first.
+
+    Whatever it takes, then, the first block takes as much as any, and `kiloseg.ops.tiles.tiles` may leave others out.
+    """
+    blocks = []
+    for group in groups:
+        every = list(itertools.product(range(B), group))
+        number = max(most_pixels // _num_pixels(group[0]), 1)
+        blocks += [every[start : start + number] for start in range(0, len(every), number)]
+    return sorted(blocks, key=lambda block: len(block) * _num_pixels(block[0][1]), reverse=True)
+
+
+def _num_pixels(patch: Patch) -> int:
+    return math.prod(pixels.stop - pixels.start for pixels, _ in patch)
+
+
+class BlockLossAtCells(BlockLoss):
+    """Loss and gradients of N patches of P pixels, each of which k feature cells are upsampled to.
+
+    The target is always computed by itself, at the pixel. The candidates' gradient goes to the cells and to the table by way of
+    weights that are narrowed to (k, T). Normalizing takes the part along o from it, -(sum_c g_c s_c) o / ||u||, which is added at
+    the pixel.
+
+    Args:
+        cells_NkD: embeddings of the cells.
+        interpolation_NPk: how much each pixel has of each cell.
+        grad_DS: gradient of the candidates, which is added to; None where no gradient is wanted.
+        table: the class table.
+        target_P: class of the pixels, patch after patch, int64; any class where `weight_P` is 0.
+        weight_P: share of each pixel in the loss.
+        comparison: the negatives.
+    """
+
+    reads_target_from_scores = False
+
+    def __init__(
+        self,
+        cells_NkD: Tensor,
+        interpolation_NPk: Tensor,
+        grad_DS: Tensor | None,
+        table: Table,
+        target_P: Tensor,
+        weight_P: Tensor,
+        comparison: Comparison,
+    ) -> None:
+        self.cells_NkD = cells_NkD
+        self.interpolation_NPk = interpolation_NPk
+        self.grad_DS = grad_DS
+        super().__init__((interpolation_NPk @ cells_NkD).flatten(0, 1), table, target_P, weight_P, comparison)
+
+    def compare(self) -> None:
+        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
+        candidates = self.comparison.candidates
+        assert candidates is not None
+        self.grad_o_DP.zero_()  # the target's part is added to it
+        self.left_out_P = candidates.left_out(self.target_P)
+        # Where cells cancel each other, as opposite ones do half-way, a score is no more exact than those of the cells are.
+        exact_NP1 = self.interpolation_NPk @ torch.linalg.vector_norm(self.cells_NkD, dim=2, keepdim=True)
+        exact_P = exact_NP1.view(-1).mul_(8 * torch.finfo(exact_NP1.dtype).eps)
+        self.length_NP1 = torch.maximum(self.norm_P, exact_P).view_as(exact_NP1)
+        self.to_scores_NPk = self.interpolation_NPk / self.length_NP1
+        self.scored_NkE = self.cells_NkD
+        if not self.cosine:
+            # One cell more, of which every pixel has all, for the constant of a squared distance.
+            self.to_scores_NPk = F.pad(self.to_scores_NPk, (0, 1), value=1.0)
+            self.scored_NkE = F.pad(self.cells_NkD, (0, 1, 0, 1))
+            self.scored_NkE[:, -1, -1] = 1
+        S = len(candidates)
+        size = tile_pixels(len(self.norm_P), self.norm_P, self.comparison.tile_bytes)  # of candidates
+        self.top_P1: Tensor | None = None
+        if 2 * self.tau > SAFE_EXPONENT:
+            top_P = self.z_target_P.clone()
+            for tile in tiles(S, size):
+                z_PT, _, _ = self._logits_of(candidates, tile)
+                top_P = torch.maximum(top_P, self._set_left_out(z_PT, tile, -torch.inf).amax(1))
+            self.z_target_P -= top_P
+            self.top_P1 = top_P[:, None]
+        self.along_NP1 = torch.zeros_like(self.length_NP1)
+        self.grad_kD = torch.zeros_like(self.cells_NkD).flatten(0, 1)
+        keeps = size >= S
+        for tile in tiles(S, size):
+            weights = self._weigh(candidates, tile)
+            self.sums_P += weights[0].sum(1)
+            if keeps and self.table.wants_grad:
+                self._add_gradients(candidates, tile, *weights)
+        if not keeps and self.table.wants_grad:
+            for tile in tiles(S, size):
+                self._add_gradients(candidates, tile, *self._weigh(candidates, tile))
+
+    def grad_cells(self) -> Tensor:
+        """Gradient of the cells, (N, k, D)."""
+        # Scores come times what makes a logit of a cosine, or a squared distance.
+        scale = self.tau * LOG2E if self.cosine else -2 * (self.tau * LOG2E) ** 2
+        along_NP1 = self.along_NP1 * self._factor() / (scale * self.length_NP1)
+        grad_PD = self.grad_raw().addcmul_(self.o_DP.T, along_NP1.view(-1, 1), value=-1)
+        return torch.baddbmm(
+            self.grad_kD.view_as(self.cells_NkD),
+            self.interpolation_NPk.mT,
+            grad_PD.view(*self.interpolation_NPk.shape[:2], -1),
+        )
+
+    def _factor(self) -> Tensor:
+        """What a pixel's weights are multiplied with for the gradient of u, the part along it aside: (N, P, 1)."""
+        return self.gradient_factor(slice(None)).view_as(self.length_NP1) / self.length_NP1
+
+    def _logits_of(self, candidates: Candidates, tile: slice) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Logits (P, T) of all patches, tau log2(e) times distances where those are wanted, and scores of cells (N, k, T)."""
+        scores_kT = self.scored_NkE.flatten(0, 1) @ candidates.scaled_ES[:, tile]
+        N, P, k = self.to_scores_NPk.shape
+        scores_NkT = scores_kT.view(N, k, -1)
+        out_NPT = candidates.buffer(N, P, scores_NkT.shape[2])
+        torch.bmm(self.to_scores_NPk, scores_NkT, out=out_NPT)
+        return *self._logits(out_NPT.flatten(0, 1), candidates), scores_NkT
+
+    def _weigh(self, candidates: Candidates, tile: slice) -> tuple[Tensor, Tensor | None, Tensor]:
+        """Exponentials of the logits, 0 for what a pixel leaves out, and what else `_logits_of` gives."""
+        z_PT, distance_PT, scores_NkT = self._logits_of(candidates, tile)
+        if self.top_P1 is not None:
+            z_PT.sub_(self.top_P1)
+        return self._set_left_out(z_PT.exp2_(), tile, 0.0), distance_PT, scores_NkT
+
+    def _set_left_out(self, values_PT: Tensor, tile: slice, value: float) -> Tensor:
+        """Sets the value of the candidate that a pixel leaves out, where it lies in the tile; in place."""
+        T = values_PT.shape[1]
+        place_P = self.left_out_P - tile.start
+        column_P1 = place_P.clamp(0, T - 1)[:, None]
+        inside_P1 = ((place_P >= 0) & (place_P < T))[:, None]
+        return values_PT.scatter_(1, column_P1, values_PT.gather(1, column_P1).masked_fill_(inside_P1, value))
+
+    def _add_gradients(
+        self, candidates: Candidates, tile: slice, weight_PT: Tensor, distance_PT: Tensor | None, scores_NkT: Tensor
+    ) -> None:
+        assert self.grad_DS is not None
+        if distance_PT is not None:
+            weight_PT.div_(distance_PT)
+        N, P, k = self.interpolation_NPk.shape
+        weight_NPT = weight_PT.view(N, P, -1)
+        narrowed_kT = torch.bmm((self.interpolation_NPk * self._factor()).mT, weight_NPT).flatten(0, 1)
+        along_NPk = torch.bmm(weight_NPT, scores_NkT[:, :k].mT).mul_(self.interpolation_NPk)
+        self.along_NP1 += along_NPk.sum(2, keepdim=True)
+        self.grad_kD.addmm_(narrowed_kT, candidates.rows_SD[tile])
+        self.grad_DS[:, tile].addmm_(self.cells_NkD.flatten(0, 1).T, narrowed_kT)

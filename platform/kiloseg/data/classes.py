@@ -37,10 +37,10 @@ def count_classes(data: Data, info: DatasetInfo) -> int:
     """How many classes a run over this data set has.
 
     Raises:
-        DataError: `data.num_classes` asks for more than there are.
+        ValueError: `data.num_classes` asks for more than there are: the setting is at fault, not the data.
     """
     if data.num_classes is not None and data.num_classes > info.num_classes:
-        raise DataError(
+        raise ValueError(
             f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes; lower it"
         )
     return data.num_classes or info.num_classes

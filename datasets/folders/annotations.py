@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from tqdm import tqdm
 
@@ -34,21 +34,44 @@ from kiloseg.storage.errors import DataError
 BACKGROUND = "background"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Record:
+class ImageRecord(Protocol):
     """An image with its regions, as a tool's file has them."""
 
+    @property
+    def image(self) -> str:
+        """File, relative to the images' root."""
+
+    @property
+    def split(self) -> str:
+        """The split that the file itself tells, or ""."""
+
+    @property
+    def height(self) -> int:
+        """0 where the file does not say; the image's own is taken then."""
+
+    @property
+    def width(self) -> int:
+        """As the height."""
+
+    @property
+    def category_ids(self) -> list[Any]:
+        """Of each region: what the tool calls its class, a key of `RegionSource.classes`."""
+
+    @property
+    def segmentations(self) -> list[bytes]:
+        """Polygons or RLE as json text, one a region; `[]` where a region has no shape."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """An `ImageRecord` that holds its regions."""
+
     image: str
-    """File, relative to the images' root."""
     split: str = ""
-    """The split that the file itself tells, or ""."""
     height: int = 0
-    """0 where the file does not say; the image's own is taken then."""
     width: int = 0
     category_ids: list[Any] = field(default_factory=list)
-    """Of each region: what the tool calls its class, a key of `RegionSource.classes`."""
     segmentations: list[bytes] = field(default_factory=list)
-    """Polygons or RLE as json text, one a region; `[]` where a region has no shape."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +82,7 @@ class RegionSource:
     """Of the images."""
     files: list[Path]
     """What the annotations are read from: when they change, they are read again."""
-    records: Callable[[], Iterable[Record]]
+    records: Callable[[], Iterable[ImageRecord]]
     classes: Callable[[], Mapping[Any, str]] | None = None
     """Name of each category, in the order of the class ids; without it the names in the records, sorted."""
     overlap: Overlap = "smallest"
@@ -151,7 +174,7 @@ def _sources(files: list[Path]) -> Any:
     return sources if len(sources) <= 16 else hashlib.sha256(repr(sources).encode()).hexdigest()
 
 
-def class_table(found: RegionSource, records: list[Record], background: bool) -> tuple[dict[Any, int], list[str]]:
+def class_table(found: RegionSource, records: list[ImageRecord], background: bool) -> tuple[dict[Any, int], list[str]]:
     """Category to class id, and the names of the classes.
 
     Raises:
@@ -173,8 +196,8 @@ def class_table(found: RegionSource, records: list[Record], background: bool) ->
 
 
 def divide_records(
-    arguments: Arguments, found: RegionSource, records: list[Record]
-) -> dict[str, list[tuple[str, Record]]]:
+    arguments: Arguments, found: RegionSource, records: list[ImageRecord]
+) -> dict[str, list[tuple[str, ImageRecord]]]:
     """Key and record of each image of each split, in a fixed random order.
 
     Raises:
@@ -197,9 +220,11 @@ def divide_records(
     }
 
 
-def _check_shapes(records: list[Record], found: RegionSource) -> None:
+def _check_shapes(records: list[ImageRecord], found: RegionSource) -> None:
+    if any(has_shape(text) for record in records for text in record.segmentations):
+        return
     regions = sum(len(record.segmentations) for record in records)
-    if regions and not any(has_shape(text) for record in records for text in record.segmentations):
+    if regions:
         raise DataError(
             f"{found.files[0]} has {regions:,} regions and none has a shape, as annotations of boxes alone: expected polygons or "
             "RLE in segmentation; export them as segmentation (polygons or masks), since a box is no label of its pixels"
@@ -207,7 +232,7 @@ def _check_shapes(records: list[Record], found: RegionSource) -> None:
 
 
 def annotated_images(
-    records: Iterable[tuple[str, Record]], class_ids: Mapping[Any, int], found: RegionSource, arguments: Arguments
+    records: Iterable[tuple[str, ImageRecord]], class_ids: Mapping[Any, int], found: RegionSource, arguments: Arguments
 ) -> Iterator[AnnotatedImage]:
     """Each image with its regions in the order of the file.
 

@@ -10,9 +10,10 @@ import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from common.coco_json import CocoJson
-from folders.annotations import Record, RegionSource
+from folders.annotations import RegionSource
 from folders.arguments import Arguments
 from folders.coco_files import ImageFinder, find_jsons
 from kiloseg.storage.errors import DataError
@@ -42,24 +43,38 @@ def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None =
     )
 
 
-def records(root: Path, jsons: Mapping[str, CocoJson], files: list[str] | None) -> Iterator[Record]:
-    """Each image with its regions; a segmentation that is null or missing counts as one without a shape."""
+class CocoRecord(NamedTuple):
+    """An image whose regions stay in the file, which is mapped, until they are asked for: a gigabyte of them is no object here."""
+
+    image: str
+    split: str
+    height: int
+    width: int
+    content: CocoJson
+    image_id: int
+
+    @property
+    def category_ids(self) -> list[Any]:
+        """Of each region."""
+        return [annotation.category_id for annotation in self.content.annotations(self.image_id)]
+
+    @property
+    def segmentations(self) -> list[bytes]:
+        """Polygons or RLE as json text."""
+        texts = (bytes(annotation.segmentation) for annotation in self.content.annotations(self.image_id))
+        return [b"[]" if text.strip() == b"null" else text for text in texts]
+
+
+def records(root: Path, jsons: Mapping[str, CocoJson], files: list[str] | None) -> Iterator[CocoRecord]:
+    """Each image; a segmentation that is null or missing counts as one without a shape."""
     finder = ImageFinder(root, files)
     for split, content in jsons.items():
         folder = content.path.parent.resolve()
         inside = folder.is_relative_to(root.resolve())
         beside = folder.relative_to(root.resolve()).as_posix() if inside else ""
         for image in content.images.values():
-            annotations = list(content.annotations(image.id))
-            texts = (bytes(annotation.segmentation) for annotation in annotations)
-            yield Record(
-                image=finder.find(image, split, content.path, "" if beside == "." else beside),
-                split=split,
-                height=image.height,
-                width=image.width,
-                category_ids=[annotation.category_id for annotation in annotations],
-                segmentations=[b"[]" if text.strip() == b"null" else text for text in texts],
-            )
+            file = finder.find(image, split, content.path, "" if beside == "." else beside)
+            yield CocoRecord(file, split, image.height, image.width, content, image.id)
 
 
 def categories(jsons: list[CocoJson]) -> dict[int, str]:

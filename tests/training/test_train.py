@@ -157,6 +157,31 @@ def test_checkpoint_without_the_keys_of_today_goes_on(quick, tmp_path):
     assert numbers(resumed) == numbers(last)
 
 
+def test_run_whose_validation_failed_goes_on_exactly(quick, tmp_path, monkeypatch):
+    """Validation needs memory of its own; what was trained is kept before it."""
+    reports, last = run(quick)
+    failing = override(quick, {"trainer.output": str(tmp_path / "failing")})
+
+    def full(*arguments, **keywords):
+        raise torch.OutOfMemoryError("out of memory")
+
+    before = []
+    with monkeypatch.context() as patch, pytest.raises(torch.OutOfMemoryError) as error:
+        patch.setattr("kiloseg.training.loop.evaluate", full)
+        train(failing, before.append)
+    assert f"is kept in {tmp_path}/failing/step-00000004.pt" in error.value.__notes__[0]
+    after, resumed = run(failing, resume=tmp_path / "failing")
+    assert [numbers(report) for report in before + after] == [numbers(report) for report in reports]
+    assert numbers(resumed) == numbers(last)
+
+
+def test_network_that_cannot_take_a_batch_names_the_settings(quick):
+    with pytest.raises(
+        ValueError, match=r"'deeplabv3plus' over .*'test_resnet'.*data.crop = 64 px, trainer.batch_size = 1 "
+    ):
+        run(override(quick, {"model.arch": "deeplabv3plus", "trainer.batch_size": 1}))
+
+
 def test_finished_run_is_not_run_again(quick, tmp_path):
     _, last = run(quick)
     reports, again = run(quick, resume=tmp_path / "train")

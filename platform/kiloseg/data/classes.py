@@ -11,7 +11,6 @@ from kiloseg.config import Data
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import class_samples, read_index
-from kiloseg.storage.errors import DataError
 
 UNKNOWN = -2
 """What the look-up table holds for ids that the data set does not have."""

@@ -24,7 +24,7 @@ def require_labelled(data: Data, info: DatasetInfo) -> None:
     """
     classes = select_classes(data, info)
     used = np.arange(info.num_classes) if classes.others >= 0 else classes.ids
-    for split, samples in (("train", None), ("val", data.val_samples)):
+    for split, samples in (("train", None), *((split, data.val_samples) for split in data.val_splits)):
         if info.num_samples(split) and not _has_label(data.path, info, split, used, samples):
             first = f"the first {samples} samples of split" if samples else "split"
             raise DataError(

@@ -140,7 +140,11 @@ class _Steps:
             factor = learning_rate_factor(state.step, config.trainer.steps, config.optimizer)
             set_learning_rate(state.optimizer, factor)
             autocast = autocast_of(config.trainer.precision, workers.device)
-            with state.peaks.training.step(*batch) if measured else contextlib.nullcontext():
+            shapes = f"training images of data.crop = {config.data.crop} px, trainer.batch_size = {config.trainer.batch_size}"
+            with (
+                _naming_shapes(state, f"{shapes} over {workers.world_size} workers"),
+                state.peaks.training.step(*batch) if measured else contextlib.nullcontext(),
+            ):
                 loss = training_step(
                     config, self._model, state.optimizer, *batch, autocast=autocast, world=workers.world_size
                 )
@@ -179,7 +183,10 @@ def _validate(
     metrics: dict[str, dict[str, Any]] = {}
     for split, batches in splits.items():
         peak = state.peaks.prediction if split == "val" else None
-        counts = evaluate(state.segmenter, batches, autocast=autocast, peak=peak, stop=stop)
+        with _naming_shapes(
+            state, f"whole images of split {split!r}, data.val_batch_size = {state.config.data.val_batch_size}"
+        ):
+            counts = evaluate(state.segmenter, batches, autocast=autocast, peak=peak, stop=stop)
         if counts is None:
             return None
         metrics[split] = counts.compute()
@@ -198,6 +205,25 @@ def _validate(
         num_bad_samples=None if bad_samples is None else len(bad_samples),
         bad_samples=bad_samples,
     )
+
+
+@contextlib.contextmanager
+def _naming_shapes(state: TrainState, shapes: str) -> Iterator[None]:
+    """Names the settings where a network refuses the shape of its input, which it does in its own words.
+
+    Raises:
+        ValueError: instead of the network's own error.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except (AssertionError, ValueError) as error:
+        model = state.config.model
+        raise ValueError(
+            f"model.arch = {model.arch!r} over model.backbone = {model.backbone!r} cannot take {shapes} ({error}); change "
+            "these, or choose another model"
+        ) from error
 
 
 @contextlib.contextmanager

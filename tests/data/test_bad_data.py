@@ -502,7 +502,8 @@ def test_batch_that_workers_cannot_share(good, batch_size, world):
 def test_more_classes_than_the_data_set_has(good):
     info = read_info(good)
     message = "data.num_classes = 4, but data set bad has only 3 classes"
-    with pytest.raises(ValueError, match=re.escape(message)):  # a setting that cannot work: its trial is not tried again
+    # A setting that cannot work, and no damaged data: its trial is not tried again.
+    with pytest.raises(ValueError, match=re.escape(message)):
         count_classes(Data(num_classes=4), info)
     with pytest.raises(ValueError, match=re.escape(message)):
         read_all(good, num_classes=4)

@@ -88,6 +88,8 @@ def embedding_loss(
         tile_pixels(len(candidates), pixels_BDhw, comparison.tile_bytes),
     )
     blocks = _blocks(B, patches((h, w), (H, W), PATCH_PIXELS), most)
+    # One size for all blocks, set by the one of most pixels, which then has the peak of them all.
+    tile_candidates = tile_pixels(_block_pixels(blocks[0]), pixels_BDhw, comparison.tile_bytes)
     for one in tiles(len(blocks), 1):
         block = blocks[one.start]
         cells_NkD = torch.stack([pixels_BDhw[image, :, y[1], x[1]].flatten(1).T for image, (y, x) in block])
@@ -95,6 +97,7 @@ def embedding_loss(
             cells_NkD,
             torch.stack([upsampling.patch(patch) for _, patch in block]),
             grad_DS,
+            tile_candidates,
             table,
             torch.cat([labels_BHW[image, y[0], x[0]].reshape(-1) for image, (y, x) in block]),
             torch.cat([weight_BHW[image, y[0], x[0]].reshape(-1) for image, (y, x) in block]),
@@ -120,7 +123,11 @@ def _blocks(B: int, groups: list[list[Patch]], most_pixels: int) -> list[list[tu
         every = list(itertools.product(range(B), group))
         number = max(most_pixels // _num_pixels(group[0]), 1)
         blocks += [every[start : start + number] for start in range(0, len(every), number)]
-    return sorted(blocks, key=lambda block: len(block) * _num_pixels(block[0][1]), reverse=True)
+    return sorted(blocks, key=_block_pixels, reverse=True)
+
+
+def _block_pixels(block: list[tuple[int, Patch]]) -> int:
+    return len(block) * _num_pixels(block[0][1])
 
 
 def _num_pixels(patch: Patch) -> int:
@@ -138,6 +145,7 @@ class BlockLossAtCells(BlockLoss):
         cells_NkD: embeddings of the cells.
         interpolation_NPk: how much each pixel has of each cell.
         grad_DS: gradient of the candidates, which is added to; None where no gradient is wanted.
+        tile_candidates: candidates of a tile at the most.
         table: the class table.
         target_P: class of the pixels, patch after patch, int64; any class where `weight_P` is 0.
         weight_P: share of each pixel in the loss.
@@ -151,6 +159,7 @@ class BlockLossAtCells(BlockLoss):
         cells_NkD: Tensor,
         interpolation_NPk: Tensor,
         grad_DS: Tensor | None,
+        tile_candidates: int,
         table: Table,
         target_P: Tensor,
         weight_P: Tensor,
@@ -159,6 +168,7 @@ class BlockLossAtCells(BlockLoss):
         self.cells_NkD = cells_NkD
         self.interpolation_NPk = interpolation_NPk
         self.grad_DS = grad_DS
+        self.tile_candidates = tile_candidates
         super().__init__((interpolation_NPk @ cells_NkD).flatten(0, 1), table, target_P, weight_P, comparison)
 
     def compare(self) -> None:
@@ -178,8 +188,7 @@ class BlockLossAtCells(BlockLoss):
             self.to_scores_NPk = F.pad(self.to_scores_NPk, (0, 1), value=1.0)
             self.scored_NkE = F.pad(self.cells_NkD, (0, 1, 0, 1))
             self.scored_NkE[:, -1, -1] = 1
-        S = len(candidates)
-        size = tile_pixels(len(self.norm_P), self.norm_P, self.comparison.tile_bytes)  # of candidates
+        S, size = len(candidates), self.tile_candidates
         self.top_P1: Tensor | None = None
         if 2 * self.tau > SAFE_EXPONENT:
             top_P = self.z_target_P.clone()

@@ -171,3 +171,12 @@ def s3(server, tmp_path, monkeypatch):
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     return f"s3://bucket/{tmp_path.name}/set{server}"
+
+
+@pytest.fixture(scope="module")
+def ray_of_the_module():
+    """One Ray on this machine for all tests of a module, gone when they are done: others look whether a study leaves one."""
+    from kiloseg.tuning.cluster import ray_connection  # takes two seconds
+
+    with ray_connection():
+        yield

@@ -325,7 +325,6 @@ def test_fault_in_a_loader_process_arrives_with_its_message(good):
         refused(lambda batches=batches: list(batches), f"{path} ends after 3 samples, dataset.json lists 4; restore it")
     # Left to the garbage collector, torch would wait 5 s for each process.
     training._loader._iterator._shutdown_workers()
-    batches._shutdown_workers()
 
 
 # Samples

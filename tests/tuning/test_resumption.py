@@ -13,7 +13,6 @@ from ray.tune.logger import JsonLoggerCallback
 from ray.tune.schedulers import ASHAScheduler
 
 from kiloseg.overrides import from_flat
-from kiloseg.tuning.cluster import start_ray
 from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
 from kiloseg.tuning.ray_workarounds.retries import Retries
 from kiloseg.tuning.ray_workarounds.utc_names import utc
@@ -21,6 +20,8 @@ from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
 from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
 from kiloseg.tuning.results import trial_rows
 from kiloseg.tuning.trials import trial_name
+
+pytestmark = pytest.mark.usefixtures("ray_of_the_module")
 
 STEPS = 9
 
@@ -59,7 +60,6 @@ def resumed(tmp_path, monkeypatch):
     """Runs a study until `tmp_path / "now"` is there, then to its end in another zone of time; its results."""
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", "0")
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    start_ray()
 
     def run(trainable, numbers, *callbacks, scheduler=None, retries=0):
         trainable = tune.with_resources(trainable, {"cpu": 0.1})

@@ -2,14 +2,16 @@
 
 from pathlib import Path
 
+import pytest
 from ray import tune
 from ray.tune import RunConfig, TuneConfig
 from ray.tune.logger import JsonLoggerCallback
 
-from kiloseg.tuning.cluster import start_ray
 from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
 from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
 from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
+
+pytestmark = pytest.mark.usefixtures("ray_of_the_module")
 
 TRIALS = 4
 
@@ -35,7 +37,6 @@ class Left(tune.Callback):
 def run(tmp_path, monkeypatch, period_s):
     monkeypatch.setenv("TUNE_GLOBAL_CHECKPOINT_S", str(period_s))
     monkeypatch.setenv("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
-    start_ray()
     left = Left()
 
     def trainable(settings):

@@ -10,7 +10,9 @@ import numpy as np
 from kiloseg.config import Data
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo, read_info
+from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index
+from kiloseg.storage.filesystems import open_folder
 
 UNKNOWN = -2
 """What the look-up table holds for ids that the data set does not have."""
@@ -92,15 +94,22 @@ def record_classes(data: Data) -> ClassRecord:
     """
     info = read_info(data.path)
     classes = select_classes(data, info)
-    samples = class_samples(read_index(data.path, "train", columns=["class_ids"]), info.num_classes)
     return {
         "ids": classes.ids.tolist(),
         "names": classes.names,
         "background": classes.background,
-        "train_samples": samples[classes.ids].tolist(),
+        "train_samples": _train_samples(data, info, classes.ids),
         "data": info.name,
         "digest": info.digest,
     }
+
+
+def _train_samples(data: Data, info: DatasetInfo, ids: np.ndarray) -> list[int] | None:
+    """How many training samples hold each of the classes `ids`; None for a data set without an index."""
+    if INDEX not in open_folder(data.path).entries():
+        return None
+    index = read_index(data.path, "train", columns=["class_ids"])
+    return class_samples(index, info.num_classes)[ids].tolist()
 
 
 def label_type(info: DatasetInfo) -> np.dtype:

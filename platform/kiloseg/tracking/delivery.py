@@ -30,6 +30,8 @@ PATIENCE_S = 60.0
 """How long the end of a study waits for a server."""
 INTERRUPTED_PATIENCE_S = 5.0
 """How long a study that ends by an error or an interruption waits for a server."""
+JOIN_S = 5.0
+"""How long a delivery that ends waits for a message that is on its way."""
 ATTEMPTS = 6
 """Attempts at a message that the server may never take, while it answers otherwise, before the message is left out."""
 ARTIFACTS = ("table", "file")
@@ -121,6 +123,8 @@ class Delivery:
             self._changed.notify_all()
             lines = self._queue.undelivered()
             self._queue.close()
+        # A message that is on its way to a server that is away may take longer than anybody should wait.
+        self._thread.join(JOIN_S)
         atexit.unregister(self.close)
         if not delivered:
             self._queue.copy_elsewhere(lines)

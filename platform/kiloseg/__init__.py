@@ -1,7 +1,7 @@
 """Semantic segmentation over thousands of classes on one GPU.
 
-The names below are the public face. Each is imported when it is first asked for, so that `import kiloseg` costs neither
-torch nor time.
+The names below are the public API. Each is imported when it is first used, so `import kiloseg` is fast and does not
+import torch.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _HOMES = {name: module for module, names in _MODULES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     """Imports the module that a public name lives in (https://peps.python.org/pep-0562/)."""
-    if name == "train":  # a module that can be called: `from kiloseg.train import train` works as well
+    if name == "train":  # a module that can be called: `from kiloseg.train import train` works too
         return importlib.import_module("kiloseg.train")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,7 +1,7 @@
-"""`kiloseg COMMAND`, and how an experiment runs as a command.
+"""The command line `kiloseg COMMAND`, and the function that runs an experiment as a command.
 
-A preset has what is not given, and mistakes end a command with their message alone. A command's module is imported when it
-is asked for, and imports torch when it runs: --help is there at once.
+Settings that a command line omits come from a preset, and an error ends a command with its message and no traceback. A
+command's module is imported only when the command is used, and imports torch only when it runs, so --help is fast.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ ArgumentsT = TypeVar("ArgumentsT")
 PresetT = TypeVar("PresetT", bound="Preset")
 
 REFUSALS = (ValueError, ConnectionError, StudyRunningError)
-"""Errors whose message says what is wrong and how to mend it."""
+"""Errors whose message says what is wrong and how to fix it."""
 
 
 class Command(NamedTuple):
-    """Where a command is."""
+    """The module of a command, and its line in --help."""
 
     module: str
-    """Has a function `main(arguments)`, whose result is the exit code."""
+    """Name of a module with a function `main(arguments)` that returns the exit code."""
     does: str
-    """A line for --help."""
+    """What the command does, in one line of --help."""
     arguments: str = "Arguments"
-    """Name of the class of its arguments."""
+    """Name of the class that holds the command's arguments."""
 
 
 COMMANDS = {
@@ -48,7 +48,7 @@ COMMANDS = {
     "verify": Command("kiloseg.data.verify", "check every byte of a data set"),
     "services": Command("kiloseg.tracking.services", "run MLflow on PostgreSQL", "Services"),
 }
-"""What `kiloseg` can do; studies are scripts in experiments/."""
+"""The commands of `kiloseg`; studies are scripts in experiments/."""
 
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
@@ -58,14 +58,14 @@ class Preset:
     """Base of the arguments of an experiment whose field `run` is a Config."""
 
     preset: str = "emoji"
-    """Where settings come from that are not given; `experiments/train.py --list` prints all."""
+    """Preset that supplies the settings you omit; `experiments/train.py --list` prints all presets."""
 
 
 def main(words: Sequence[str] | None = None) -> None:
-    """The `kiloseg` command.
+    """Runs the `kiloseg` command.
 
     Args:
-        words: its command line, without the program's name; None: this process's.
+        words: the command line without the program's name; None: that of this process.
     """
     words = sys.argv[1:] if words is None else words
     first = words[0] if words else "--help"
@@ -100,7 +100,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "kiloseg COMMAND --help says what a command takes. Completion by the tab key, for bash, zsh or tcsh:",
+            "kiloseg COMMAND --help lists the options of a command. Tab completion for bash, zsh or tcsh:",
             "    kiloseg --tyro-write-completion bash ~/.local/share/bash-completion/completions/kiloseg",
         ]
     )
@@ -114,14 +114,14 @@ def run(
     words: Sequence[str] | None = None,
     prog: str | None = None,
 ) -> None:
-    """Parses the command line and runs a command; one that is refused exits with 1 and what is wrong.
+    """Parses the command line and runs a command; on an expected error it prints the message and exits with 1.
 
     Args:
-        main: the command; a number that it returns is the exit code.
-        arguments: what it takes; with a preset for what is not given if it is a Preset.
-        description: for --help.
-        words: the command line, None for this process's.
-        prog: what --help calls it, None for the script's name.
+        main: the command; if it returns a number, that is the exit code.
+        arguments: the class of its arguments; if that is a Preset, the preset supplies omitted settings.
+        description: text for --help.
+        words: the command line; None for that of this process.
+        prog: the program's name in --help; None for the script's name.
     """
     words = sys.argv[1:] if words is None else words
     try:
@@ -139,12 +139,12 @@ def run(
 def parse(
     arguments: type[PresetT], words: Sequence[str], description: str | None, *, prog: str | None = None
 ) -> PresetT:
-    """The arguments of a command line; what it does not give is that of its preset.
+    """Parses a command line into its arguments; omitted settings come from the preset.
 
     Raises:
-        ValueError: there is no such preset, or settings that cannot work.
+        ValueError: there is no such preset, or the settings cannot work.
     """
-    # First, since it says what the other settings are.
+    # The preset is parsed first because it supplies the defaults of the other settings.
     asks_for_help = {"-h", "--help"} & set(words)
     base = _with_preset(Preset, arguments.preset)
     chosen, _ = tyro.cli(base, args=[word for word in words if word not in asks_for_help], return_unknown_args=True)
@@ -154,7 +154,7 @@ def parse(
 
 
 def _with_preset(arguments: type[PresetT], preset: str) -> type[PresetT]:
-    """The same with other defaults."""
+    """Returns the class of arguments with the preset's settings as its defaults."""
     changed: list[tuple[str, Any, Any]] = [("preset", str, field(default=preset))]
     hints = typing.get_type_hints(arguments, include_extras=True)
     if "run" in hints:

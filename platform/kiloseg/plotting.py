@@ -1,4 +1,4 @@
-"""Figures of a study, by matplotlib. Arrays and rows in, figures out."""
+"""Draws the figures of a study with matplotlib, from arrays and rows of results."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#f0e442")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<")
 
 
 def curves(
     rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str
 ) -> Figure:
-    """Points of `rows`, a colour and marker per value of `by`, with a line through the best `y` at each `x`.
+    """Plots `rows` as points, with a color and marker per value of `by` and a line through the best `y` at each `x`.
 
-    Rows without a finite `y` are left out; those whose "complete" is False (stopped early) are drawn hollow and take no
-    part in the line. x is drawn on a base-2 logarithmic axis.
+    Rows without a finite `y` are left out. Rows whose "complete" is False (stopped early) are drawn hollow and do not
+    count for the line. x has a base-2 logarithmic axis.
     """
     figure = Figure(figsize=(6.4, 4.2), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -29,7 +29,7 @@ def curves(
         members = [row for row in rows if str(row[by]) == group]
         complete = [(row[x], row[y]) for row in members if row.get("complete", True)]
         best = {position: max(value for other, value in complete if other == position) for position, _ in complete}
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
         axes.plot(sorted(best), [best[position] for position in sorted(best)], alpha=0.5, color=style["color"])
         axes.plot([], [], linestyle="", markersize=7, label=group, **style)
         for row in members:
@@ -53,10 +53,10 @@ def curves(
 def spread(
     rows: Sequence[Mapping[str, Any]], *, x: str, y: str, by: str, x_label: str, y_label: str, title: str
 ) -> Figure:
-    """Mean of `y` at each `x`, a line per value of `by`, over a band from the least to the largest; single rows as dots.
+    """Plots the mean of `y` at each `x`, a line per value of `by`, shaded from minimum to maximum; rows are dots.
 
-    Rows whose `y` is None or NaN, such as runs that had no room, are crosses at the lower edge. Both axes are logarithmic, since
-    heads are compared by ratios and mIoU falls over orders of magnitude as well; y begins at 0 where nothing is above 0.
+    Rows whose `y` is None or NaN, such as runs out of memory, are crosses at the lower edge. Both axes are logarithmic because
+    heads are compared by ratios and mIoU falls over orders of magnitude; y starts at 0 if no value is above 0.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes: Axes = figure.add_subplot()
@@ -66,22 +66,22 @@ def spread(
         for row in members:
             if row[y] is not None and np.isfinite(row[y]):
                 values.setdefault(row[x], []).append(row[y])
-        colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+        color, marker = COLORS[index % len(COLORS)], MARKERS[index % len(MARKERS)]
         positions = sorted(values)
         means = [float(np.mean(values[position])) for position in positions]
-        axes.plot(positions, means, color=colour, marker=marker, markersize=6, label=group)
+        axes.plot(positions, means, color=color, marker=marker, markersize=6, label=group)
         lows, highs = ([function(values[position]) for position in positions] for function in (min, max))
-        axes.fill_between(positions, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        axes.fill_between(positions, lows, highs, color=color, alpha=0.15, linewidth=0)
         for position in positions:
             dots = values[position]
-            axes.plot([position] * len(dots), dots, color=colour, marker=marker, markersize=2.5, linestyle="")
+            axes.plot([position] * len(dots), dots, color=color, marker=marker, markersize=2.5, linestyle="")
         missing = sorted({row[x] for row in members} - values.keys())
-        # Side by side, so that the crosses of one group do not hide another's.
+        # The groups' crosses are side by side, so that none hides another.
         heights = [0.02 + 0.03 * index] * len(missing)
         axes.plot(
             missing,
             heights,
-            color=colour,
+            color=color,
             marker="x",
             linestyle="",
             transform=axes.get_xaxis_transform(),
@@ -107,19 +107,19 @@ def spread(
 
 
 def ranking(values: Mapping[str, Sequence[float]], *, label: str, title: str) -> Figure:
-    """A row per name, from the top: its values as dots, their mean as a bar from 0.
+    """Draws a row per name, from the top, with its values as dots and their mean as a bar from 0.
 
     Args:
         values: numbers by name; a name may have none.
-        label: of the axis.
-        title: of the figure.
+        label: the label of the axis.
+        title: the title of the figure.
     """
     figure = Figure(figsize=(6.4, 0.9 + 0.34 * len(values)), layout="constrained")
     axes: Axes = figure.add_subplot()
     for row, numbers in enumerate(values.values()):
         if numbers:
-            axes.barh(row, float(np.mean(numbers)), height=0.6, color=COLOURS[0], alpha=0.35)
-            axes.plot(numbers, [row] * len(numbers), linestyle="", marker="o", markersize=4, color=COLOURS[0])
+            axes.barh(row, float(np.mean(numbers)), height=0.6, color=COLORS[0], alpha=0.35)
+            axes.plot(numbers, [row] * len(numbers), linestyle="", marker="o", markersize=4, color=COLORS[0])
     axes.set_yticks(range(len(values)), list(values))
     axes.invert_yaxis()
     axes.set(xlabel=label, title=title)
@@ -129,19 +129,19 @@ def ranking(values: Mapping[str, Sequence[float]], *, label: str, title: str) ->
 
 
 def peaks(rows: Sequence[Mapping[str, Any]], *, budget_gib: float, title: str) -> Figure:
-    """Peak memory against class count, both logarithmic: a colour per head, training solid and evaluation dashed.
+    """Plots peak memory against class count, both logarithmic: a color per head, training solid and evaluation dashed.
 
     Args:
-        rows: with "head", "num_classes", "train_gib", "eval_gib" and, where it was measured, "measured_train_gib", which is
-            drawn as a hollow marker.
-        budget_gib: drawn as a line across.
-        title: of the figure.
+        rows: rows with "head", "num_classes", "train_gib", "eval_gib" and, where it was measured, "measured_train_gib",
+            which is drawn as a hollow marker.
+        budget_gib: the memory budget in GiB, drawn as a horizontal line.
+        title: the title of the figure.
     """
     figure = Figure(figsize=(6.4, 4.4), layout="constrained")
     axes: Axes = figure.add_subplot()
     for index, head in enumerate(dict.fromkeys(row["head"] for row in rows)):
         members = sorted((row for row in rows if row["head"] == head), key=lambda row: row["num_classes"])
-        style: dict[str, Any] = {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+        style: dict[str, Any] = {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
         for name, line in (("train", "-"), ("eval", "--")):
             points = [(row["num_classes"], row[f"{name}_gib"]) for row in members]
             axes.plot(*zip(*points, strict=True), linestyle=line, markersize=5, label=f"{head}, {name}", **style)
@@ -172,18 +172,18 @@ def peaks(rows: Sequence[Mapping[str, Any]], *, budget_gib: float, title: str) -
     return figure
 
 
-def class_colours(num_classes: int, background: int | None) -> np.ndarray:
-    """Colours of classes, uint8 of shape (C + 1, 3).
+def class_colors(num_classes: int, background: int | None) -> np.ndarray:
+    """Returns the colors of the classes, uint8 of shape (C + 1, 3).
 
-    Neighbouring ids are far apart in hue, the background is grey, and the last colour, for ignore (-1), is white.
+    Neighboring ids are far apart in hue, the background is gray, and the last color, for ignore (-1), is white.
     """
     ids = np.arange(num_classes)
     golden_ratio = 0.618033988749895
     hsv = np.stack([ids * golden_ratio % 1, 0.55 + 0.4 * (ids % 3) / 2, 0.95 - 0.35 * (ids % 4) / 3], axis=1)
-    colours = (matplotlib.colors.hsv_to_rgb(hsv) * 255).astype(np.uint8)
+    colors = (matplotlib.colors.hsv_to_rgb(hsv) * 255).astype(np.uint8)
     if background is not None and background < num_classes:
-        colours[background] = 70
-    return np.concatenate([colours, [[255, 255, 255]]]).astype(np.uint8)
+        colors[background] = 70
+    return np.concatenate([colors, [[255, 255, 255]]]).astype(np.uint8)
 
 
 def prediction_sheet(
@@ -194,20 +194,20 @@ def prediction_sheet(
     title: str,
     names: Sequence[str] | None = None,
 ) -> Figure:
-    """A row per sample: image, labels and prediction, the last two in the same colours. White is ignored.
+    """Draws a row per sample: image, labels and prediction, the last two in the same colors. White pixels are ignored.
 
-    With names, every class of the labels is written where it lies, and in the prediction what most of its pixels were taken
-    for: black where that is right, and red where it is not.
+    With names, each class of the labels is named at its position, and the prediction shows there the class that most of its
+    pixels were predicted as: black if that is right, red if not.
 
     Args:
         samples: uint8 images (H, W, 3), int labels (H, W) with -1 for ignore, int predictions (H, W).
         num_classes: C.
-        background: its id, drawn grey, or None.
-        title: of the figure.
-        names: of the C classes; makes the figure twice as large.
+        background: the id of the background, drawn gray, or None.
+        title: the title of the figure.
+        names: the names of the C classes; with them the figure is twice as large.
     """
     samples = list(samples)
-    colours = class_colours(num_classes, background)
+    colors = class_colors(num_classes, background)
     side = 2.2 if names is None else 4.4
     figure = Figure(figsize=(3 * side, side * len(samples) + 0.4), layout="constrained")
     grid = figure.subplots(len(samples), 3, squeeze=False)
@@ -216,7 +216,7 @@ def prediction_sheet(
         right = (predicted == labels)[known].mean() if known.any() else float("nan")
         for axes, picture, heading in zip(
             row,
-            (image, colours[labels], colours[predicted]),
+            (image, colors[labels], colors[predicted]),
             ("image", "labels", f"prediction, {right:.0%} right"),
             strict=True,
         ):
@@ -238,8 +238,11 @@ def _write_names(
     names: Sequence[str],
     background: int | None,
 ) -> tuple[int, int]:
-    """Writes on both pictures; returns how many classes of the labels most of their pixels were taken for, and how many there
-    are, the background aside."""
+    """Writes class names on both pictures.
+
+    Returns how many classes of the labels are predicted right on most of their pixels, and how many there are, without the
+    background.
+    """
     shown = [label for label in np.unique(labels).tolist() if label not in (-1, background)]
     hits = 0
     for label in shown:

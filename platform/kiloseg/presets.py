@@ -1,4 +1,4 @@
-"""Runs that are known: those of the paper, with figures to hold them against, and those that run without a GPU."""
+"""Named runs: those of the paper, with published results to compare with, and those that need no GPU."""
 
 from __future__ import annotations
 
@@ -11,28 +11,31 @@ from kiloseg.overrides import override
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """A result that others report."""
+    """A result published by others."""
 
     miou: float
-    """0 to 1."""
+    """Mean IoU, 0 to 1."""
     system: str
     source: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A run, the data set it is for, and what others report on that."""
+    """A run, the command that builds its data set, and published results on it."""
 
     config: Config
-    """Without `data.path`."""
+    """The settings of the run, except `data.path`."""
     build: str
     """The command that builds the data set."""
     published: tuple[Published, ...] = ()
-    """Empty where nobody has."""
+    """Results of others on this data set; empty if there are none."""
 
 
 def _as_in_the_paper(*, embed_dim: int, count: int, batch_size: int, steps: int) -> Config:
-    """Settings of the paper's code: DeepLabV3+, SGD, polynomial decay, nearest negatives, distances, temperature 20, separation."""
+    """Returns the settings of the paper's code.
+
+    These are DeepLabV3+, SGD, polynomial decay, nearest negatives, distances, temperature 20 and class separation.
+    """
     return Config(
         data=Data(crop=512),
         model=Model(arch="deeplabv3plus", weights="hub", embed_dim=embed_dim),
@@ -108,7 +111,7 @@ _PAPER: dict[str, tuple[str, Config, dict[str, tuple[Published, ...]]]] = {
 
 
 def _presets() -> dict[str, Preset]:
-    """The paper's rows by data set and backbone, and those that run here."""
+    """Returns all presets by name: the paper's rows by data set and backbone, and the synthetic data sets."""
     presets = {"glyphs": Preset(config=GLYPHS, build="python datasets/glyphs.py --out DIR --num-classes 40")}
     presets["emoji"] = Preset(
         config=EMOJI,
@@ -163,8 +166,8 @@ EMOJI = override(
         "trainer.validate_every": 0,
     },
 )
-"""The same network on crops of small emoji scenes, placed over rarer classes: what two cores can bear. Scenes are not mirrored,
-since text is among them. At an equal batch 128 dimensions are ahead of a dense head and 32 behind it (experiments/LOG.md)."""
+"""The same network on crops of small emoji scenes, placed over rarer classes; two cores are enough for it. Scenes are not
+mirrored because some contain text. At an equal batch, 128 dimensions beat a dense head and 32 do not (experiments/LOG.md)."""
 
 EMOJI_GPU = override(
     EMOJI,
@@ -185,7 +188,7 @@ EMOJI_GPU = override(
         "trainer.report_every": 100,
     },
 )
-"""All 1,536 emoji at full size over ResNet-50, for one GPU. Not run yet: no GPU was at hand."""
+"""All 1,536 emoji at full size with ResNet-50, for one GPU. It has not been run yet because no GPU was available."""
 
 PRESETS = _presets()
-"""All of them by name."""
+"""All presets by name."""

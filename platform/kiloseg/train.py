@@ -1,6 +1,6 @@
 """`kiloseg.train(config, report)` runs the training loop; `kiloseg.train.train` is the same function.
 
-The name stands for the function and, for code that imports it from here, for this module: so the module can be called.
+The name `kiloseg.train` means both this module and the function, so the module is callable.
 """
 
 from __future__ import annotations

@@ -298,7 +298,7 @@ def test_sheet_shows_classes_in_their_colours(counted):
     assert [key for key, *_ in samples] == ["train0", "train7", "train8", "train14", "train15"]
     figure = describe.contact_sheet(samples, info, title="five")
     drawn = figure.axes[0].images[0].get_array()
-    colours = describe.class_colours(7, 0)
+    colours = describe.class_colors(7, 0)
     assert np.array_equal(drawn[0], samples[0][1][0]), "the background is left as it is"
     for c in range(1, 6):
         assert np.abs(drawn[c, 0].astype(int) - (0.45 * 99 + 0.55 * colours[c])).max() <= 3

@@ -25,7 +25,7 @@ from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.raw import raw_samples
-from kiloseg.plotting import COLOURS, class_colours
+from kiloseg.plotting import COLORS, class_colors
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
@@ -138,7 +138,7 @@ def _spread(counts: np.ndarray) -> str:
 
 
 def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) -> Figure:
-    """How many samples each class is in. Left by rank, right as a histogram; both logarithmic, a colour a split.
+    """How many samples each class is in. Left by rank, right as a histogram; both logarithmic, a color a split.
 
     Args:
         counts: samples of each class, (C,), by split.
@@ -151,10 +151,10 @@ def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) ->
     bins = np.unique(np.geomspace(1, most + 1, 25).round()) - 0.5  # no bin lies between two whole numbers
     for number, (name, split) in enumerate(counts.items()):
         present = np.sort(split[split > 0])[::-1]
-        colour = COLOURS[number % len(COLOURS)]
+        color = COLORS[number % len(COLORS)]
         absent = f", {(split == 0).sum()} absent" if (split == 0).any() else ""
-        by_rank.plot(np.arange(1, len(present) + 1), present, color=colour, label=f"{name}{absent}")
-        histogram.hist(present, bins=bins, histtype="stepfilled", alpha=0.45, color=colour, label=name)
+        by_rank.plot(np.arange(1, len(present) + 1), present, color=color, label=f"{name}{absent}")
+        histogram.hist(present, bins=bins, histtype="stepfilled", alpha=0.45, color=color, label=name)
     by_rank.axhline(rare, color="black", linewidth=0.8, linestyle=":")
     histogram.axvline(rare, color="black", linewidth=0.8, linestyle=":", label=f"rare: below {rare}")
     by_rank.set(xlabel="rank of the class", ylabel="samples with the class")
@@ -196,11 +196,11 @@ def read_samples(
 
 
 def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: DatasetInfo, *, title: str) -> Figure:
-    """Images with their masks laid over in the colours of the classes, and the largest classes named below each.
+    """Images with their masks laid over in the colors of the classes, and the largest classes named below each.
 
     White is ignored, and the background is left as it is.
     """
-    colours = class_colours(info.num_classes, info.background)
+    colors = class_colors(info.num_classes, info.background)
     rows = -(-len(samples) // COLUMNS)
     figure = Figure(figsize=(3.2 * COLUMNS, 4.5 * rows + 0.5), layout="constrained")
     grid = figure.subplots(rows, COLUMNS, squeeze=False)
@@ -211,18 +211,18 @@ def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: Datas
         strength = np.full(labels.shape, 0.55)
         if info.background is not None:
             strength[labels == info.background] = 0
-        grey = image.mean(axis=2, keepdims=True)  # under a colour, so that it looks as in the legend
+        grey = image.mean(axis=2, keepdims=True)  # under a color, so that it looks as in the legend
         below = np.where(strength[..., None] > 0, grey, image)
-        overlay = below * (1 - strength[..., None]) + colours[labels] * strength[..., None]
+        overlay = below * (1 - strength[..., None]) + colors[labels] * strength[..., None]
         axes.imshow(overlay.astype(np.uint8), interpolation="nearest")
         axes.set_title(key, fontsize=8, parse_math=False)
         ids, pixels = np.unique(mask[(mask != IGNORE_ID) & (mask != info.background)], return_counts=True)
         order = np.argsort(-pixels, kind="stable")[:NAMED]
-        for c in ids[order].tolist():  # thousands of colours look alike, numbers do not
+        for c in ids[order].tolist():  # thousands of colors look alike, numbers do not
             y, x = _inside(mask == c)
             outline = [withStroke(linewidth=2, foreground="white")]
             axes.text(x, y, str(c), fontsize=7, ha="center", va="center", path_effects=outline)
-        names = [Patch(facecolor=colours[c] / 255, label=f"{c} {_cut(info.classes[c])}") for c in ids[order].tolist()]
+        names = [Patch(facecolor=colors[c] / 255, label=f"{c} {_cut(info.classes[c])}") for c in ids[order].tolist()]
         if len(ids) > NAMED:
             names.append(Patch(facecolor="none", label=f"and {len(ids) - NAMED} more"))
         if names:

@@ -8,7 +8,7 @@ import numpy as np
 
 from kiloseg.config import Data
 from kiloseg.data.classes import ClassRecord, record_classes
-from kiloseg.plotting import class_colours
+from kiloseg.plotting import class_colors
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -34,7 +34,7 @@ class ModelClasses:
     def colors(self) -> np.ndarray:
         """uint8 of shape (C, 3): far apart for neighbouring ids, and the same for a class whatever else the model has."""
         background = None if self.background is None else int(self.ids[self.background])
-        return class_colours(int(self.ids.max(initial=0)) + 1, background)[self.ids]
+        return class_colors(int(self.ids.max(initial=0)) + 1, background)[self.ids]
 
     @classmethod
     def from_record(cls, record: ClassRecord) -> ModelClasses:

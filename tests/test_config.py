@@ -46,7 +46,7 @@ IMPOSSIBLE = [
         (
             "data.val_splits",
             splits,
-            f"data.val_splits = {splits!r}: expected 'val' first, then any other splits but train",
+            f"data.val_splits = {splits!r}: expected 'val' first, then any other splits except train",
         )
         for splits in ((), ("val_style",), ("val", "train"), ("val", "val"))
     ),

@@ -85,7 +85,7 @@ def train(
     workers.require_same_step(state.step)
     model = workers.parallel(state.segmenter).train()
     steps = _Steps(state, model, batches)
-    with _progress(state) as bar:
+    with contextlib.closing(batches), _progress(state) as bar:
         # What a run had trained and not yet reported when it was interrupted is reported first.
         while state.unreported or state.step < trainer.steps:
             if not state.unreported:

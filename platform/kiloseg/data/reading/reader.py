@@ -72,11 +72,15 @@ class Reader:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Closes all files; a second time does nothing."""
         if self._cache is not None and self._ahead is not None:
             self._cache.stop()
             self._ahead.shutdown(cancel_futures=True)
         self._cache = self._ahead = None
-        del self._folder  # another process opens its own
+        self.__dict__.pop("_folder", None)  # another process opens its own
         while self._files:
             self._files.popitem()[1].close()
 

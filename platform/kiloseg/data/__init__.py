@@ -1,4 +1,4 @@
-"""Data sets on disk and in batches.
+"""This package handles data sets on disk and in batches.
 
 `shards`: the file format; `index`: a row per sample; `folder`: here or at a URL, `cache`: copies of shards from there;
 `build`: write many shards at once, in `processes` or on a `cluster`, and keep what is `unfinished`; `verify` and `describe`:

@@ -1,4 +1,4 @@
-"""The classes of a run: all of the data set's, or its most frequent ones."""
+"""Selects the classes of a run: all classes of the data set, or its most frequent ones."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ from kiloseg.data.index import class_samples, read_index
 from kiloseg.storage.filesystems import open_folder
 
 UNKNOWN = -2
-"""What the look-up table holds for ids that the data set does not have."""
+"""Value that the look-up table holds for ids that the data set does not have."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Classes:
-    """What labels 0 to C - 1 stand for."""
+    """Says which classes of the data set the labels 0 to C - 1 stand for."""
 
     ids: np.ndarray
-    """Their ids in the data set, ascending: int64 of shape (C,)."""
+    """Ids of the classes in the data set, in ascending order: int64 of shape (C,)."""
     names: list[str]
     background: int | None
     """The label of the background, if the data set has one."""
     others: int = -1
-    """The label of classes that are not used: the background or -1, which is ignored."""
+    """The label given to classes that the run does not use: the background, or -1, which is ignored."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
 
 def count_classes(data: Data, info: DatasetInfo) -> int:
-    """How many classes a run over this data set has.
+    """Returns how many classes a run over this data set has.
 
     Raises:
-        ValueError: `data.num_classes` asks for more than there are: the setting is at fault, not the data.
+        ValueError: `data.num_classes` asks for more classes than there are. The setting is wrong, not the data.
     """
     if data.num_classes is not None and data.num_classes > info.num_classes:
         raise ValueError(
@@ -48,7 +48,7 @@ def count_classes(data: Data, info: DatasetInfo) -> int:
 
 
 def select_classes(data: Data, info: DatasetInfo) -> Classes:
-    """The classes of a run, as `data.num_classes` says. The index is read only where some are left out.
+    """Returns the classes of a run, as `data.num_classes` says. Reads the index only if some classes are left out.
 
     Raises:
         DataError: more classes are asked for than there are, or there is no index to count them by.
@@ -71,26 +71,26 @@ def select_classes(data: Data, info: DatasetInfo) -> Classes:
 
 
 class ClassRecord(TypedDict):
-    """What a checkpoint says of its classes: numbers, strings and lists of them."""
+    """Describes the classes of a checkpoint with numbers, strings and lists of them."""
 
     ids: list[int]
-    """Ids in the data set of labels 0 to C - 1."""
+    """The ids that the labels 0 to C - 1 have in the data set."""
     names: list[str]
     background: int | None
     """The label of the background, if there is one."""
     train_samples: list[int] | None
-    """How many training samples hold each class; None where nobody knows."""
+    """How many training samples contain each class; None if that is unknown."""
     data: str
     """Name of the data set."""
     digest: str
-    """Of the data set, as dataset.json has it."""
+    """The digest of the data set, as given by dataset.json."""
 
 
 def record_classes(data: Data) -> ClassRecord:
-    """The classes of a run, as its checkpoints keep them.
+    """Returns the classes of a run in the form that its checkpoints store.
 
     Raises:
-        DataError: the data set at `data.path` is not there, or damaged.
+        DataError: the data set at `data.path` does not exist or is damaged.
     """
     info = read_info(data.path)
     classes = select_classes(data, info)
@@ -105,7 +105,7 @@ def record_classes(data: Data) -> ClassRecord:
 
 
 def _train_samples(data: Data, info: DatasetInfo, ids: np.ndarray) -> list[int] | None:
-    """How many training samples hold each of the classes `ids`; None for a data set without an index."""
+    """Returns how many training samples contain each of the classes `ids`, or None for a data set without an index."""
     if INDEX not in open_folder(data.path).entries():
         return None
     index = read_index(data.path, "train", columns=["class_ids"])
@@ -113,12 +113,15 @@ def _train_samples(data: Data, info: DatasetInfo, ids: np.ndarray) -> list[int] 
 
 
 def label_type(info: DatasetInfo) -> np.dtype:
-    """The smaller of two types that holds -1 and every class id: most of what a loader moves about besides images."""
+    """Returns the smaller of two types that can hold -1 and every class id.
+
+    Labels are most of what a loader moves around besides images, so their size matters.
+    """
     return np.dtype(np.int16 if info.num_classes <= np.iinfo(np.int16).max else np.int32)
 
 
 def label_table(info: DatasetInfo, classes: Classes) -> np.ndarray:
-    """The one look-up table from stored ids to labels: of length 65,536 and type `label_type`."""
+    """Returns the only look-up table from stored ids to labels. It has length 65,536 and type `label_type`."""
     table = np.full(IGNORE_ID + 1, UNKNOWN, dtype=label_type(info))
     table[: info.num_classes] = classes.others
     table[classes.ids] = np.arange(len(classes))

@@ -1,4 +1,4 @@
-"""The codec of a sample's parts: masks as 16-bit PNG, images as JPEG or PNG.
+"""Encodes and decodes the parts of a sample: masks as 16-bit PNG, images as JPEG or PNG.
 
 Masks are one-channel 16-bit PNG; 65,535 means ignore. Nothing in a shard is ever unpickled: only JPEG, PNG and JSON are
 decoded, by Pillow and json. Needs NumPy and Pillow only.
@@ -19,10 +19,10 @@ IGNORE_ID = 65535
 
 
 def encode_mask(mask: np.ndarray) -> bytes:
-    """A 16-bit PNG of an integer mask of shape (H, W).
+    """Encodes an integer mask of shape (H, W) as a 16-bit PNG.
 
     Raises:
-        ValueError: a mask that is not an (H, W) array of integers from 0 to 65,535.
+        ValueError: the mask is not an (H, W) array of integers from 0 to 65,535.
     """
     if mask.ndim != 2 or mask.dtype.kind not in "iu":
         raise ValueError(f"a mask of shape {mask.shape} and type {mask.dtype}: expected integers of shape (H, W)")
@@ -31,8 +31,8 @@ def encode_mask(mask: np.ndarray) -> bytes:
             f"a mask with ids {mask.min()} to {mask.max()}: expected 0 to {IGNORE_ID - 1}, or {IGNORE_ID} for ignore"
         )
     height, width = mask.shape
-    # Pillow filters rows before it compresses them, which suits photographs. The rows of a mask repeat as they are: left
-    # alone they are read in less than half the time, at about the same size (benchmarks/README.md).
+    # Pillow filters rows before it compresses them, which suits photographs. The rows of a mask already repeat: unfiltered
+    # rows are read in less than half the time, at about the same size (benchmarks/README.md).
     rows = np.zeros((height, 1 + 2 * width), dtype=np.uint8)
     rows[:, 1:] = mask.astype(">u2", order="C").view(np.uint8)
     buffer = io.BytesIO(b"\x89PNG\r\n\x1a\n")
@@ -45,10 +45,10 @@ def encode_mask(mask: np.ndarray) -> bytes:
 
 
 def decode_mask(data: bytes) -> np.ndarray:
-    """A uint16 mask of shape (H, W) from the bytes of a 16-bit, one-channel PNG.
+    """Decodes the bytes of a 16-bit, one-channel PNG to a uint16 mask of shape (H, W).
 
     Raises:
-        ValueError: any other kind of image; an 8-bit mask may have lost ids above 255 and is refused.
+        ValueError: it is any other kind of image. An 8-bit mask may have lost ids above 255, so it is rejected.
     """
     with open_image(data, "PNG") as image:
         if not image.mode.startswith("I"):
@@ -60,7 +60,7 @@ def decode_mask(data: bytes) -> np.ndarray:
 
 
 def decode_image(data: bytes) -> np.ndarray:
-    """A uint8 image of shape (H, W, 3) from the bytes of a JPEG or PNG; greyscale is repeated to three channels."""
+    """Decodes a JPEG or PNG to a uint8 image of shape (H, W, 3); grayscale is repeated to three channels."""
     with open_image(data, "JPEG", "PNG") as image:
         if image.mode.startswith("I"):
             raise ValueError(
@@ -70,7 +70,7 @@ def decode_image(data: bytes) -> np.ndarray:
 
 
 def open_image(data: bytes, *formats: str) -> Image.Image:
-    """Opens an image of one of the formats; raises ValueError for any other, and for more pixels than Pillow takes."""
+    """Opens an image of one of the formats; raises ValueError for any other, and for more pixels than Pillow accepts."""
     try:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
@@ -81,10 +81,10 @@ def open_image(data: bytes, *formats: str) -> Image.Image:
 
 
 def encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]]:
-    """The file suffix, bytes and (height, width) of an image as a shard stores it; raises ValueError for other formats."""
+    """Returns the suffix, bytes and (height, width) of an image as a shard stores it; ValueError for other formats."""
     if isinstance(image, bytes):
         with open_image(image, "JPEG", "PNG") as opened:
-            # By content: Pillow calls the JPEG of some cameras, with a second picture behind the first, an MPO.
+            # Decided by content: some cameras store a second picture after the first, and Pillow calls such a JPEG an MPO.
             return ("jpg" if image.startswith(b"\xff\xd8") else "png"), image, (opened.height, opened.width)
     buffer = io.BytesIO()
     Image.fromarray(image).save(buffer, "JPEG", quality=92)
@@ -92,9 +92,9 @@ def encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]
 
 
 def count_ids(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The ids in a mask, without the one for ignore, and how many pixels have each."""
+    """Returns the ids in a mask, except the ignore id, and how many pixels have each."""
     if mask.dtype == np.uint16:
-        counts = np.bincount(mask.ravel())  # a quarter of the time that sorting takes
+        counts = np.bincount(mask.ravel())  # takes a quarter of the time of sorting
         ids = np.flatnonzero(counts)
         pixels = counts[ids]
     else:

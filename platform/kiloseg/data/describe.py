@@ -1,8 +1,8 @@
-"""Says what a data set holds: samples, sizes, how often each class occurs, and what it looks like.
+"""Describes a data set: its samples, its sizes, how often each class occurs, and what it looks like.
 
     python -m kiloseg.data.describe DIR --out FOLDER
 
-Reads the index, and a few samples for the sheet of pictures.
+It reads the index, and a few samples for the sheet of pictures.
 """
 
 from __future__ import annotations
@@ -30,27 +30,27 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 SHOWN = 8
-"""Lines of a list of classes."""
+"""Number of lines in a list of classes."""
 COLUMNS = 4
-"""Pictures side by side on the sheet."""
+"""Number of pictures side by side on the sheet."""
 NAMED = 5
-"""Classes named under a picture: those with most pixels."""
+"""Number of classes named under a picture: the ones with the most pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Prints what a data set holds; with --out also draws frequency.png and samples.png."""
+    """Prints what a data set contains; with --out, it also draws frequency.png and samples.png."""
 
     directory: tyro.conf.Positional[str]
-    """Folder with dataset.json and index.parquet, or its URL."""
+    """Folder that contains dataset.json and index.parquet, or its URL."""
     out: Path | None = None
-    """Folder for the two figures."""
+    """Folder to write the two figures to."""
     rare: int = 10
-    """A class is rare if it occurs in fewer samples of a split."""
+    """A class is called rare if it occurs in fewer than this many samples of a split."""
     pictures: int = 12
-    """Samples on the sheet, from the first, middle and last shard of a split."""
+    """Number of samples on the sheet; they come from the first, middle and last shard of a split."""
     split: str | None = None
-    """Split whose frequencies are listed and whose samples are drawn; the first one unless given."""
+    """Split whose frequencies are listed and whose samples are drawn. The default is the first one."""
 
     def __post_init__(self) -> None:
         for name in ("rare", "pictures"):
@@ -59,7 +59,7 @@ class Arguments:
 
 
 def describe(directory: str, *, split: str | None, rare: int) -> str:
-    """The text: splits with their sizes, and the frequencies of one split.
+    """Returns the text of the description: all splits with their sizes, and the class frequencies of one split.
 
     Raises:
         DataError: dataset.json or index.parquet is missing or damaged, or there is no such split.
@@ -106,7 +106,7 @@ def _chosen(info: DatasetInfo, split: str | None) -> str:
 
 
 def class_pixels(table: pyarrow.Table, num_classes: int) -> np.ndarray:
-    """Pixels of each class over the samples of an index: int64 of shape (C,)."""
+    """Returns the number of pixels of each class over all samples of an index: int64 of shape (C,)."""
     ids = table["class_ids"].combine_chunks().flatten().to_numpy()
     pixels = table["class_pixels"].combine_chunks().flatten().to_numpy()
     counts = np.zeros(num_classes, np.int64)
@@ -138,16 +138,18 @@ def _spread(counts: np.ndarray) -> str:
 
 
 def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) -> Figure:
-    """How many samples each class is in. Left by rank, right as a histogram; both logarithmic, a color a split.
+    """Draws how many samples each class occurs in.
+
+    The left plot is by rank, the right one is a histogram. Both are logarithmic, with one color per split.
 
     Args:
-        counts: samples of each class, (C,), by split.
+        counts: number of samples of each class, of shape (C,), by split.
         rare: where the line between rare and other classes is drawn.
-        title: of the figure.
+        title: the title of the figure.
     """
     figure = Figure(figsize=(10, 4), layout="constrained")
     by_rank, histogram = figure.subplots(1, 2)
-    most = max((int(split.max()) for split in counts.values()), default=1) or 1  # where all pixels are ignored
+    most = max((int(split.max()) for split in counts.values()), default=1) or 1  # it is 0 if all pixels are ignored
     bins = np.unique(np.geomspace(1, most + 1, 25).round()) - 0.5  # no bin lies between two whole numbers
     for number, (name, split) in enumerate(counts.items()):
         present = np.sort(split[split > 0])[::-1]
@@ -160,7 +162,9 @@ def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) ->
     by_rank.set(xlabel="rank of the class", ylabel="samples with the class")
     histogram.set(xlabel="samples with the class", ylabel="classes")
     for axes in (by_rank, histogram):
-        if any(split.any() for split in counts.values()):  # no logarithm of nothing, where all pixels are ignored
+        if any(
+            split.any() for split in counts.values()
+        ):  # if all pixels are ignored, there is nothing to take a logarithm of
             axes.set(xscale="log", yscale="log")
         axes.grid(alpha=0.25)
         axes.spines[["top", "right"]].set_visible(False)
@@ -172,10 +176,10 @@ def frequency_figure(counts: dict[str, np.ndarray], *, rare: int, title: str) ->
 def read_samples(
     directory: str, info: DatasetInfo, split: str, number: int
 ) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Key, image (H, W, 3) and mask (H, W) of samples from the beginnings of the first, middle and last shard.
+    """Returns key, image (H, W, 3) and mask (H, W) of samples from the start of the first, middle and last shard.
 
     Raises:
-        DataError: a shard or sample that cannot be read; verify says more about it.
+        DataError: a shard or sample cannot be read; kiloseg.data.verify gives the details.
     """
     shards = info.shards(split)
     chosen = [shards[n] for n in sorted({0, len(shards) // 2, len(shards) - 1})]
@@ -196,9 +200,9 @@ def read_samples(
 
 
 def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: DatasetInfo, *, title: str) -> Figure:
-    """Images with their masks laid over in the colors of the classes, and the largest classes named below each.
+    """Draws images overlaid with their masks in the colors of the classes, and names the largest classes below each.
 
-    White is ignored, and the background is left as it is.
+    White pixels are ignored, and the background is left unchanged.
     """
     colors = class_colors(info.num_classes, info.background)
     rows = -(-len(samples) // COLUMNS)
@@ -211,14 +215,14 @@ def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: Datas
         strength = np.full(labels.shape, 0.55)
         if info.background is not None:
             strength[labels == info.background] = 0
-        grey = image.mean(axis=2, keepdims=True)  # under a color, so that it looks as in the legend
+        grey = image.mean(axis=2, keepdims=True)  # gray under a color, so that the color matches the legend
         below = np.where(strength[..., None] > 0, grey, image)
         overlay = below * (1 - strength[..., None]) + colors[labels] * strength[..., None]
         axes.imshow(overlay.astype(np.uint8), interpolation="nearest")
         axes.set_title(key, fontsize=8, parse_math=False)
         ids, pixels = np.unique(mask[(mask != IGNORE_ID) & (mask != info.background)], return_counts=True)
         order = np.argsort(-pixels, kind="stable")[:NAMED]
-        for c in ids[order].tolist():  # thousands of colors look alike, numbers do not
+        for c in ids[order].tolist():  # thousands of colors look alike, so the numbers tell classes apart
             y, x = _inside(mask == c)
             outline = [withStroke(linewidth=2, foreground="white")]
             axes.text(x, y, str(c), fontsize=7, ha="center", va="center", path_effects=outline)
@@ -230,13 +234,13 @@ def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: Datas
                 handles=names, loc="upper center", bbox_to_anchor=(0.5, 0.0), fontsize=7, frameon=False, borderpad=0
             )
             for text in legend.get_texts():
-                text.set_parse_math(False)  # names hold dollar signs
+                text.set_parse_math(False)  # names may contain dollar signs
     figure.suptitle(title, fontsize=10, parse_math=False)
     return figure
 
 
 def _inside(where_HW: np.ndarray) -> tuple[int, int]:
-    """Row and column of the pixel of a region that is nearest to the middle of its pixels."""
+    """Returns the row and column of the region's pixel that is closest to the mean position of its pixels."""
     cells = np.argwhere(where_HW)
     nearest = cells[np.abs(cells - np.median(cells, axis=0)).sum(1).argmin()]
     return int(nearest[0]), int(nearest[1])
@@ -268,7 +272,7 @@ def main(arguments: Arguments) -> int:
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name, figure in figures.items():
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # emoji in names; a box stands for them
+            warnings.filterwarnings("ignore", "Glyph .* missing from font")  # emoji in names are drawn as boxes
             figure.savefig(arguments.out / name, dpi=110, bbox_inches="tight")
         print(f"drawn: {arguments.out / name}")
     return 0

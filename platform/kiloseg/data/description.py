@@ -1,11 +1,11 @@
-"""The description of a data set: dataset.json, which names its classes, splits and shards.
+"""Reads and writes dataset.json, the description of a data set, which names its classes, splits and shards.
 
     dataset.json        name, class names, ignore id, splits with their shards (samples, bytes, sha256), license, command
-    index.parquet       a row per sample, see `index`
+    index.parquet       one row per sample, see `index`
     train-000000.tar    KEY.jpg (or .png), KEY.mask.png, KEY.json; see `codec` and `writing.shard`
 
-Needs NumPy and Pillow only: webdataset reads the shards, but importing it imports torch, which would cost every process
-of a build seconds and 200 MB.
+This needs only NumPy and Pillow: webdataset reads the shards, but importing it imports torch, which would cost every
+process of a build seconds and 200 MB.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ DESCRIPTION = "dataset.json"
 
 @dataclass(frozen=True, kw_only=True)
 class Shard:
-    """A finished shard file, as dataset.json lists it."""
+    """Describes a finished shard file, as dataset.json lists it."""
 
     name: str
     samples: int
@@ -40,35 +40,35 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetInfo:
-    """The content of dataset.json."""
+    """Holds the content of dataset.json."""
 
     name: str
     classes: list[str]
-    """A name per class; the position is the class id."""
+    """One name per class; its position is the class id."""
     background: int | None
-    """Id of the class that stands for 'nothing in particular', if the data set has one."""
+    """Id of the class that means 'nothing in particular', or None if the data set has no such class."""
     licence: str
     command: str
-    """How to build it again."""
+    """The command line that builds the data set again."""
     recipe: dict[str, Any]
-    """What it was built from; a builder builds again when this changes."""
+    """Everything that the data set was built from. A builder builds it again when this changes."""
     splits: dict[str, list[Shard]] = field(default_factory=dict)
     report: dict[str, Any] | None = None
-    """What the build found and what it warned of, see `writing.report`; None in data sets of earlier versions."""
+    """What the build found and warned about, see `writing.report`; None in data sets of earlier versions."""
 
     @property
     def num_classes(self) -> int:
-        """C, background included."""
+        """The number of classes C, including the background."""
         return len(self.classes)
 
     @property
     def digest(self) -> str:
-        """sha256 over class names and shard digests: equal exactly where the samples are."""
+        """The sha256 over class names and shard digests, which is equal exactly if the samples are equal."""
         content = [self.classes, {split: [shard.sha256 for shard in shards] for split, shards in self.splits.items()}]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def shards(self, split: str) -> list[Shard]:
-        """Raises DataError for a split that the data set lacks."""
+        """Returns the shards of a split. Raises DataError for a split that the data set does not have."""
         if split not in self.splits:
             raise DataError(
                 f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}. Build it with "
@@ -77,12 +77,12 @@ class DatasetInfo:
         return self.splits[split]
 
     def num_samples(self, split: str) -> int:
-        """Samples of a split; raises as `shards`."""
+        """Returns the number of samples of a split. Raises the same errors as `shards`."""
         return sum(shard.samples for shard in self.shards(split))
 
 
 def write_info(directory: Path | str, info: DatasetInfo) -> None:
-    """Writes dataset.json, last of all: a folder that has it is complete."""
+    """Writes dataset.json. This is the last step of a build, so a folder that contains this file is complete."""
     content = {
         "format": FORMAT,
         "name": info.name,
@@ -104,7 +104,7 @@ def read_info(directory: Path | str) -> DatasetInfo:
     """Reads dataset.json.
 
     Raises:
-        DataError: no such file, another format, missing fields, or a shard name that leads out of the folder.
+        DataError: there is no such file, it has another format or missing fields, or a shard name leads out of the folder.
     """
     folder = open_folder(directory)
     path = folder.at(DESCRIPTION)
@@ -150,7 +150,7 @@ def read_info(directory: Path | str) -> DatasetInfo:
 
 
 def _check_kinds(info: DatasetInfo) -> None:
-    """Raises TypeError."""
+    """Checks the types of the fields and raises TypeError if one is wrong."""
     if not isinstance(info.classes, list) or not all(isinstance(name, str) for name in info.classes):
         raise TypeError("classes must be a list of names")
     if info.background is not None and type(info.background) is not int:
@@ -163,10 +163,10 @@ def _check_kinds(info: DatasetInfo) -> None:
 
 
 def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:
-    """Cheap check before a run: every shard of the split is there with its full size.
+    """Checks cheaply before a run that every shard of the split exists with its full size.
 
     Raises:
-        DataError: names the first shard that is missing or has another size.
+        DataError: a shard is missing or has another size; the message names the first one.
     """
     folder = open_folder(directory)
     sizes = folder.sizes()

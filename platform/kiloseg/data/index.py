@@ -1,4 +1,4 @@
-"""index.parquet: a row per sample, so that counting classes never opens a shard."""
+"""Reads and writes index.parquet, which has one row per sample, so that counting classes never opens a shard."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ SCHEMA = pyarrow.schema(
 
 
 def write_index(directory: Path | str, rows: Iterable[dict[str, Any]]) -> None:
-    """Writes index.parquet with the columns of SCHEMA from rows that are all in memory."""
+    """Writes index.parquet with the columns of SCHEMA, from rows that are all in memory."""
     write_tables(open_folder(directory), [pyarrow.Table.from_pylist(list(rows), schema=SCHEMA)])
 
 
 def write_tables(folder: Folder, tables: Iterable[pyarrow.Table]) -> None:
-    """Writes index.parquet from tables of SCHEMA, one in memory at a time; each becomes a row group."""
+    """Writes index.parquet from tables of SCHEMA. Only one table is in memory at a time; each becomes a row group."""
     with folder.scratch() as scratch:
         with pyarrow.parquet.ParquetWriter(scratch / NAME, SCHEMA) as writer:
             for table in tables:
@@ -45,10 +45,10 @@ def write_tables(folder: Folder, tables: Iterable[pyarrow.Table]) -> None:
 def read_index(
     directory: Path | str, split: str | None = None, *, shard: str | None = None, columns: list[str] | None = None
 ) -> pyarrow.Table:
-    """The index, or the rows of one split or of one shard, which are read without the others; all columns, or some.
+    """Reads the index, or only the rows of one split or one shard, with all columns or only some.
 
     Raises:
-        DataError: it is missing or damaged.
+        DataError: the index is missing or damaged.
     """
     folder = open_folder(directory)
     wanted = [(name, "=", value) for name, value in (("split", split), ("shard", shard)) if value is not None]
@@ -69,6 +69,6 @@ def read_index(
 
 
 def class_samples(table: pyarrow.Table, num_classes: int) -> np.ndarray:
-    """In how many samples each class occurs: int64 of shape (C,)."""
+    """Counts the samples in which each class occurs: int64 of shape (C,)."""
     ids = table["class_ids"].combine_chunks().flatten().to_numpy()
     return np.bincount(ids, minlength=num_classes)

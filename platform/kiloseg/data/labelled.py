@@ -1,4 +1,4 @@
-"""Whether a split has labels at all for the classes of a run, by the index and so without opening a shard."""
+"""Checks that a split has any labels for the classes of a run. It reads the index, so it opens no shard."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from kiloseg.storage.filesystems import open_folder
 
 
 def require_labelled(data: Data, info: DatasetInfo) -> None:
-    """Refuses a training or validation split in which no pixel has a label: it would train nothing, or measure nothing.
+    """Rejects a training or validation split in which no pixel is labeled, since it would train or measure nothing.
 
-    Reads the index up to the first sample with a label; without a readable index nothing is known, and nothing refused.
+    It reads the index up to the first sample with a label. Without a readable index nothing is known or rejected.
 
     Raises:
-        DataError: a split has no labels of the classes of the run.
+        DataError: a split has no labels for the classes of the run.
     """
     classes = select_classes(data, info)
     used = np.arange(info.num_classes) if classes.others >= 0 else classes.ids
@@ -37,7 +37,7 @@ def require_labelled(data: Data, info: DatasetInfo) -> None:
 
 
 def _has_label(path: str, info: DatasetInfo, split: str, used: np.ndarray, samples: int | None) -> bool:
-    """Whether one of the first `samples` samples of a split holds a class of `used`; True where it cannot be known."""
+    """Returns whether one of the first `samples` samples of a split has a class of `used`; True if that is unknown."""
     left = info.num_samples(split) if samples is None else samples
     try:
         file = pyarrow.parquet.ParquetFile(open_folder(path).random_access(NAME))
@@ -49,13 +49,13 @@ def _has_label(path: str, info: DatasetInfo, split: str, used: np.ndarray, sampl
             left -= len(rows)
             if not left:
                 return False
-    except (OSError, ValueError, KeyError):  # pyarrow's own errors are of these
+    except (OSError, ValueError, KeyError):  # pyarrow's own errors derive from these
         return True
-    return left > 0  # the index lacks samples
+    return left > 0  # True if the index lacks samples
 
 
 def _may_hold(group: pyarrow.parquet.RowGroupMetaData, split: str) -> bool:
-    """Whether a group of rows may be of the split, which is told by its smallest and largest value."""
+    """Returns whether a row group may contain rows of the split, judging by its smallest and largest value."""
     columns = {group.column(number).path_in_schema: group.column(number) for number in range(group.num_columns)}
     extremes = columns["split"].statistics
     return extremes is None or not extremes.has_min_max or extremes.min <= split <= extremes.max

@@ -1,4 +1,4 @@
-"""Samples of a shard as they are stored, without torch: for looking at a data set, not for training."""
+"""Reads the samples of a shard as they are stored, without torch. This is for inspecting a data set, not for training."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import IO
 
 
 def raw_samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
-    """Key and parts ("jpg", "mask.png", ...) of each sample, in the order of the file, which is read once from its start.
+    """Yields key and parts ("jpg", "mask.png", ...) of each sample, in file order. The file is read once from its start.
 
     Raises:
-        tarfile.TarError, OSError, EOFError: the file is no tar, or ends too early.
-        ValueError: a member that is no plain file, or has no suffix.
+        tarfile.TarError, OSError, EOFError: the file is not a tar file, or it ends too early.
+        ValueError: a member is not a plain file or has no suffix.
     """
     current = ""
     parts: dict[str, bytes] = {}

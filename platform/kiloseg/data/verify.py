@@ -1,8 +1,8 @@
-"""Checks that a data set is what its description says: digests, pairs, sizes, ids, and the index against the shards.
+"""Checks that a data set matches its description: digests, pairs, sizes, ids, and the index against the shards.
 
     python -m kiloseg.data.verify DIR
 
-Reads every byte. Prints a line for every problem and ends with exit code 1 if there is any.
+It reads every byte, prints one line for every problem, and ends with exit code 1 if there is any.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 SHOWN = 20
-"""Images that come twice that are named."""
+"""Number of duplicate images that are named in the output."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,9 +39,9 @@ class Arguments:
     """Checks every shard, sample and index row of a data set; exit code 1 if there is a problem."""
 
     directory: tyro.conf.Positional[str]
-    """Folder with dataset.json, or its URL."""
+    """Folder that contains dataset.json, or its URL."""
     processes: int = os.cpu_count() or 1
-    """Processes that read at once."""
+    """Number of processes that read at the same time."""
 
     def __post_init__(self) -> None:
         if self.processes < 1:
@@ -55,18 +55,18 @@ class _Task:
 
 
 def verify(directory: str, *, processes: int) -> list[str]:
-    """Every problem of a data set, each with the file and the sample it lies in; none if it is whole; raises as `examine`."""
+    """Returns every problem of a data set, each with its file and sample. Raises the same errors as `examine`."""
     return examine(directory, processes=processes)[0]
 
 
 def examine(directory: str, *, processes: int) -> tuple[list[str], list[str]]:
-    """Every problem of a data set, each with the file and the sample it lies in, and every image that comes twice.
+    """Returns every problem of a data set, each with its file and sample, and every image that occurs twice.
 
-    Images that come twice (equal bytes) are no damage; those of two splits make validation measure memory.
+    Images that occur twice (equal bytes) are not damage. If they are in two splits, validation measures memorization.
 
     Raises:
-        ConnectionError: its filesystem does not answer.
-        DataError: dataset.json is missing or damaged, so that nothing can be compared.
+        ConnectionError: the filesystem of the data set does not answer.
+        DataError: dataset.json is missing or damaged, so nothing can be compared.
     """
     info = read_info(directory)
     folder = open_folder(directory)
@@ -115,7 +115,7 @@ def examine(directory: str, *, processes: int) -> tuple[list[str], list[str]]:
 
 
 def _twins(images: dict[_Task, dict[str, str]]) -> list[str]:
-    """A line for each image that has the bytes of another; `images`: of each shard, key to digest."""
+    """Returns a line for each image with the same bytes as another. `images` maps key to digest for each shard."""
     first: dict[str, str] = {}
     twins = []
     for task in sorted(images, key=lambda task: task.shard.name):
@@ -129,7 +129,7 @@ def _twins(images: dict[_Task, dict[str, str]]) -> list[str]:
 
 
 class _Hashing:
-    """A file that is hashed and counted as it is read."""
+    """Wraps a file and hashes and counts its bytes as they are read."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.file = file
@@ -144,7 +144,7 @@ class _Hashing:
 
 
 def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bool) -> tuple[list[str], dict[str, str]]:
-    """Problems of one shard; each names its sample, if it lies in one. And a digest of each image, by key."""
+    """Returns the problems of one shard, each with its sample if it has one, and the digest of each image by key."""
     folder = open_folder(location)
     try:
         opened = folder.open(task.shard.name)
@@ -189,7 +189,7 @@ def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bo
 
 
 def _sample(parts: dict[str, bytes], num_classes: int) -> tuple[list[str], dict[str, Any]]:
-    """Problems of a sample, and what its index row must hold, as far as it can be told."""
+    """Returns the problems of a sample, and what its index row must contain as far as that is known."""
     faults = []
     found: dict[str, Any] = {}
     images = [part for part in ("jpg", "png") if part in parts]
@@ -242,7 +242,7 @@ def _short(value: Any) -> str:
 
 
 def main(arguments: Arguments) -> int:
-    """Prints every problem, and a line about the whole. Returns the exit code."""
+    """Prints every problem and one summary line. Returns the exit code."""
     try:
         problems, twins = examine(arguments.directory, processes=arguments.processes)
         info = read_info(arguments.directory)

@@ -55,7 +55,7 @@ class _Task:
 
 
 def verify(directory: str, *, processes: int) -> list[str]:
-    """Returns every problem of a data set, each with its file and sample. Raises the same errors as `examine`."""
+    """Returns every problem of a data set, each with its file and sample; empty if there is none. Raises as `examine` does."""
     return examine(directory, processes=processes)[0]
 
 

@@ -1,1 +1,1 @@
-"""Reading data sets into training batches."""
+"""This package reads data sets into training batches."""

@@ -1,4 +1,4 @@
-"""Training samples that cannot be used, and how many of them a run may do without."""
+"""Keeps track of training samples that cannot be used and limits how many of them a run may leave out."""
 
 from __future__ import annotations
 
@@ -12,39 +12,41 @@ from kiloseg.data.reading.order import Position
 from kiloseg.storage.errors import DataError
 
 NO_IMAGE = 128
-"""Value of the pixels that stand for an image: middle grey, which says nothing to batch statistics."""
+"""Value of the pixels that replace a bad image: middle gray, which hardly affects batch statistics."""
 
 TEXT_BYTES = 400
-"""Kept of what was wrong with a sample."""
+"""Number of bytes that are kept of the message about a bad sample."""
 
 
 class BadSamples:
-    """Those that one training worker has met, in any of its loader processes; each counts once, whatever the epochs.
+    """Records the bad samples that one training worker has met in any of its loader processes.
+
+    Each sample counts once, no matter in how many epochs it occurs.
 
     Args:
-        allowed: samples that may be left out.
+        allowed: number of samples that may be left out.
     """
 
     def __init__(self, allowed: int) -> None:
         self._allowed = allowed
         self._met = torch.full((allowed, 2), -1, dtype=torch.int64).share_memory_()
         self._texts = torch.zeros((allowed, TEXT_BYTES), dtype=torch.uint8).share_memory_()
-        # One of a spawned context serves forked processes too, but not the other way round.
+        # A lock of a spawn context also works in forked processes, but not the other way around.
         self._lock = torch.multiprocessing.get_context("spawn").Lock()
 
     def state(self, world: int, device: torch.device) -> dict[str, Tensor]:
-        """What `restore` takes, of any of `world` workers, all of which call this.
+        """Returns the state of all `world` workers, which any of them can pass to `restore`. All workers must call this.
 
         Returns:
-            "met", of shape (world, allowed, 2), shard and sample or -1, and "texts", (world, allowed, bytes). `device` is the
-            one that the workers' group speaks through.
+            "met", of shape (world, allowed, 2), with shard and sample or -1, and "texts", of shape (world, allowed, bytes).
+            `device` is the one that the workers' group communicates through.
         """
         with self._lock:
             tables = {"met": self._met.clone(), "texts": self._texts.clone()}
         return {name: _of_all(table, world, device) for name, table in tables.items()}
 
     def restore(self, state: dict[str, Tensor], rank: int) -> None:
-        """Goes on from a `state`, in which a worker that has none met no sample; before loader processes start."""
+        """Continues from a `state`. Call this before loader processes start. A worker missing in it has met no bad sample."""
         if rank < len(state["met"]):
             known = state["met"][rank, :, 0] >= 0
             for table, name in ((self._met, "met"), (self._texts, "texts")):
@@ -52,10 +54,10 @@ class BadSamples:
                 table[: len(rows)] = rows
 
     def leave_out(self, image: Tensor, labels: Tensor, position: Position, error: DataError) -> None:
-        """Gives the place of a sample in its batch no image, and no label to learn from.
+        """Fills the place of a bad sample in its batch with a gray image and no labels to learn from.
 
         Raises:
-            DataError: what was wrong with the sample, if it is one more than allowed.
+            DataError: there is one bad sample more than allowed. The error says what was wrong with it.
         """
         with self._lock:
             sample = torch.tensor([position.shard, position.sample])
@@ -76,7 +78,7 @@ class BadSamples:
 
 
 def texts_of(state: dict[str, Tensor]) -> list[str]:
-    """What was wrong with each sample that any worker left out, its first 400 bytes, each once."""
+    """Returns the distinct messages, cut to 400 bytes each, about the samples that any worker left out."""
     rows = state["texts"].flatten(end_dim=1).numpy()
     texts = [row.tobytes().rstrip(b"\0").decode(errors="ignore") for row in rows]
     return [text for text in dict.fromkeys(texts) if text]

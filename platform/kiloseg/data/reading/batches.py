@@ -1,7 +1,7 @@
-"""Memory of batches that is used over and over.
+"""Provides memory for batches that is reused.
 
-New memory for every batch costs the system, which hands it out page by page and emptied, as much time as decoding half of
-its images.
+The operating system hands out new memory page by page and filled with zeros. Doing that for every batch takes as much time
+as decoding half of its images.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from torch import Tensor
 
 
 class Batch(NamedTuple):
-    """uint8 images (B, 3, H, W), of training with channels innermost, and int64 labels (B, H, W) with -1 for ignore."""
+    """Holds uint8 images (B, 3, H, W), channels innermost for training, and int64 labels (B, H, W) with -1 for ignore."""
 
     images: Tensor
     labels: Tensor
 
 
 class Memory:
-    """Batches of one size; their memory is used again when neither they nor views of them are left."""
+    """Hands out batches of one size and reuses their memory once neither the batches nor views of them exist."""
 
     def __init__(self, batch_size: int, crop: int) -> None:
         self.images_shape = batch_size, crop, crop, 3
@@ -31,7 +31,7 @@ class Memory:
         self._free: dict[int, list[np.ndarray]] = {}
 
     def batch(self) -> Batch:
-        """An empty one; pinned where there is a GPU (torch itself uses pinned memory again)."""
+        """Returns an uninitialized batch. It is pinned if there is a GPU, since torch itself reuses pinned memory."""
         if torch.cuda.is_available():
             images = torch.empty(self.images_shape, dtype=torch.uint8, pin_memory=True)
             labels = torch.empty(self.labels_shape, dtype=torch.int64, pin_memory=True)
@@ -43,16 +43,16 @@ class Memory:
         size = math.prod(shape) * dtype.itemsize
         free = self._free.setdefault(size, [])
         memory = free.pop() if free else np.empty(size, dtype=np.uint8)
-        # Tensors over this array hold on to it, and it to the memory: when it goes, nobody is left.
+        # Tensors over this array keep it alive, and it keeps the memory alive: once it is freed, there are no users left.
         held = memory[:]
         weakref.finalize(held, free.append, memory).atexit = False
         return torch.from_numpy(held).view(dtype).view(shape)
 
 
 class Slots:
-    """Shared memory that loader processes leave their batches in.
+    """Manages the shared memory that loader processes write their batches to.
 
-    Each process has a slot for every batch it may work ahead, and one for the batch that is being copied out.
+    Each process has one slot for every batch it may prepare in advance and one for the batch that is being copied out.
     """
 
     def __init__(self, workers: int, ahead: int, batch_size: int, crop: int, label_type: np.dtype) -> None:
@@ -65,13 +65,13 @@ class Slots:
         self._memory = Memory(batch_size, crop)
 
     def take(self, worker: int, number: int) -> tuple[Tensor, Tensor]:
-        """Images and labels to write batch `number` of a process to."""
+        """Returns the images and labels that batch `number` of a process is written to."""
         slot = number % self.number
         self._written[worker, slot] = number
         return self.images[worker, slot], self.labels[worker, slot]
 
     def copied(self, worker: int, number: int) -> Batch:
-        """Batch `number` of a process, in memory that is the caller's."""
+        """Returns batch `number` of a process, copied to memory that belongs to the caller."""
         slot = number % self.number
         own = self._memory.batch()
         own.images.copy_(self.images[worker, slot])

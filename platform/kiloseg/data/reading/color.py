@@ -1,4 +1,4 @@
-"""Random brightness, contrast and saturation in one pass over the pixels."""
+"""Changes brightness, contrast and saturation at random in one pass over the pixels."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ import numpy as np
 import torch
 
 LUMA = (0.2989, 0.587, 0.114)
-"""Weights of red, green and blue in a pixel's luma, as torchvision has them."""
+"""Weights of red, green and blue in the luma of a pixel, the same as in torchvision."""
 
 
 class Jitter(NamedTuple):
-    """Factors of the three changes and the order they are made in."""
+    """Holds the factors of the three changes and the order in which they are applied."""
 
     brightness: float
     contrast: float
@@ -22,19 +22,19 @@ class Jitter(NamedTuple):
 
 
 def draw_jitter(strength: float, rng: random.Random) -> Jitter:
-    """Each factor uniform from 1 - strength to 1 + strength, in any order: what torchvision's ColorJitter draws."""
+    """Draws each factor uniformly from 1 - strength to 1 + strength, and a random order, as torchvision's ColorJitter does."""
     brightness, contrast, saturation = (rng.uniform(1 - strength, 1 + strength) for _ in range(3))
     order = tuple(rng.sample(("brightness", "contrast", "saturation"), 3))
     return Jitter(brightness=brightness, contrast=contrast, saturation=saturation, order=order)
 
 
 def change_colours(image_HW3: np.ndarray, jitter: Jitter) -> np.ndarray:
-    """The three changes of a uint8 image (H, W, 3) as one linear map.
+    """Applies the three changes to a uint8 image (H, W, 3) as one linear map.
 
     Brightness scales a pixel, contrast blends it with the mean luma of the image, saturation with its own luma L. Each is
     linear, so together they are x -> gain * x + grey * L(x) + offset, and as the weights of L add up to 1, the mean luma
-    after each change follows from the one before. Values are rounded and clamped to 0..255 once, at the end; torchvision
-    does so after each change, and there loses what a later change would have brought back into range.
+    after each change follows from the one before. Values are rounded and clamped to 0..255 once, at the end. torchvision
+    does this after each change and so loses values that a later change would have brought back into range.
     """
     image_3HW = torch.from_numpy(image_HW3).permute(2, 0, 1)
     planes = torch.empty(image_3HW.shape, dtype=torch.float32).copy_(image_3HW)
@@ -51,7 +51,7 @@ def change_colours(image_HW3: np.ndarray, jitter: Jitter) -> np.ndarray:
             gain, grey, offset = factor * gain, factor * grey, factor * offset + (1 - factor) * level
         else:
             gain, grey = factor * gain, grey + (1 - factor) * gain
-    luma.mul_(grey).add_(offset + 0.5)  # conversion to whole numbers cuts off
+    luma.mul_(grey).add_(offset + 0.5)  # conversion to integers truncates
     torch.add(luma, planes, alpha=gain, out=planes).clamp_(0, 255)
     # NumPy converts floats to bytes many times faster than torch.
     changed = np.empty_like(image_HW3, order="C")

@@ -1,4 +1,4 @@
-"""Raw samples to images and labels."""
+"""Decodes raw samples to images and labels."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from kiloseg.storage.errors import DataError
 _JPEG = b"\xff\xd8"
 
 _PNG_HEAD = struct.Struct(">8sI4sIIBBBBBII4s")
-"""Of a mask as `encode_mask` writes it: signature; length, kind, content and sum of IHDR; length and kind of IDAT."""
+"""Start of a mask as `encode_mask` writes it: signature; length, type, data and CRC of IHDR; length and type of IDAT."""
 _PNG_TAIL = struct.Struct(">II4sI")
-"""Sum of IDAT, then all of IEND."""
+"""End of such a mask: CRC of IDAT, then all of IEND."""
 
 
 class Decoder:
-    """Raw sample to uint8 image (H, W, 3) and labels (H, W), -1 for ignore, of the type `dtype`."""
+    """Decodes a raw sample to a uint8 image (H, W, 3) and labels (H, W) of type `dtype`, with -1 for ignore."""
 
     def __init__(self, info: DatasetInfo, classes: Classes) -> None:
         self.info = info
@@ -33,7 +33,7 @@ class Decoder:
         self.stored_ids_are_labels = len(classes) == info.num_classes
 
     def __call__(self, sample: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
-        """Raises DataError for a sample that cannot be decoded, lacks a part, or has ids of no class."""
+        """Decodes a sample. Raises DataError if it cannot be decoded, lacks a part, or has ids that no class has."""
         where = f"{sample['__url__']}: sample {sample['__key__']}"
         image_bytes, mask_bytes = sample.get("jpg", sample.get("png")), sample.get("mask.png")
         if image_bytes is None or mask_bytes is None:
@@ -48,7 +48,7 @@ class Decoder:
             raise DataError(
                 f"{where}: mask is {mask.shape}, its image {image.shape[:2]} (height, width); they must be equal"
             )
-        # As signed numbers the ignore id is -1, and ids from 32,768 on are below it.
+        # As signed numbers, the ignore id is -1, and ids from 32,768 on are less than -1.
         signed = mask.view(np.int16) if self.dtype == np.int16 else (mask + np.uint16(1)).astype(np.int32) - 1
         if signed.max(initial=-1) >= self.info.num_classes or signed.min(initial=-1) < -1:
             unknown = int(mask[self.table[mask] == UNKNOWN][0])
@@ -59,9 +59,9 @@ class Decoder:
 
 
 def decode_pixels(data: bytes) -> np.ndarray:
-    """As `codec.decode_image`, pixel for pixel, but a sound JPEG in two thirds of the time.
+    """Decodes an image exactly as `codec.decode_image` does, but takes two thirds of the time for a valid JPEG.
 
-    Whatever simplejpeg objects to is Pillow's to judge: it mends more, and its messages are clear.
+    Images that simplejpeg rejects are passed to Pillow, which repairs more of them and has clear messages.
     """
     if data.startswith(_JPEG):
         try:
@@ -74,16 +74,16 @@ def decode_pixels(data: bytes) -> np.ndarray:
 
 
 def decode_ids(data: bytes) -> np.ndarray:
-    """As `codec.decode_mask`, id for id, but a mask that `encode_mask` wrote in a third of the time.
+    """Decodes a mask exactly as `codec.decode_mask` does, but takes a third of the time if `encode_mask` wrote it.
 
-    Anything else is Pillow's to judge.
+    Any other mask is passed to Pillow.
     """
     ids = _plain_ids(data)
     return decode_mask(data) if ids is None else ids
 
 
 def _plain_ids(data: bytes) -> np.ndarray | None:
-    """None unless it is a sound PNG of 16 bits and one channel, not interlaced, its rows unfiltered and in one chunk."""
+    """Decodes a valid 16-bit, one-channel PNG without interlacing, with unfiltered rows in one chunk; None for any other."""
     first, last = _PNG_HEAD.size, len(data) - _PNG_TAIL.size
     if last < first:
         return None
@@ -104,8 +104,8 @@ def _plain_ids(data: bytes) -> np.ndarray | None:
     size = height * (1 + 2 * width)
     inflate = zlib_ng.decompressobj()
     try:
-        content = inflate.decompress(view[first:last], size + 1)  # never more memory than the header promises
-    except zlib_ng.error:  # type: ignore[misc] # its stub says that it is an instance
+        content = inflate.decompress(view[first:last], size + 1)  # takes no more memory than the header states
+    except zlib_ng.error:  # type: ignore[misc] # its stub declares an instance
         return None
     if len(content) != size or not inflate.eof:
         return None

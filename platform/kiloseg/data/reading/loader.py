@@ -1,4 +1,4 @@
-"""Shards to batches: decoded, mapped to class ids, augmented and stacked."""
+"""Turns shards into batches: samples are decoded, mapped to class ids, augmented and stacked."""
 
 from __future__ import annotations
 
@@ -30,17 +30,17 @@ from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
 from kiloseg.storage.errors import DataError
 
 STRIDE = 32
-"""Sides of a batch are multiples of this: the coarsest feature map of the backbones."""
+"""The sides of a batch are multiples of this many pixels, the stride of the coarsest feature map of the backbones."""
 
 TRAINING_SETTINGS = "data.loader_workers, trainer.batch_size or data.crop"
 VALIDATION_SETTINGS = "data.loader_workers or data.val_batch_size"
-"""What decides how much shared memory loader processes need."""
+"""Names of the settings that decide how much shared memory loader processes need."""
 
 
 class _TrainStream(IterableDataset[Any]):
-    """One loader process's batches of one epoch; the epoch is shared memory, so that living processes see it change.
+    """Yields one loader process's batches of one epoch. The epoch is in shared memory, so running processes see it change.
 
-    In a loader process it yields (process, number of the batch) and leaves the batch itself in a slot.
+    In a loader process it yields (process, number of the batch) and writes the batch itself to a slot.
     """
 
     def __init__(self, data: Data, info: DatasetInfo, *, batch_size: int, seed: int, rank: int, world: int) -> None:
@@ -70,8 +70,8 @@ class _TrainStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
         epoch, skip = self.epoch_and_skip.tolist()
         process, workers = loader_process()
-        # Batches are dealt out by the loader processes in turn. A resumed epoch goes on with the one whose turn it was; of
-        # what came before only the order is drawn again.
+        # The loader processes deliver batches in turn. A resumed epoch continues with the process whose turn it was. Only
+        # the order of the earlier batches is drawn again.
         worker = (process + skip) % workers
         skipped = skip // workers + (worker < skip % workers)
         first, last = share(self.steps, worker, workers)
@@ -129,24 +129,24 @@ class _TrainStream(IterableDataset[Any]):
 
 
 class TrainBatches:
-    """Training batches of one worker, epoch by epoch.
+    """Provides the training batches of one worker, epoch by epoch.
 
-    An epoch gives every sample at most once, over all workers together, or as often as `data.repeat_threshold` has it come
-    (see `sampling.Repeats`); a remainder of less than one global batch is left out, another one in each epoch (`left_out`
-    counts it; with repeats it may be one more). The order is a function of (seed, epoch) for a given number of workers and
-    loader processes.
+    Over all workers together, an epoch contains every sample at most once, or as often as `data.repeat_threshold` requires
+    (see `sampling.Repeats`). A remainder of less than one global batch is left out, a different one in each epoch
+    (`left_out` counts it; with repeats it may be one more). The order is a function of (seed, epoch) for a given number of
+    workers and loader processes.
 
     Args:
-        data: where samples lie and how they are augmented.
+        data: where the samples are and how they are augmented.
         info: the description of that data set.
         batch_size: images per step over all workers.
-        seed: of order and augmentation.
-        rank: which worker this is.
-        world: how many workers there are.
+        seed: the seed of order and augmentation.
+        rank: the number of this worker.
+        world: the number of workers.
 
     Raises:
-        DataError: shards are missing or cut short, there are fewer samples than one batch, or settings that go by the
-            classes of samples find no index or one of other samples.
+        DataError: shards are missing or truncated, there are fewer samples than one batch, or settings that depend on the
+            classes of samples find no index or an index of other samples.
         ValueError: `batch_size` cannot be split evenly over the workers.
     """
 
@@ -174,7 +174,7 @@ class TrainBatches:
         self._stream.reader.close()
 
     def epoch(self, number: int, *, skip: int = 0) -> Iterator[Batch]:
-        """The batches of an epoch after its first `skip`, none of which is read."""
+        """Yields the batches of an epoch without the first `skip`, which are not read."""
         self._stream.epoch_and_skip[:] = torch.tensor([number, skip])
         return self._batches(iter(self._loader))
 
@@ -183,7 +183,7 @@ class TrainBatches:
         return yielded if slots is None else (slots.copied(*which) for which in yielded)
 
     def from_step(self, step: int) -> Iterator[Batch]:
-        """Batches without end, from the one that training step `step` (from 0) uses."""
+        """Yields batches endlessly, starting with the one that training step `step` (from 0) uses."""
         first, skip = divmod(step, self.steps_per_epoch)
         for number in itertools.count(first):
             yield from self.epoch(number, skip=skip if number == first else 0)
@@ -206,7 +206,8 @@ class _ValidationStream(IterableDataset[Batch]):
             while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
                 batch = _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
                 if get_worker_info() is not None:
-                    # Shared here, an error reaches the training process. The thread that would do it else drops the batch.
+                    # Moved to shared memory here, so that an error reaches the training process. The thread that would
+                    # otherwise do it drops the batch.
                     with naming_settings(VALIDATION_SETTINGS):
                         for tensor in batch:
                             tensor.share_memory_()
@@ -214,18 +215,18 @@ class _ValidationStream(IterableDataset[Batch]):
 
     @property
     def expected(self) -> int:
-        """Samples of this training worker, over all of its loader processes."""
+        """The number of samples of this training worker over all of its loader processes."""
         parts = max(self.data.loader_workers, 1)
         start = share(self.samples, self.rank * parts, self.world * parts)[0]
         return share(self.samples, self.rank * parts + parts - 1, self.world * parts)[1] - start
 
 
 class ValidationBatches:
-    """The batches of this worker's share of a split, each sample once; none can be lost without an error."""
+    """Provides the batches of this worker's share of a split, each sample once. A lost sample always raises an error."""
 
     def __init__(self, stream: _ValidationStream) -> None:
         self.samples = stream.expected
-        """How many samples a whole pass gives."""
+        """The number of samples in a whole pass."""
         self._loader = data_loader(stream, stream.data, persistent=False)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -249,24 +250,26 @@ class ValidationBatches:
 def validation_batches(
     data: Data, info: DatasetInfo, *, split: str = "val", rank: int = 0, world: int = 1
 ) -> ValidationBatches:
-    """Every sample of this worker's share of a split once, whole images, padded to a common size with ignored pixels.
+    """Returns batches with every sample of this worker's share of a split once.
+
+    Images are whole and are padded to a common size with ignored pixels.
 
     Raises:
-        DataError: shards are missing or cut short, there is no such split, or loader processes have too little shared memory.
-            An iteration raises it where samples did not arrive.
+        DataError: shards are missing or truncated, there is no such split, or loader processes have too little shared
+            memory. An iteration raises it if samples did not arrive.
     """
     check_shards(data.path, info, split)
     stream = _ValidationStream(data, info, split, rank=rank, world=world)
     if data.loader_workers:
         sizes = batch_areas(data, info, split, stream.samples)
         most = sorted(sizes, reverse=True)[: data.loader_workers * (PREFETCH + 1)]
-        # An image has 3 bytes a pixel, its labels 8.
+        # An image takes 3 bytes per pixel, its labels take 8.
         require_room(11 * sum(most), VALIDATION_SETTINGS)
     return ValidationBatches(stream)
 
 
 def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list[int]:
-    """Pixels of each validation batch with its padding, by the index; empty where there is no index to tell."""
+    """Returns the pixels of each validation batch including padding, from the index; empty if there is no index."""
     try:
         index = read_index(data.path, split, columns=["height", "width"])
     except DataError:
@@ -280,7 +283,7 @@ def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list
 
 
 def _shards_in_turn(order: np.ndarray) -> list[int]:
-    """Shards of an order of positions, each time another one begins."""
+    """Returns the shards in an order of positions, one entry each time another shard begins."""
     shards = order[:, 0]
     return shards[np.flatnonzero(np.diff(shards, prepend=-1))].tolist()
 

@@ -1,4 +1,4 @@
-"""The processes that decode samples for a training process."""
+"""Starts the processes that decode samples for a training process."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from kiloseg.config import Data
 from kiloseg.storage.filesystems import RemoteFolder, open_folder
 
 PREFETCH = 2
-"""Batches that a loader process works ahead."""
+"""Number of batches that a loader process prepares in advance."""
 
 
 def data_loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -> DataLoader[Any]:
-    """A loader over a stream that makes whole batches, in `data.loader_workers` processes.
+    """Returns a loader with `data.loader_workers` processes over a stream that makes whole batches.
 
     Args:
-        stream: one process's batches.
+        stream: yields the batches of one process.
         data: the data set and its settings.
-        persistent: whether the processes outlive a pass over the stream.
+        persistent: whether the processes keep running after a pass over the stream.
     """
     workers = data.loader_workers
-    # Clients of object stores have threads, which a forked process lacks. A spawned one takes seconds to start.
+    # Clients of object stores have threads, which a forked process does not get. A spawned process takes seconds to start.
     spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
     return DataLoader(
         stream,
@@ -37,6 +37,6 @@ def data_loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -
 
 
 def loader_process() -> tuple[int, int]:
-    """Number of this loader process and how many there are; (0, 1) in the training process itself."""
+    """Returns the number of this loader process and how many there are; (0, 1) in the training process itself."""
     worker = get_worker_info()
     return (worker.id, worker.num_workers) if worker else (0, 1)

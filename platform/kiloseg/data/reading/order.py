@@ -1,11 +1,11 @@
-"""Which samples each reader takes, in which order.
+"""Decides which samples each reader takes and in which order.
 
 An epoch is one order of all samples: shards shuffled by (seed, epoch), one after another. A sample that comes more than
 once does so in further passes over its shard, which are shuffled among the rest. Every worker of the training group
 (rank), and every loader process of it, takes one contiguous range of that order, so that it opens only the shards in its
 range and no sample is read twice.
 
-Orders are made of positions alone; bytes are read last, for the positions that are wanted.
+Orders consist of positions only. Bytes are read last, for the requested positions.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ from kiloseg.data.description import Shard
 
 
 class Position(NamedTuple):
-    """A sample of a split."""
+    """Identifies a sample of a split."""
 
     shard: int
-    """Place of its shard in the list of shards."""
+    """Index of its shard in the list of shards."""
     sample: int
-    """Its place in that shard."""
+    """Index of the sample in that shard."""
     copy: int
-    """0 the first time it comes in an epoch, then 1, 2, ..."""
+    """0 the first time that the sample occurs in an epoch, then 1, 2, ..."""
 
 
 class Order:
-    """Positions of samples, pass after pass over shards; a slice is an int32 array of shape (samples, 3).
+    """Holds positions of samples, pass after pass over shards. A slice is an int32 array of shape (samples, 3).
 
-    Nothing but a few bytes a pass is held until a slice is asked for, so that an epoch of a billion samples costs a worker
-    the memory of its own share.
+    Only a few bytes per pass are stored until a slice is requested, so that an epoch of a billion samples costs a worker
+    only the memory of its own share.
     """
 
     def __init__(self, shards: Sequence[Shard], counts: np.ndarray | None) -> None:
@@ -59,7 +59,7 @@ class Order:
         self._stops = np.cumsum(sizes)
 
     def shuffled(self, rng: random.Random) -> Order:
-        """The same passes in another order."""
+        """Returns the same passes in another order."""
         permutation = list(range(len(self._passes)))
         rng.shuffle(permutation)
         sizes = np.diff(self._stops, prepend=0)[permutation]
@@ -88,34 +88,34 @@ class Order:
 
 
 def in_order(shards: Sequence[Shard]) -> Order:
-    """All samples, shard after shard."""
+    """Returns the order of all samples, shard after shard."""
     return Order(shards, None)
 
 
 def epoch_order(shards: Sequence[Shard], counts: np.ndarray | None, seed: int, epoch: int) -> Order:
-    """An epoch before it is shuffled in a buffer.
+    """Returns the order of an epoch before it is shuffled in a buffer.
 
     Args:
-        shards: of the split.
-        counts: times that each sample comes, in the order of `shards`; None: once.
-        seed: of the run.
-        epoch: from 0.
+        shards: the shards of the split.
+        counts: how often each sample occurs, in the order of `shards`; None means once.
+        seed: the seed of the run.
+        epoch: the number of the epoch, from 0.
     """
     return Order(shards, counts).shuffled(random.Random(f"shards {seed} {epoch}"))
 
 
 def share(total: int, part: int, parts: int) -> tuple[int, int]:
-    """Start and stop of the `part`-th of `parts` contiguous ranges that cover `total`; the first ones are longer by 1."""
+    """Returns start and stop of range `part` of `parts` contiguous ranges over `total`; the first ones may be longer by 1."""
     size, longer = divmod(total, parts)
     start = size * part + min(part, longer)
     return start, start + size + (part < longer)
 
 
 def shuffle(positions: np.ndarray, size: int, seed: str) -> Iterator[Position]:
-    """The same positions in an order that is random within a buffer of `size`."""
+    """Yields the same positions in an order that is random within a buffer of `size` positions."""
     return webdataset.shuffle(size, initial=size, rng=random.Random(seed))(as_positions(positions))
 
 
 def as_positions(positions: np.ndarray) -> Iterable[Position]:
-    """Rows of an order."""
+    """Yields the rows of an order as positions."""
     return (Position(*row) for row in positions.tolist())

@@ -1,4 +1,4 @@
-"""Raw samples by position: the headers of a shard are read once, a sample's bytes only when it is asked for."""
+"""Reads raw samples by position. The headers of a shard are read once, the bytes of a sample only on request."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 
 MAX_OPEN = 64
-"""Shards kept open; a shuffle buffer rarely spans more."""
+"""Number of shards that are kept open. A shuffle buffer rarely spans more."""
 
 MAX_KNOWN = 128
-"""Shards whose headers are remembered, at some 0.5 kB a sample."""
+"""Number of shards whose headers are kept in memory, at about 0.5 kB per sample."""
 
 
 class _Member(NamedTuple):
-    """A file in a shard."""
+    """Describes a file in a shard."""
 
     suffix: str
     offset: int
@@ -42,14 +42,14 @@ class _Sample(NamedTuple):
 
 
 class Reader:
-    """Samples of a split, in any order, within `with`; what it knows of the shards outlives that.
+    """Reads samples of a split in any order, inside a `with` block. The headers it has read stay in memory afterwards.
 
-    Shards at a URL are copied to this machine (see `cache`), the next one of `expect` while one is read.
+    Shards at a URL are copied to this machine (see `cache`). While one shard is read, the next one of `expect` is copied.
 
     Args:
-        where: folder of the data set, or its URL.
-        shards: of the split.
-        cache_gib: GiB that copies of shards at URLs may take.
+        where: the folder of the data set, or its URL.
+        shards: the shards of the split.
+        cache_gib: the GiB that copies of shards at URLs may take.
     """
 
     def __init__(self, where: Path | str, shards: Sequence[Shard], *, cache_gib: float = 32.0) -> None:
@@ -85,14 +85,14 @@ class Reader:
             self._files.popitem()[1].close()
 
     def expect(self, shards: Iterable[int]) -> None:
-        """The shards that will be read, in order of their first samples."""
+        """Announces the shards that will be read, in the order of their first samples."""
         self._next = dict(pairwise(shards))
 
     def read(self, shard: int, index: int) -> dict[str, Any]:
-        """Sample `index` of shard `shard`: a dict of bytes by suffix, with __key__ and __url__ (the shard's name).
+        """Returns sample `index` of shard `shard`: a dict of bytes by suffix, with __key__ and __url__ (the shard's name).
 
         Raises:
-            DataError: a shard that is missing, damaged, or holds fewer samples than dataset.json says.
+            DataError: a shard is missing or damaged, or contains fewer samples than dataset.json says.
         """
         file = self._file(shard)
         if shard not in self._known:
@@ -116,7 +116,7 @@ class Reader:
         entry = self._shards[shard]
         if isinstance(self._folder, LocalFolder):
             try:
-                # Without a buffer no more than the headers is read.
+                # Without a buffer, only the headers are read.
                 return (self._folder.path / entry.name).open("rb", buffering=0)
             except FileNotFoundError as error:
                 raise DataError(
@@ -155,7 +155,7 @@ class Reader:
 
     def _content(self, file: FileIO, shard: int, index: int, offset: int, size: int) -> bytes:
         content = os.pread(file.fileno(), size, offset)
-        while len(content) < size:  # a network file system may give less than it was asked for
+        while len(content) < size:  # a network file system may return less than requested
             more = os.pread(file.fileno(), size - len(content), offset + len(content))
             if not more:
                 path = self._folder.at(self._shards[shard].name)
@@ -168,6 +168,6 @@ class Reader:
 
 
 def _fetch(cache: ShardCache, shard: Shard) -> None:
-    """Ahead of its reader, who meets the same faults and speaks of them."""
+    """Fetches a shard before its reader needs it. Errors are ignored, since the reader meets and reports the same ones."""
     with contextlib.suppress(ConnectionError, DataError, StoppedError):
         cache.open(shard).close()

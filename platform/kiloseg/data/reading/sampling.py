@@ -1,4 +1,4 @@
-"""Favouring rare classes: how often a sample comes in an epoch, and which of its classes a crop is placed over."""
+"""Favors rare classes: decides how often a sample occurs in an epoch and which of its classes a crop is placed over."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from kiloseg.data.index import NAME
 from kiloseg.storage.errors import DataError
 
 _WHOLE = 1 << 32
-"""Fractions of repeat factors are counted in parts of this, so that their sums are exact in any order."""
+"""Fractions of repeat factors are integers in units of 1 / 2^32, so that their sums are exact in any order."""
 
 
 class SampleClasses:
-    """The labels that occur in each sample of a split, in the order of its shards.
+    """Holds the labels that occur in each sample of a split, in the order of its shards.
 
     Args:
-        index: the rows of the split.
-        shards: of the split.
-        classes: of the run; others are passed over.
+        index: the index rows of the split.
+        shards: the shards of the split.
+        classes: the classes of the run; other classes are skipped.
 
     Raises:
         DataError: the index lists other samples than dataset.json.
@@ -44,7 +44,7 @@ class SampleClasses:
         used = np.isin(ids, classes.ids)
         owner = np.repeat(np.arange(len(lengths)), lengths)[used]
         self.labels = np.searchsorted(classes.ids, ids[used])
-        """Of all samples, one after another; those of sample i start at starts[i]."""
+        """The labels of all samples, one sample after another; those of sample i start at starts[i]."""
         self.starts = np.searchsorted(owner, np.arange(len(lengths) + 1))
         self.samples_per_class = np.bincount(self.labels, minlength=len(classes))
 
@@ -55,20 +55,20 @@ class SampleClasses:
         return len(self.starts) - 1
 
     def repeat_factors(self, threshold: float) -> np.ndarray:
-        """r(I) = max over the classes c of image I of max(1, sqrt(threshold / f(c))): float64 of shape (N,).
+        """Returns r(I) = max over classes c of image I of max(1, sqrt(threshold / f(c))): float64 of shape (N,).
 
-        f(c) is the share of samples that hold class c (LVIS, https://arxiv.org/abs/1908.03195, appendix B). A sample that
-        holds none of the classes has factor 1.
+        f(c) is the share of samples that contain class c (LVIS, https://arxiv.org/abs/1908.03195, appendix B). A sample
+        that contains none of the classes has factor 1.
         """
         factors = np.ones(len(self))
-        # The factor of a class that no sample holds is infinite, or 0 / 0, and never looked up.
+        # The factor of a class that no sample contains is infinite, or 0 / 0, and is never looked up.
         with np.errstate(divide="ignore", invalid="ignore"):
             of_class = np.sqrt(threshold * len(self) / self.samples_per_class)
         np.maximum.at(factors, np.repeat(np.arange(len(self)), np.diff(self.starts)), of_class[self.labels])
         return factors
 
     def rare_class(self, sample: int, rng: random.Random) -> int | None:
-        """A label of the sample, drawn with weight 1 / sqrt(samples that hold it); None where it has none."""
+        """Draws a label of the sample with weight 1 / sqrt(samples that contain it); None if the sample has no label."""
         labels = self[sample]
         if not len(labels):
             return None
@@ -76,21 +76,21 @@ class SampleClasses:
 
 
 class Repeats:
-    """How often each sample comes in an epoch: floor or ceiling of its repeat factor, which is its mean over epochs.
+    """Decides how often each sample occurs in an epoch: the floor or ceiling of its repeat factor, the mean over epochs.
 
-    Which fractions are rounded up is drawn by systematic sampling, in an order of samples that is drawn too: one number u
-    for the epoch, and the samples at which the running sum of fractions passes u, u + 1, u + 2, ... Then the length of an
-    epoch, the sum of all factors, varies by less than 1, and so the number of steps does not vary at all.
+    Systematic sampling in a random order of samples decides which fractions are rounded up. It draws one number u for the
+    epoch and takes the samples at which the running sum of fractions passes u, u + 1, u + 2, ... The length of an epoch,
+    the sum of all factors, then varies by at most 1, so the number of steps does not vary at all.
     """
 
     def __init__(self, factors: np.ndarray) -> None:
         self._floors = np.floor(factors).astype(np.int64)
         self._fractions = np.rint((factors - self._floors) * _WHOLE).astype(np.int64)
         self.least = int(self._floors.sum() + self._fractions.sum() // _WHOLE)
-        """Samples in the shortest epoch; there is at most one more."""
+        """Number of samples in the shortest epoch. Other epochs have at most one more."""
 
     def counts(self, seed: int, epoch: int) -> np.ndarray:
-        """Times that each sample comes in this epoch: int64 of shape (N,)."""
+        """Returns how often each sample occurs in this epoch: int64 of shape (N,)."""
         rng = np.random.default_rng(random.Random(f"repeats {seed} {epoch}").getrandbits(64))
         order = rng.permutation(len(self._floors))
         passed = np.cumsum(np.concatenate([[rng.integers(_WHOLE)], self._fractions[order]])) // _WHOLE

@@ -1,6 +1,6 @@
-"""Shared memory, through which loader processes hand over their batches: whether there is room, and what to say if not.
+"""Checks that there is enough shared memory, through which loader processes pass their batches, and explains errors.
 
-Containers often have little of it: Docker gives 64 MB to /dev/shm unless it is told otherwise.
+Containers often have little of it: by default, Docker gives 64 MB to /dev/shm.
 """
 
 from __future__ import annotations
@@ -12,21 +12,21 @@ from collections.abc import Iterator
 from kiloseg.storage.errors import DataError
 
 FOLDER = "/dev/shm"  # noqa: S108
-"""Where Linux keeps shared memory."""
+"""The folder in which Linux keeps shared memory."""
 
 NO_ROOM = ("No space left on device", "unable to allocate shared memory", "Bus error", "Cannot allocate memory")
-"""What torch says where shared memory is full."""
+"""Parts of the messages that torch gives when shared memory is full."""
 
 
 def require_room(num_bytes: int, settings: str) -> None:
-    """Refuses what does not fit into the shared memory that is free now.
+    """Raises an error if a size does not fit into the shared memory that is free now.
 
     Args:
-        num_bytes: what loader processes need at once.
-        settings: that decide how much, for the message.
+        num_bytes: the number of bytes that loader processes need at the same time.
+        settings: names of the settings that decide this size, for the message.
 
     Raises:
-        DataError: there is less. Systems without /dev/shm are not checked.
+        DataError: less shared memory is free. Systems without /dev/shm are not checked.
     """
     try:
         free = os.statvfs(FOLDER)
@@ -43,10 +43,10 @@ def require_room(num_bytes: int, settings: str) -> None:
 
 @contextlib.contextmanager
 def naming_settings(settings: str) -> Iterator[None]:
-    """Turns torch's errors about shared memory that is full into one that names the settings.
+    """Turns torch's errors about full shared memory into one that names the settings.
 
     Raises:
-        DataError: instead of them.
+        DataError: torch reported that shared memory is full.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Random scale, crop, flip and colour of a training sample."""
+"""Scales, crops, flips and recolors a training sample at random."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kiloseg.data.reading.color import change_colours, draw_jitter
 
 
 class NoSuchPixelError(ValueError):
-    """A crop was to be placed over a label that the image does not have."""
+    """Raised if a crop should be placed over a label that the image does not have."""
 
     def __init__(self, label: int) -> None:
         super().__init__(f"no pixel has label {label}")
@@ -23,7 +23,7 @@ class NoSuchPixelError(ValueError):
 
 
 class _Span(NamedTuple):
-    """Along one side: pixels `start` to `start + length` - 1 of the image become `size` pixels of the crop from `place`."""
+    """Maps pixels `start` to `start + length` - 1 of an image side to `size` pixels of the crop, starting at `place`."""
 
     start: int
     length: int
@@ -39,16 +39,16 @@ class _Span(NamedTuple):
         return slice(self.place, self.place + self.size)
 
     def nearest(self) -> np.ndarray:
-        """The image pixel under the centre of each crop pixel; int64 of shape (size,)."""
+        """Returns the image pixel under the center of each crop pixel: int64 of shape (size,)."""
         centres = (2 * np.arange(self.size) + 1) * self.length // (2 * self.size)
         return self.start + centres
 
 
 class Augment:
-    """Image and labels to a square training crop.
+    """Turns an image and its labels into a square training crop.
 
-    The window that becomes the crop is cut out before it is resized, which costs the area of the crop and not of the
-    image. Where the window leaves the image, the crop is black and labels are -1: padding is never trained on.
+    The window that becomes the crop is cut out before it is resized, so the cost depends on the area of the crop and not of
+    the image. Where the window extends past the image, the crop is black and labels are -1: padding is never trained on.
     """
 
     def __init__(self, data: Data) -> None:
@@ -63,17 +63,17 @@ class Augment:
         over: int | None = None,
         out: tuple[Tensor, Tensor] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """uint8 (H, W, 3) and signed integers (H, W) to uint8 (3, crop, crop) and int64 (crop, crop).
+        """Turns uint8 (H, W, 3) and signed integers (H, W) into uint8 (3, crop, crop) and int64 (crop, crop).
 
         Args:
             image_HW3: the image.
             labels_HW: its labels.
-            seed: alone decides what happens, whatever process this runs in.
-            over: a label that occurs; the window is one that holds a pixel of it, drawn at random.
-            out: tensors to write the crop to, labels of any integer type; the default makes new ones.
+            seed: decides all random choices, independently of the process this runs in.
+            over: a label that occurs in the image; the random window then contains a pixel of it, drawn at random.
+            out: tensors to write the crop to, with labels of any integer type; the default makes new ones.
 
         Raises:
-            NoSuchPixelError: `over` does not occur.
+            NoSuchPixelError: `over` does not occur in the image.
         """
         crop = self.data.crop
         rng = random.Random(seed)
@@ -109,7 +109,7 @@ class Augment:
         return out
 
     def _resized(self, image_HW3: np.ndarray, size: tuple[int, int], rng: random.Random) -> Tensor:
-        """The image at this size, uint8 (3, H, W), its colours changed where it has fewer pixels."""
+        """Returns the image at this size, uint8 (3, H, W). Colors are changed before or after, where there are fewer pixels."""
         jitter = draw_jitter(self.data.jitter, rng) if self.data.jitter else None
         grows = math.prod(size) >= math.prod(image_HW3.shape[:2])
         if jitter is not None and grows:
@@ -122,9 +122,9 @@ class Augment:
 
 
 def _resize(image_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """What `interpolate(mode="bilinear", antialias=True)` gives, bit for bit, in half of its time.
+    """Resizes exactly as `interpolate(mode="bilinear", antialias=True)` does, bit for bit, in half the time.
 
-    That function has a result with channels outermost, and spends most of its time on bringing them there.
+    That function returns channels outermost and spends most of its time on moving them there.
     """
     resized = torch.empty((1, *size, 3), dtype=torch.uint8)
     image_13HW = torch.from_numpy(np.ascontiguousarray(image_HW3))[None].permute(0, 3, 1, 2)
@@ -133,7 +133,7 @@ def _resize(image_HW3: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 def _pixel_of(labels_HW: np.ndarray, label: int, rng: random.Random) -> tuple[int, int]:
-    """Row and column of a random pixel with this label."""
+    """Returns the row and column of a random pixel with this label."""
     found = np.flatnonzero(labels_HW == label)
     if not len(found):
         raise NoSuchPixelError(label)
@@ -141,7 +141,7 @@ def _pixel_of(labels_HW: np.ndarray, label: int, rng: random.Random) -> tuple[in
 
 
 def _span(length: int, window: int, crop: int, over: int | None, rng: random.Random) -> _Span:
-    """A random place of the window in an image side of `length` pixels, or of the whole side in a longer window."""
+    """Places the window at random in an image side of `length` pixels, or the whole side at random in a longer window."""
     if window > length:
         size = min(max(round(length * crop / window), 1), crop)
         return _Span(0, length, rng.randrange(crop - size + 1), size)

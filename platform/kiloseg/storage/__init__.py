@@ -1,1 +1,1 @@
-"""Where bytes lie: file systems, the cache of remote files, and leases."""
+"""This package stores bytes: it has file systems, the cache of remote files, and leases."""

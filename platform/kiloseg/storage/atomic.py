@@ -1,4 +1,4 @@
-"""Files that appear under their name whole or not at all."""
+"""Writes files that appear under their name either complete or not at all."""
 
 from __future__ import annotations
 
@@ -10,22 +10,22 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = ".partial"
-"""Suffix of a file that is not finished; with it a folder shows what an interruption left behind."""
+"""Suffix of a file that is not finished, so that files left by an interruption can be recognized."""
 
 
 @contextlib.contextmanager
 def whole_file(path: Path, *, shared: bool = False, durable: bool = False, buffering: int = -1) -> Iterator[IO[bytes]]:
-    """Opens a file for writing that takes its name, in place of an older one, when the block ends without an error.
+    """Opens a file for writing that replaces any older file of its name when the block ends without an error.
 
     Args:
-        path: the file; its folder is there.
-        shared: several processes may write the file at once, so each writes to a partial file of its own. Otherwise what
-            a killed process left behind is overwritten by the next one.
-        durable: the bytes are on the disk, and not only with the operating system, before the file takes its name.
-        buffering: as the built-in `open` takes it.
+        path: the path of the file; its folder must exist.
+        shared: whether several processes may write the file at the same time. Each then writes to its own partial file.
+            Otherwise, a partial file that a killed process left is overwritten by the next one.
+        durable: whether the bytes must be on the disk, and not only in the operating system, before the file is renamed.
+        buffering: the same as for the built-in `open`.
 
     Raises:
-        OSError: the file cannot be written; the partial file is removed, and an older file stays as it is.
+        OSError: the file cannot be written; the partial file is removed, and an older file stays unchanged.
     """
     partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL}" if shared else path.name + PARTIAL)
     try:
@@ -42,7 +42,7 @@ def whole_file(path: Path, *, shared: bool = False, durable: bool = False, buffe
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears under its name whole or not at all; makes its folder; raises as `whole_file`."""
+    """Writes a file that appears complete or not at all, and makes its folder. Raises the same errors as `whole_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with whole_file(path) as file:
         file.write(content)

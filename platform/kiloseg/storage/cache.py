@@ -1,7 +1,8 @@
-"""Shards of a data set at a URL, copied to this machine to be read there.
+"""Copies shards of a data set at a URL to this machine, where they are read.
 
 All processes of a user share the copies, which are named by their digests, so that a shard is fetched once for all epochs,
-trials and loader processes while it is among those used last. A copy may go at any time: who has opened it reads on.
+trials and loader processes while it is among those used last. A copy may be removed at any time: a process that has opened
+it can still read it.
 """
 
 from __future__ import annotations
@@ -25,38 +26,39 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import RemoteFolder
 
 WAITS = 1.0, 5.0
-"""Seconds before the second and the third attempt to fetch a shard."""
+"""Seconds to wait before the second and the third attempt to fetch a shard."""
 
 ABANDONED = 3600.0
-"""Seconds after which what is not finished was left by a process that died."""
+"""Age in seconds from which an unfinished file counts as left by a process that died."""
 
 
 class DigestedFile(Protocol):
-    """A file whose size and digest are known before it is fetched, such as a shard of a data set."""
+    """Describes a file whose size and digest are known before it is fetched, such as a shard of a data set."""
 
     @property
     def name(self) -> str:
-        """Name in its folder."""
+        """The name of the file in its folder."""
 
     @property
     def bytes(self) -> int:
-        """Size."""
+        """The size of the file in bytes."""
 
     @property
     def sha256(self) -> str:
-        """Digest of its content, in hexadecimal digits."""
+        """The sha256 digest of its content in hexadecimal digits."""
 
 
 class StoppedError(Exception):
-    """Fetching was given up on purpose."""
+    """Raised if fetching was stopped on purpose."""
 
 
 class ShardCache:
-    """Copies of shards of one data set.
+    """Manages the copies of the shards of one data set.
 
     Args:
-        folder: where the data set lies.
-        limit: bytes that all copies may take, of other data sets too; what was used longest ago goes first.
+        folder: the folder of the data set.
+        limit: the bytes that all copies may take, including those of other data sets. The least recently used copy is
+            removed first.
     """
 
     def __init__(self, folder: RemoteFolder, limit: int) -> None:
@@ -66,16 +68,16 @@ class ShardCache:
         self._stopped = threading.Event()
 
     def stop(self) -> None:
-        """Ends what other threads fetch, with StoppedError."""
+        """Stops other threads that are fetching; they raise StoppedError."""
         self._stopped.set()
 
     def open(self, shard: DigestedFile) -> FileIO:
-        """The copy of a shard, whole and with its digest, for reading; fetched where there is none.
+        """Opens the complete copy of a shard for reading. Fetches the shard and checks its digest if there is no copy.
 
         Raises:
             ConnectionError: the filesystem does not answer.
-            DataError: the shard is missing or not what dataset.json says, or there is no room for it here.
-            StoppedError: `stop` was called meanwhile.
+            DataError: the shard is missing or differs from dataset.json, or there is no room for it here.
+            StoppedError: `stop` was called in the meantime.
         """
         path = self._directory / f"{shard.sha256}.tar"
         try:
@@ -100,7 +102,7 @@ class ShardCache:
 
     @contextlib.contextmanager
     def _lock(self, shard: DigestedFile) -> Iterator[None]:
-        """One process at a time fetches a shard; the system ends the lock of one that dies."""
+        """Lets only one process at a time fetch a shard. The system releases the lock of a process that dies."""
         with FileLock(self._directory / f"{shard.sha256[:2]}.lock"):
             yield
 
@@ -133,7 +135,7 @@ class ShardCache:
                         "data set again"
                     )
                 partial.flush()
-                # Opened before it takes its name: from then on another process may remove it to make room.
+                # Opened before it is renamed, since from then on another process may remove it to make room.
                 return FileIO(partial.name)
         except FileNotFoundError as error:
             raise DataError(
@@ -141,7 +143,7 @@ class ShardCache:
             ) from error
 
     def _make_room(self, wanted: int) -> None:
-        """Removes what was used longest ago until `wanted` bytes more fit."""
+        """Removes the least recently used copies until `wanted` more bytes fit."""
         now = time.time()
         copies = []
         for path in (*self._directory.glob("*.tar"), *self._directory.glob(f"*{PARTIAL}")):
@@ -157,7 +159,7 @@ class ShardCache:
 
 
 def _opened(path: Path, shard: DigestedFile) -> FileIO | None:
-    """A whole copy, noted as used just now; None where there is none."""
+    """Opens a complete copy and marks it as just used; None if there is none."""
     try:
         file = FileIO(path)
     except FileNotFoundError:
@@ -165,5 +167,5 @@ def _opened(path: Path, shard: DigestedFile) -> FileIO | None:
     if os.fstat(file.fileno()).st_size == shard.bytes:
         os.utime(file.fileno())
         return file
-    file.close()  # cut short by something else
+    file.close()  # something else truncated it
     return None

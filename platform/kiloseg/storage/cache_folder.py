@@ -1,4 +1,4 @@
-"""The one folder for what can be made or fetched again: compiled kernels and copies of remote shards."""
+"""Finds the one folder for files that can be made or fetched again: compiled kernels and copies of remote shards."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import platformdirs
 
 
 def cache_folder() -> Path:
-    """The folder that KILOSEG_CACHE names, else `kiloseg` in the user's cache folder.
+    """Returns the folder that KILOSEG_CACHE names, or otherwise `kiloseg` in the user's cache folder.
 
-    The user's cache folder is the operating system's (~/.cache on Linux, ~/Library/Caches on macOS), or the one that
-    XDG_CACHE_HOME names on any of them.
+    The user's cache folder is the one that XDG_CACHE_HOME names on any system, or otherwise the default of the operating
+    system (~/.cache on Linux, ~/Library/Caches on macOS).
     """
     named = os.environ.get("KILOSEG_CACHE")
     if named:

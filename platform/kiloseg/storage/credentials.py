@@ -1,4 +1,4 @@
-"""Keeping users, passwords and keys out of URLs that are stored or shown."""
+"""Keeps users, passwords and keys out of URLs that are stored or shown."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ _USER = re.compile(
 
 
 def shown(location: str) -> str:
-    """A path or URL as messages and records may show it: without the user and password that a URL may hold."""
+    """Returns a path or URL as messages and records may show it: without the user and password that a URL may contain."""
     return _USER.sub(r"\g<scheme>", location)
 
 
 def require_no_credentials(name: str, location: str) -> None:
-    """Checks the path or URL of a setting, since settings are logged.
+    """Checks that the path or URL of a setting has no credentials, since settings are logged.
 
     Raises:
-        ValueError: a URL with a user or password, which the message does not repeat.
+        ValueError: the URL has a user or password, which the message does not repeat.
     """
     if _USER.match(location):
         hidden = _USER.sub(r"\g<scheme>...@", location)

@@ -1,5 +1,5 @@
-"""The error for input that cannot be used."""
+"""Defines the error for input that cannot be used."""
 
 
 class DataError(ValueError):
-    """Something is wrong with a data set; the message names the file or sample, what was expected and how to fix it."""
+    """Raised if a data set is wrong. The message names the file or sample, what was expected and how to fix it."""

@@ -1,7 +1,7 @@
-"""Where a data set lies: a folder of this machine, or one on any filesystem that pyarrow knows by a URL.
+"""Accesses the folder of a data set, on this machine or on any filesystem that pyarrow supports by URL.
 
-A local folder needs nothing but Python; pyarrow is imported for URLs alone. Whatever is written appears under its name
-whole or not at all: by renaming on this machine, by the end of an upload elsewhere.
+A local folder needs nothing but Python; pyarrow is imported only for URLs. A written file appears under its name complete
+or not at all: by renaming on this machine, or when an upload ends elsewhere.
 """
 
 from __future__ import annotations
@@ -20,50 +20,50 @@ from kiloseg.storage.credentials import shown
 from kiloseg.storage.errors import DataError
 
 WORK = PARTIAL
-"""Folder inside a data set's that holds what is not finished."""
+"""Name of the folder inside a data set's folder that holds unfinished files."""
 
 
 class LocalFolder:
-    """A folder of this machine, or of a filesystem mounted on it; it need not exist before it is written to."""
+    """Accesses a folder of this machine or of a mounted filesystem. It does not have to exist before it is written to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = str(path)
-        """As messages call it."""
+        """The name of the folder in messages."""
         self.location = str(path.absolute())
-        """As another process opens it."""
+        """The location by which another process can open the folder."""
 
     def at(self, name: str) -> str:
-        """A file in it, for messages."""
+        """Returns the name of a file in the folder for messages."""
         return str(self.path / name)
 
     def is_file(self) -> bool:
-        """Whether something that is no folder has this name."""
+        """Returns whether something that is not a folder has this name."""
         return self.path.exists() and not self.path.is_dir()
 
     def entries(self, inner: str = "") -> list[str]:
-        """Names of all files and folders directly inside, or in a folder inside, sorted; none where there is no folder."""
+        """Returns the sorted names of all files and folders directly inside, or in folder `inner`; none without a folder."""
         path = self.path / inner
         return sorted(entry.name for entry in path.iterdir()) if path.is_dir() else []
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file directly inside."""
+        """Returns the size in bytes of every file directly inside."""
         return {name: (self.path / name).stat().st_size for name in self.entries() if (self.path / name).is_file()}
 
     def open(self, name: str) -> IO[bytes]:
-        """For reading from start to end; raises FileNotFoundError."""
+        """Opens a file for reading from start to end; raises FileNotFoundError."""
         return (self.path / name).open("rb")
 
     def random_access(self, name: str) -> Any:
-        """What pyarrow.parquet reads parts of; FileNotFoundError comes at the latest when it is read."""
+        """Returns an object of which pyarrow.parquet can read parts. FileNotFoundError is raised now or when it is read."""
         return self.path / name
 
     def read(self, name: str) -> bytes:
-        """Raises FileNotFoundError."""
+        """Returns the content of a file; raises FileNotFoundError."""
         return (self.path / name).read_bytes()
 
     def sha256(self, name: str) -> str:
-        """Digest of a file, hexadecimal; raises FileNotFoundError."""
+        """Returns the sha256 digest of a file in hexadecimal digits; raises FileNotFoundError."""
         with (self.path / name).open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,20 +73,20 @@ class LocalFolder:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """An empty folder of this machine to write large files in before `put`; nobody else has it."""
+        """Provides an empty, private folder of this machine to write large files to before `put`."""
         folder = self.path / WORK
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="write-", dir=folder) as scratch:
             yield Path(scratch)
         with contextlib.suppress(OSError):
-            folder.rmdir()  # unless a build keeps more in it
+            folder.rmdir()  # fails if a build keeps more files in it
 
     def put(self, source: Path, name: str) -> None:
-        """Gives a finished file in `scratch` its place."""
+        """Moves a finished file from `scratch` to its place."""
         source.replace(self.path / name)
 
     def remove(self, name: str) -> None:
-        """Removes a file, or a folder with all it holds, or nothing where there is none of that name."""
+        """Removes a file, or a folder with its content; does nothing if the name does not exist."""
         if (self.path / name).is_dir():
             shutil.rmtree(self.path / name)
         else:
@@ -94,12 +94,15 @@ class LocalFolder:
 
 
 class RemoteFolder:
-    """The same on any filesystem that pyarrow knows by a URL, such as s3://BUCKET/FOLDER?region=... and gs://BUCKET/FOLDER.
+    """Accesses a folder on any filesystem that pyarrow supports by URL, in the same way as LocalFolder.
 
-    Credentials come from the environment, as the filesystem's own tools take them.
+    Examples of URLs are s3://BUCKET/FOLDER?region=... and gs://BUCKET/FOLDER.
+
+    Credentials come from the environment, as for the filesystem's own tools.
 
     Raises:
-        ConnectionError: from every method, where the filesystem does not answer or refuses; names the URL and the mend.
+        ConnectionError: the filesystem does not answer or denies access. Every method can raise it; the message names the
+            URL and the fix.
     """
 
     def __init__(self, url: str) -> None:
@@ -107,7 +110,7 @@ class RemoteFolder:
 
         parts = urllib.parse.urlsplit(url)
         self.name = f"{parts.scheme}://{shown(url).partition('://')[2].partition('?')[0].rstrip('/')}"
-        """As messages call it: without credentials and options."""
+        """The name of the folder in messages, without credentials and options."""
         self.location = url
         with self._reaching("opened"):
             try:
@@ -122,22 +125,22 @@ class RemoteFolder:
             raise DataError(f"{self.name}: expected a folder inside a bucket, as {parts.scheme}://BUCKET/FOLDER")
 
     def at(self, name: str) -> str:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         return f"{self.name}/{name}"
 
     def is_file(self) -> bool:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         from pyarrow.fs import FileType
 
         with self._reaching("read"):
             return self._files.get_file_info(self._path).type == FileType.File
 
     def entries(self, inner: str = "") -> list[str]:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         return sorted(found.base_name for found in self._list(inner))
 
     def sizes(self) -> dict[str, int]:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         return {found.base_name: found.size for found in self._list("") if found.is_file}
 
     def _list(self, inner: str) -> list[Any]:
@@ -147,35 +150,35 @@ class RemoteFolder:
             return self._files.get_file_info(FileSelector(f"{self._path}/{inner}".rstrip("/"), allow_not_found=True))
 
     def open(self, name: str) -> IO[bytes]:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         with self._reaching("read"):
             return self._files.open_input_stream(f"{self._path}/{name}", compression=None, buffer_size=2**20)
 
     def random_access(self, name: str) -> Any:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         with self._reaching("read"):
             return self._files.open_input_file(f"{self._path}/{name}")
 
     def read(self, name: str) -> bytes:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         with self._reaching("read"), self.open(name) as file:
             return file.read()
 
     def blocks(self, name: str) -> Iterator[bytes]:
-        """A file from start to end, 1 MiB at a time; raises FileNotFoundError."""
+        """Yields a file from start to end, 1 MiB at a time; raises FileNotFoundError."""
         with self._reaching("read"), self.open(name) as file:
             while block := file.read(2**20):
                 yield block
 
     def sha256(self, name: str) -> str:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         digest = hashlib.sha256()
         for block in self.blocks(name):
             digest.update(block)
         return digest.hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         with (
             self._reaching("written"),
             self._files.open_output_stream(f"{self._path}/{name}", compression=None) as file,
@@ -184,19 +187,19 @@ class RemoteFolder:
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         with tempfile.TemporaryDirectory(prefix="kiloseg-") as folder:
             yield Path(folder)
 
     def put(self, source: Path, name: str) -> None:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         from pyarrow.fs import LocalFileSystem, copy_files
 
         with self._reaching("written"):
             copy_files(str(source), f"{self._path}/{name}", LocalFileSystem(), self._files)
 
     def remove(self, name: str) -> None:
-        """As LocalFolder."""
+        """Does the same as in LocalFolder."""
         path = f"{self._path}/{name}"
         with self._reaching("written"):
             found = self._files.get_file_info(path)
@@ -221,11 +224,11 @@ Folder = LocalFolder | RemoteFolder
 
 
 def open_folder(where: Path | str) -> Folder:
-    """The folder that a path or URL names.
+    """Returns the folder that a path or URL names.
 
     Raises:
-        ConnectionError: as `RemoteFolder`.
-        DataError: a URL that names no folder of a filesystem.
+        ConnectionError: `RemoteFolder` raised it.
+        DataError: the URL does not name a folder of a filesystem.
     """
     if not isinstance(where, str) or "://" not in where:
         return LocalFolder(Path(where))
@@ -236,13 +239,13 @@ def open_folder(where: Path | str) -> Folder:
 
 
 def inside(location: str, name: str) -> str:
-    """The path or URL of what is called `name` in the folder at a path or URL."""
+    """Returns the path or URL of the entry `name` in the folder at a path or URL."""
     place, mark, options = location.partition("?") if "://" in location else (location, "", "")
     return f"{place.rstrip('/')}/{name}{mark}{options}"
 
 
 def holder(location: Path | str) -> tuple[Folder, str]:
-    """The folder that a file is in and the file's name there, from its path or URL; raises as `open_folder`."""
+    """Returns the folder of a file and its name there, from its path or URL. Raises the same errors as `open_folder`."""
     if not isinstance(location, str) or "://" not in location:
         return LocalFolder(Path(location).parent), Path(location).name
     place, mark, options = location.partition("?")

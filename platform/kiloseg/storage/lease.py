@@ -1,4 +1,7 @@
-"""A lease on a study: a small file in its folder, renewed while its process lives, so that two never write into one study."""
+"""Holds a lease on a study, so that two processes never write into one study.
+
+The lease is a small file in the study's folder that is renewed while its process lives.
+"""
 
 from __future__ import annotations
 
@@ -22,30 +25,30 @@ FILE = "running.json"
 RENEWED_EVERY_S = 10.0
 LAPSES_AFTER_S = 60.0
 WATCHED_S = 2.5 * RENEWED_EVERY_S
-"""How long a lease of another machine that seems to have lapsed is watched, since the clocks of two machines differ."""
+"""Seconds for which another machine's apparently expired lease is watched, since the clocks of two machines differ."""
 SETTLES_S = 1.0
-"""How long two processes that take the same lease at once may not see each other's."""
+"""Seconds for which two processes that take the same lease at the same time may not see each other's lease."""
 SAME_START_S = 2.0
-"""Times at which a process began that differ by less are of one process: they are computed from the machine's clock."""
+"""Start times that differ by less than this many seconds mean the same process, since they come from the machine's clock."""
 
 
 class StudyRunningError(RuntimeError):
-    """Another process runs the study."""
+    """Raised if another process runs the study."""
 
 
 class Lease:
     """Holds a study for this process until `release`, the end of its `with` block, or the death of the process.
 
-    A process that was suspended, or cut off from the storage, for so long that another took the study over ends by SIGTERM
-    as soon as it sees that.
+    A process that was suspended or cut off from the storage for so long that another process took over the study ends
+    itself by SIGTERM as soon as it notices that.
 
     Args:
         folder: the study's folder.
         name: the study's name, for messages.
-        contested: other processes may take the lease at the same time, as when a study is resumed.
+        contested: whether other processes may take the lease at the same time, for example when a study is resumed.
 
     Raises:
-        StudyRunningError: another process holds it: one that lives on this machine, or one on another machine that renewed
+        StudyRunningError: another process holds the lease. It is alive on this machine, or is on another machine and renewed
             its lease within the last minute.
     """
 
@@ -53,10 +56,10 @@ class Lease:
         self._folder = folder
         self._name = name
         self.lost = False
-        """Whether another process has taken the study over."""
+        """Whether another process has taken over the study."""
         _check_free(folder, name)
         self._token = f"{_machine()} {os.getpid()} {time.time_ns()}"
-        with contextlib.suppress(FileNotFoundError):  # another process removed the folder's file meanwhile
+        with contextlib.suppress(FileNotFoundError):  # another process has removed the file
             self._renew()
         if contested:
             time.sleep(SETTLES_S)
@@ -76,14 +79,14 @@ class Lease:
         self.release()
 
     def release(self) -> None:
-        """Gives the study up, so that another process may run it."""
+        """Releases the study, so that another process may run it."""
         self._ended.set()
         self._thread.join()
         try:
             holder = _read(self._folder)
             if holder is not None and holder["token"] == self._token:
                 self._folder.remove(FILE)
-        except OSError as error:  # of a storage that is away; the lease lapses by itself
+        except OSError as error:  # the storage is unavailable; the lease expires by itself
             logger.warning("%s cannot be removed (%s); it lapses in a minute", self._folder.at(FILE), error)
 
     def _keep(self) -> None:
@@ -98,7 +101,7 @@ class Lease:
                     os.kill(os.getpid(), signal.SIGTERM)
                     return
                 self._renew()
-            except OSError as error:  # a full disk, or a server that is away
+            except OSError as error:  # the disk is full, or a server is unavailable
                 logger.warning("%s cannot be renewed (%s)", self._folder.at(FILE), error)
 
     def _renew(self) -> None:
@@ -144,14 +147,14 @@ def _check_free(folder: Folder, name: str) -> None:
 
 
 def _is_gone(holder: dict[str, Any], age_s: float) -> bool:
-    """Whether the process of this machine that wrote a lease `age_s` seconds ago has ended."""
+    """Returns whether the process of this machine that wrote a lease `age_s` seconds ago has ended."""
     began = _create_time(holder["pid"])
     if began is None:
         return True
     known = holder.get("create_time")
     if known is not None and abs(began - known) < SAME_START_S:
         return False
-    # Another process may have got the number, or the clock was set since: then the lease is still renewed.
+    # Another process may have the same number now, or the clock may have been set; a lease in use is still renewed.
     return age_s >= LAPSES_AFTER_S
 
 
@@ -163,14 +166,14 @@ def _read(folder: Folder) -> dict[str, Any] | None:
 
 
 def _machine() -> str:
-    """Names what a process number is valid in: this machine, or on Linux one container of it."""
+    """Returns a name for the scope of process numbers: this machine, or on Linux one container of it."""
     namespace = Path("/proc/self/ns/pid")
     return f"{socket.gethostname()}/{namespace.stat().st_ino if namespace.exists() else 0}"
 
 
 def _create_time(pid: int) -> float | None:
-    """When a process began, in seconds since 1970; None where no process of that number is alive."""
-    import psutil  # takes a while, and who only reads a data set does without
+    """Returns when a process started, in seconds since 1970; None if no process with that number is alive."""
+    import psutil  # slow to import, and not needed for reading data sets
 
     try:
         process = psutil.Process(pid)

@@ -79,8 +79,8 @@ class Repeats:
     """Decides how often each sample occurs in an epoch: the floor or ceiling of its repeat factor, the mean over epochs.
 
     Systematic sampling in a random order of samples decides which fractions are rounded up. It draws one number u for the
-    epoch and takes the samples at which the running sum of fractions passes u, u + 1, u + 2, ... The length of an epoch,
-    the sum of all factors, then varies by at most 1, so the number of steps does not vary at all.
+    epoch and takes the samples at which the running sum of fractions passes u, u + 1, u + 2, ... The length of an epoch then
+    differs from the sum of all factors by less than 1, so the number of steps does not vary at all.
     """
 
     def __init__(self, factors: np.ndarray) -> None:

@@ -1,1 +1,1 @@
-"""Building data sets."""
+"""This package builds data sets."""

@@ -1,4 +1,4 @@
-"""Writes the shards of a data set in many processes, then its index and description; goes on where it was stopped."""
+"""Writes the shards of a data set in many processes, then its index and description. It resumes an interrupted build."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder, open_folder
 
 UNRECORDED = ("out", "processes", "address", "rebuild", "strict")
-"""Fields of `Output` that do not decide the bytes."""
+"""Fields of `Output` that do not affect the bytes of the data set."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """Where a builder writes to and with what: the arguments that all builders share."""
+    """Holds the arguments that all builders share: where to write the data set and with which resources."""
 
     out: str
     """Folder for dataset.json, index.parquet and the shards, or its URL on any filesystem that pyarrow knows (s3://...,
     gs://...): new, empty, or an earlier build of this data set."""
     shard_size: int = 500
-    """Samples in a shard."""
+    """Maximum number of samples in a shard."""
     processes: int = os.cpu_count() or 1
-    """Processes that work at once on this machine; with 1 everything happens in the one that was started."""
+    """Number of processes that work at the same time on this machine. With 1, the main process does everything."""
     address: str | None = None
-    """Ray cluster that builds the shards instead, such as auto or HOST:PORT; all its machines must see `out` and what is
-    read."""
+    """Ray cluster that builds the shards instead, such as auto or HOST:PORT. All its machines must have access to `out` and
+    to the files that are read."""
     rebuild: bool = False
-    """Build again what is complete and of the same settings, as where `python -m kiloseg.data.verify` finds damage."""
+    """Build a complete data set with the same settings again, for example if `python -m kiloseg.data.verify` finds damage."""
     strict: bool = False
-    """End with an error where the report has a warning, such as a class that is in val but not in train."""
+    """End with an error if the report has a warning, such as a class that is in val but not in train."""
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -59,7 +59,7 @@ class Output:
                 raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
 
     def settings(self) -> dict[str, Any]:
-        """All fields but those that say where and how fast: what decides the bytes, for a recipe. Paths become text."""
+        """Returns all fields that affect the bytes, for a recipe, so not where and how fast to write. Paths become text."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             name: str(value) if isinstance(value, Path) else value
@@ -68,7 +68,7 @@ class Output:
         }
 
     def command(self, script: str) -> str:
-        """The command line of `script` that gives these settings."""
+        """Returns the command line of `script` that gives these settings."""
         words = ["python", script, "--out", open_folder(self.out).name]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -86,7 +86,7 @@ class Output:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardTask:
-    """One shard to write: samples `start` to `stop` - 1 of a split."""
+    """Describes one shard to write: samples `start` to `stop` - 1 of a split."""
 
     split: str
     number: int
@@ -95,12 +95,12 @@ class ShardTask:
 
     @property
     def name(self) -> str:
-        """File name of the shard."""
+        """The file name of the shard."""
         return f"{self.split}-{self.number:06d}.tar"
 
 
 def plan_shards(split: str, num_samples: int, shard_size: int) -> list[ShardTask]:
-    """Cuts a split of `num_samples` into shards of at most `shard_size` samples."""
+    """Divides a split of `num_samples` into shards of at most `shard_size` samples."""
     starts = range(0, num_samples, shard_size)
     return [
         ShardTask(split=split, number=number, start=start, stop=min(start + shard_size, num_samples))
@@ -109,7 +109,7 @@ def plan_shards(split: str, num_samples: int, shard_size: int) -> list[ShardTask
 
 
 def up_to_date(directory: Path | str, recipe: dict[str, Any]) -> bool:
-    """Whether the folder holds a complete data set that was built by exactly this recipe (a JSON-able dict)."""
+    """Returns whether the folder has a complete data set that was built by exactly this recipe (a JSON-able dict)."""
     try:
         info = read_info(directory)
         for split in info.splits:
@@ -123,14 +123,14 @@ def up_to_date(directory: Path | str, recipe: dict[str, Any]) -> bool:
 
 
 def finished(output: Output, recipe: dict[str, Any]) -> DatasetInfo | None:
-    """The data set in `output.out` if it is complete and of this recipe, with a line that says so; else None.
+    """Returns the data set in `output.out` and prints a line if it is complete and has this recipe; None otherwise.
 
-    `build` asks this itself; a builder that prepares at length may ask before.
+    `build` calls this itself. A builder with a long preparation may call it first.
     """
     if output.rebuild or not up_to_date(output.out, _whole(output, recipe)):
         return None
     folder = open_folder(output.out)
-    folder.remove(WORK)  # where a build was stopped between its last two steps
+    folder.remove(WORK)  # it exists if a build was stopped between its last two steps
     info = read_info(output.out)
     print(f"{folder.name} is up to date: {_summary(info)}")
     return info
@@ -144,28 +144,28 @@ def build(
     *,
     left_out: Mapping[str, int] | None = None,
 ) -> DatasetInfo:
-    """Builds a data set in `output.out` unless it is there already, and prints a line about it.
+    """Builds a data set in `output.out` unless it already exists, and prints a line about it.
 
-    Shards that an interrupted build of the same recipe finished are kept. The driver holds a record per shard and no
-    samples, so its memory does not grow with them.
+    Shards that an interrupted build of the same recipe finished are kept. The driver holds one record per shard and no
+    samples, so its memory does not grow with the number of samples.
 
     Args:
-        output: where to, and with what.
-        info: the data set without its splits. `recipe` holds all that decides the bytes; the size of shards is added.
+        output: where to write and with which resources.
+        info: the data set without its splits. `recipe` has everything that affects the bytes; the shard size is added.
         tasks: the shards, in the order of the index.
-        make_samples: yields the samples of a shard. It runs in other processes, so it is a module's function or a partial
-            of one, and its script has `if __name__ == "__main__"`; on a cluster its paths must be absolute.
-        left_out: files that are not built from, by kind, for the report.
+        make_samples: yields the samples of a shard. It runs in other processes, so it must be a function of a module or a
+            partial of one, and its script must have `if __name__ == "__main__"`. On a cluster its paths must be absolute.
+        left_out: the number of files that are not used, by kind, for the report.
 
     Returns:
         `info` with its splits and report filled in.
 
     Raises:
         ConnectionError: the filesystem of a URL, or the cluster, does not answer.
-        DataError: `out` holds something else or cannot be written, the report warns where `strict` is set, or as
-            `write_shard`.
-        TypeError: a recipe that JSON cannot hold, or a `make_samples` that cannot be sent to other processes.
-        ValueError: no tasks.
+        DataError: `out` has other content or cannot be written, the report has a warning and `strict` is set, or
+            `write_shard` raised it.
+        TypeError: JSON cannot represent the recipe, or `make_samples` cannot be sent to other processes.
+        ValueError: there are no tasks.
     """
     if not tasks:
         raise ValueError(f"data set {info.name}: no shards to build; expected at least one sample in some split")
@@ -189,7 +189,7 @@ def build(
     with tqdm(total=total, unit=" samples", desc=info.name) as bar, closing(_spread(work, tasks, output)) as results:
         try:
             for task, result in results:
-                if not done:  # a cluster that writes where this machine does not look is found at once
+                if not done:  # detects at once a cluster that writes to a place this machine does not see
                     _rows(folder, task, digest)
                 done[task] = result
                 bar.update(task.stop - task.start)
@@ -227,7 +227,7 @@ def _finish(
     num_classes: int,
     digest: str,
 ) -> tuple[Shard, bool]:
-    """Makes sure that a shard and its record are there. Returns the shard, and whether it was there before."""
+    """Makes sure that a shard and its record exist. Returns the shard, and whether it existed before."""
     folder = open_folder(location)
     digest = _task_digest(digest, task)
     record = read_record(folder, task.name, digest)
@@ -246,7 +246,7 @@ def _finish(
 def _spread(
     work: functools.partial[tuple[Shard, bool]], tasks: list[ShardTask], output: Output
 ) -> Generator[tuple[ShardTask, tuple[Shard, bool]]]:
-    """Each task with its result, as they finish."""
+    """Yields each task with its result as soon as it finishes."""
     if output.address is None:
         return in_processes(work, tasks, processes=output.processes)
     try:
@@ -262,7 +262,7 @@ def _spread(
 
 
 def _rows(folder: Folder, task: ShardTask, digest: str) -> tuple[pyarrow.Table, Notes]:
-    """The index rows of a finished shard, and what was noted as it was written."""
+    """Returns the index rows of a finished shard and the notes taken while it was written."""
     record = read_record(folder, task.name, _task_digest(digest, task))
     if record is None:
         raise DataError(
@@ -273,7 +273,7 @@ def _rows(folder: Folder, task: ShardTask, digest: str) -> tuple[pyarrow.Table, 
 
 
 def _digest(info: DatasetInfo) -> str:
-    """Of all that the shards are made from."""
+    """Returns the digest of everything that the shards are made from."""
     content = json.dumps([FORMAT, info.name, info.classes, info.recipe], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
@@ -283,7 +283,7 @@ def _task_digest(digest: str, task: ShardTask) -> str:
 
 
 def _whole(output: Output, recipe: dict[str, Any]) -> dict[str, Any]:
-    """The recipe with what `build` itself decides, as it will be read back: tuples become lists."""
+    """Returns the recipe with the settings that `build` adds, as it will be read back: tuples become lists."""
     try:
         return json.loads(json.dumps({**recipe, "shard_size": output.shard_size}))
     except TypeError as error:

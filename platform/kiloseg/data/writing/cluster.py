@@ -15,8 +15,8 @@ from ray.exceptions import RayTaskError
 PACKAGE = Path(__file__).parents[2]
 
 TASKS_PER_CPU = 2
-"""Tasks handed to Ray for each CPU of the cluster: one that runs and one that waits, so that an autoscaler sees a queue
-while the driver holds few results."""
+"""Number of tasks given to Ray for each CPU of the cluster: one runs and one waits, so that an autoscaler sees a queue while
+the driver holds few results."""
 
 Task = TypeVar("Task", bound=Hashable)
 Result = TypeVar("Result")
@@ -25,18 +25,18 @@ Result = TypeVar("Result")
 def on_cluster(
     work: Callable[[Task], Result], tasks: Sequence[Task], *, address: str, code: str
 ) -> Generator[tuple[Task, Result]]:
-    """Runs `work` on each task, a CPU each, and yields tasks with their results as they finish.
+    """Runs `work` on each task with one CPU each, and yields tasks with their results as they finish.
 
     Args:
-        work: picklable; what it carries goes to the cluster once.
-        tasks: small.
-        address: as ray.init takes it. A Ray that this process is already connected to is used instead, as it is, and
-            stays; its workers must be able to import `code`, for which see `environment`.
-        code: name of the module that `work` is from; its folder goes to the workers, with this package.
+        work: a picklable function; its data are sent to the cluster once.
+        tasks: small objects.
+        address: the address for ray.init. If this process is already connected to Ray, that connection is used unchanged
+            and stays open; its workers must be able to import `code`, see `environment`.
+        code: the name of the module that contains `work`. Its folder is sent to the workers, together with this package.
 
     Raises:
-        ConnectionError: no cluster answers there, or it does not take this process.
-        Exception: what `work` raises; tasks that run are ended.
+        ConnectionError: no cluster answers at the address, or it does not accept this process.
+        Exception: any exception that `work` raises; running tasks are ended.
     """
     connected = ray.is_initialized()
     if not connected:
@@ -78,7 +78,7 @@ def _connect(address: str, code: str) -> None:
 
 
 def _check(address: str) -> None:
-    """Ray itself asks for minutes before it says that nobody answers."""
+    """Checks that something answers at the address, since Ray itself tries for minutes before it reports that nothing does."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return
@@ -98,11 +98,11 @@ def _result(reference: ray.ObjectRef) -> Any:
     try:
         return ray.get(reference)
     except RayTaskError as error:
-        raise error.cause from error  # its own kind and message, not a report on the worker
+        raise error.cause from error  # the original type and message, not a report about the worker
 
 
 def environment(code: str) -> dict[str, Any]:
-    """A runtime environment for ray.init: this checkout's package, and the source root of the module `code`."""
+    """Returns a runtime environment for ray.init with this checkout's package and the source root of the module `code`."""
     found: dict[str, Any] = {"py_modules": [str(PACKAGE)]}
     file = getattr(sys.modules.get(code), "__file__", None)
     if code.partition(".")[0] != "kiloseg" and file is not None:

@@ -1,4 +1,4 @@
-"""What a folder that cannot be written to is called."""
+"""Turns errors about a folder that cannot be written into a DataError."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.ENOEN
 
 @contextmanager
 def writing(folder: Folder) -> Iterator[None]:
-    """Raises DataError, with what to do, where the folder cannot be written; other errors are the builder's own."""
+    """Raises DataError, which says what to do, if the folder cannot be written. Errors of the builder pass unchanged."""
     try:
         yield
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Spreads the shards of a build over processes of this machine."""
+"""Distributes the shards of a build over processes of this machine."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ Result = TypeVar("Result")
 def in_processes(
     work: Callable[[Task], Result], tasks: Sequence[Task], *, processes: int
 ) -> Generator[tuple[Task, Result]]:
-    """Runs `work` on each task and yields tasks with their results as they finish; one process is this one.
+    """Runs `work` on each task and yields tasks with their results as they finish. A single process is this one.
 
     Raises:
-        DataError: a process was ended from outside; names the tasks that it may have been at.
+        DataError: a process was killed from outside; the message names the tasks that it may have been running.
         TypeError: `work` cannot be pickled.
-        Exception: what `work` raises; tasks that run are waited for.
+        Exception: any exception that `work` raises, after running tasks have finished.
     """
     if processes == 1:
         for task in tasks:
             yield task, work(task)
         return
-    # Pickled once and sent once to each process: what `work` carries may be large.
+    # Pickled once and sent once to each process, since the data of `work` may be large.
     try:
         pickled = pickle.dumps(work)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise TypeError(
             f"{work} cannot be sent to another process ({error}); expected a module's function, or a partial of one"
         ) from error
-    # Spawned, not forked: the caller may hold threads (Ray, a notebook).
+    # Spawned, not forked, since the caller may have threads (Ray, a notebook).
     with ProcessPoolExecutor(
         min(processes, len(tasks)),
         mp_context=multiprocessing.get_context("spawn"),
@@ -52,7 +52,7 @@ def in_processes(
             for future in as_completed(futures):
                 yield futures[future], future.result()
         except BrokenProcessPool as error:
-            # Tasks are begun in order, so the process that ended was at one of the first that are not done.
+            # Tasks start in order, so the process that ended was running one of the first unfinished tasks.
             left = [task for future, task in futures.items() if future.exception() is not None]
             at = ", ".join(str(getattr(task, "name", task)) for task in left[: min(processes, len(left)) + 1])
             raise DataError(
@@ -70,9 +70,9 @@ _pickled: bytes = b""
 def _receive(pickled: bytes) -> None:
     global _pickled
     _pickled = pickled
-    # Ctrl-C reaches every process; the first one alone speaks of it.
+    # Ctrl-C reaches every process, but only the main process reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # Without this, processes whose parent was killed would wait for tasks for ever.
+    # Without this, processes whose parent was killed would wait for tasks forever.
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

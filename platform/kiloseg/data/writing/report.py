@@ -1,6 +1,6 @@
-"""The report that closes a build: what the data set holds, what was left out, and what looks wrong.
+"""Makes the report at the end of a build: what the data set contains, what was left out, and what looks wrong.
 
-It is kept in dataset.json under "report".
+The report is stored in dataset.json under "report".
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import pyarrow
 from kiloseg.data.writing.shard import Sample
 
 MOSTLY = 0.5
-"""A larger share of ignored pixels than this is warned of."""
+"""The report warns about a larger share of ignored pixels than this, from 0 to 1."""
 ALMOST_ALL = 0.99
-"""A class with a larger share of the labelled pixels than this is warned of."""
+"""The report warns about a class with a larger share of the labeled pixels than this, from 0 to 1."""
 NAMED = 8
-"""Classes or samples that a line names."""
+"""Number of classes or samples that a line names."""
 
 REGIONS, SHAPELESS, HIDDEN, UNANNOTATED = (
     "regions",
@@ -41,15 +41,15 @@ WORDS = {
 
 @dataclass
 class Notes:
-    """What is noted while the samples of a shard are written, for the report."""
+    """Collects facts for the report while the samples of a shard are written."""
 
     counts: Counter[str] = field(default_factory=Counter)
     """Sums of `Sample.counts`."""
     images: list[str] = field(default_factory=list)
-    """A short digest of each image's bytes, where they are a file's."""
+    """A short digest of the bytes of each image that comes from a file."""
 
     def following(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples, each noted as it passes."""
+        """Yields the samples and takes note of each one."""
         for sample in samples:
             self.counts.update(sample.counts)
             self.images.append(image_digest(sample.image) if isinstance(sample.image, bytes) else "")
@@ -57,16 +57,16 @@ class Notes:
 
 
 def image_digest(image: bytes) -> str:
-    """Equal for equal bytes, and hardly ever for others."""
+    """Returns a short digest that is equal for equal bytes and almost never equal for different ones."""
     return hashlib.blake2b(image, digest_size=10).hexdigest()
 
 
 class Tally:
-    """Adds up the index, a shard at a time, into a report.
+    """Adds up the index, one shard at a time, to make a report.
 
     Args:
-        classes: a name per class id.
-        background: id of the background, if there is one.
+        classes: one name per class id.
+        background: the id of the background, if there is one.
     """
 
     def __init__(self, classes: list[str], background: int | None) -> None:
@@ -80,7 +80,7 @@ class Tally:
         self._twins: dict[str, list[str]] = {"one split": [], "two splits": []}
 
     def add(self, split: str, rows: pyarrow.Table, notes: Notes) -> None:
-        """Adds a shard: its rows of the index, and what was noted as it was written."""
+        """Adds a shard: its rows of the index and the notes taken while it was written."""
         self._samples[split] += rows.num_rows
         heights, widths = (rows[name].to_numpy().astype(np.int64) for name in ("height", "width"))
         self._area[split] += int((heights * widths).sum())
@@ -97,7 +97,7 @@ class Tally:
                 self._twins[kind].append(f"{other_split} {other} = {split} {key}")
 
     def report(self, left_out: Mapping[str, int]) -> dict[str, Any]:
-        """The report, made of JSON's types; its "warnings" are sentences. `left_out`: files by kind, and how many."""
+        """Returns the report in JSON types; its "warnings" are sentences. `left_out` has the number of files by kind."""
         labelled = {split: int(pixels.sum()) for split, pixels in self._pixels.items()}
         shares = {split: 1 - labelled[split] / max(area, 1) for split, area in self._area.items()}
         found: dict[str, Any] = {
@@ -166,7 +166,7 @@ def _some(words: list[str]) -> str:
 
 
 def lines(report: Mapping[str, Any]) -> Iterator[str]:
-    """The report as it is printed: what is not zero, then the warnings."""
+    """Yields the lines of the report as they are printed: everything that is not zero, then the warnings."""
     for split, number in report["samples"].items():
         parts = [f"{number} samples", f"{report['ignored'][split]:.1%} of the pixels ignored"]
         if "background" in report:

@@ -1,6 +1,6 @@
-"""A shard: a tar file of samples, each KEY.jpg or KEY.png, KEY.mask.png and KEY.json.
+"""Writes a shard, a tar file of samples, each with KEY.jpg or KEY.png, KEY.mask.png and KEY.json.
 
-Needs NumPy and Pillow only.
+This needs only NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from kiloseg.storage.atomic import whole_file
 from kiloseg.storage.errors import DataError
 
 MAX_KEY_BYTES = 90
-"""The bytes of a key that fit into a tar header together with a suffix."""
+"""Maximum number of bytes in a key, so that it fits into a tar header together with a suffix."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One image with its mask, ready to be written.
+    """Holds one image with its mask, ready to be written.
 
     `image` is uint8 of shape (H, W, 3), or the bytes of a JPEG or PNG file that are stored as they are; `mask` is any
     integer type of shape (H, W) with class ids 0 to 65,534 and 65,535 for ignore.
@@ -38,18 +38,18 @@ class Sample:
     mask: np.ndarray
     meta: dict[str, Any] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
-    """What the report of the build adds up, such as objects that others hide; not stored with the sample."""
+    """Counts that the report of the build adds up, such as objects hidden by others. They are not stored with the sample."""
 
 
 def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> tuple[Shard, list[dict[str, Any]]]:
-    """Writes one shard; it appears under its name only when it is complete.
+    """Writes one shard, which appears under its name only when it is complete.
 
     Returns:
-        The shard's record and a row of the index per sample (see `index`).
+        The shard's record, and one row of the index per sample (see `index`).
 
     Raises:
-        DataError: a sample whose mask has another size than its image or an id outside the classes, or a key that
-            repeats or holds a dot or slash.
+        DataError: the mask of a sample differs in size from its image or has an id outside the classes, or a key
+            occurs twice or contains a dot or slash.
     """
     rows: list[dict[str, Any]] = []
     keys: set[str] = set()
@@ -101,7 +101,7 @@ def write_shard(path: Path, samples: Iterable[Sample], *, num_classes: int) -> t
 
 
 def _member(name: str, size: int) -> tarfile.TarInfo:
-    """Owner and time are fixed, so that equal samples give equal bytes."""
+    """Returns a tar header in which owner and time are fixed, so that equal samples give equal bytes."""
     member = tarfile.TarInfo(name)
     member.size, member.mode = size, 0o444
     member.uname = member.gname = "kiloseg"
@@ -109,6 +109,6 @@ def _member(name: str, size: int) -> tarfile.TarInfo:
 
 
 def file_sha256(path: Path) -> str:
-    """Digest of a file, hexadecimal."""
+    """Returns the sha256 digest of a file in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

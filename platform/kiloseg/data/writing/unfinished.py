@@ -1,9 +1,9 @@
-"""What a build keeps beside its shards while it is under way, so that it goes on after an interruption.
+"""Manages the files that a build keeps next to its shards while it runs, so that it can resume after an interruption.
 
     .partial/build.json             name of the data set, and every shard that this build or one before it may have left
     .partial/train-000000.parquet   a finished shard: its rows of the index, and in the metadata its record and digest
 
-The folder vanishes with the end of the build. A record counts only for the recipe it was written for, and only while its
+The folder is removed at the end of the build. A record is valid only for the recipe it was written for, and only while its
 shard still has the recorded bytes.
 """
 
@@ -30,22 +30,22 @@ _MEND = "choose another --out, or empty this one yourself"
 
 
 def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
-    """Begins, or goes on with, a build of data set `name` in the folder; removes shards that are not among `shards`.
+    """Starts or resumes a build of data set `name` in the folder, and removes shards that are not among `shards`.
 
     Raises:
-        DataError: building there would mix with, or replace, something that is not an earlier build of this data set.
+        DataError: the build would mix with or replace something that is not an earlier build of this data set.
     """
     planned = set(shards)
     earlier = _earlier_shards(folder, name)
-    # First of all, so that what is left behind by an interruption at any later point is known as this build's own.
+    # This comes first, so that files left by an interruption at any later point are recognized as files of this build.
     folder.write(_MARKER, json.dumps({"name": name, "shards": sorted(earlier | planned)}).encode())
     folder.remove(DESCRIPTION)
-    for shard in sorted(earlier - planned):  # a recipe with fewer samples would leave shards that nothing lists
+    for shard in sorted(earlier - planned):  # with fewer samples, old shards would remain that nothing lists
         folder.remove(shard)
 
 
 def _earlier_shards(folder: Folder, name: str) -> set[str]:
-    """Shards that an earlier build of the same data set may have left in the folder."""
+    """Returns the shards that an earlier build of the same data set may have left in the folder."""
     if folder.is_file():
         raise DataError(f"{folder.name} is a file: expected a folder to write the data set into")
     entries = folder.entries()
@@ -56,7 +56,10 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
         except DataError as error:
             raise DataError(f"{folder.name} holds something that is no readable data set ({error}); {_MEND}") from error
         found[info.name] = {shard.name for listed in info.splits.values() for shard in listed}
-    if WORK in entries and folder.entries(WORK) not in ([], [f"build.json{WORK}"]):  # else stopped as it began
+    if WORK in entries and folder.entries(WORK) not in (
+        [],
+        [f"build.json{WORK}"],
+    ):  # otherwise it was stopped at its start
         try:
             marker = json.loads(folder.read(_MARKER))
             found.setdefault(marker["name"], set()).update(marker["shards"])
@@ -78,7 +81,7 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
 
 
 def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], notes: Notes, digest: str) -> None:
-    """Records that a shard is finished. `rows` have all columns of the index, `digest` says what it was made from."""
+    """Records that a shard is finished. `rows` have all columns of the index; `digest` identifies what it was made from."""
     metadata = {
         "digest": digest,
         "shard": json.dumps(dataclasses.asdict(shard)),
@@ -91,7 +94,7 @@ def write_record(folder: Folder, shard: Shard, rows: list[dict[str, Any]], notes
 
 
 def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.Table, Notes] | None:
-    """Record, index rows and notes of a shard that was finished for the same digest; None where there is none."""
+    """Returns record, index rows and notes of a shard that was finished for the same digest; None if there is none."""
     try:
         content = pyarrow.BufferReader(folder.read(_record(name)))
         table = pyarrow.parquet.read_table(content, page_checksum_verification=True)
@@ -111,12 +114,12 @@ def read_record(folder: Folder, name: str, digest: str) -> tuple[Shard, pyarrow.
         KeyError,
         TypeError,
         ValueError,
-    ):  # none, or damaged, or of another version: the shard is built again
+    ):  # missing, damaged, or from another version: the shard is built again
         return None
 
 
 def is_intact(folder: Folder, shard: Shard) -> bool:
-    """Whether the file has the recorded size and sha256."""
+    """Returns whether the file has the recorded size and sha256."""
     if folder.sizes().get(shard.name) != shard.bytes:
         return False
     return folder.sha256(shard.name) == shard.sha256

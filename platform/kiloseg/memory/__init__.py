@@ -1,4 +1,4 @@
-"""Memory as a measurement, and as a plan."""
+"""This package measures and plans memory."""
 
 import importlib
 from typing import TYPE_CHECKING, Any
@@ -13,7 +13,7 @@ __all__ = ["GIB", "PeakMemory", "is_out_of_memory", "largest_batch", "parse_gib"
 
 
 def __getattr__(name: str) -> Any:
-    # The planner builds networks and takes steps, which measure memory themselves: it is imported when it is asked for.
+    # The planner builds networks and takes steps, which measure memory themselves, so it is imported only on demand.
     if name in ("largest_batch", "plan", "plan_evaluation"):
         return getattr(importlib.import_module("kiloseg.memory.planner"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""Counting the bytes of all tensors that are alive, operation by operation."""
+"""Counts the bytes of all live tensors, operation by operation."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveTensors(TorchDispatchMode):
-    """While entered, keeps the sum of the storages of all tensors that were added or that an operation returned.
+    """Sums up, while entered, the storages of all tensors that were added or that an operation returned.
 
     A storage counts once, however many views it has, until its last tensor is gone. The count depends on shapes and on
     the order of operations alone, so it is the same on every machine, and the same for fake tensors. What an operation
@@ -30,7 +30,7 @@ class LiveTensors(TorchDispatchMode):
         self._storages: dict[int, weakref.ref[torch.UntypedStorage]] = {}
 
     def add(self, *tensors: Tensor) -> None:
-        """Counts tensors that were made before."""
+        """Counts tensors that already exist."""
         for tensor in tensors:
             storage = tensor.untyped_storage()
             key = id(storage)
@@ -42,7 +42,7 @@ class LiveTensors(TorchDispatchMode):
         self.peak_bytes = max(self.peak_bytes, self.live_bytes)
 
     def add_state(self, holder: nn.Module | torch.optim.Optimizer) -> None:
-        """Counts parameters, buffers and gradients of a module, or the state of an optimiser."""
+        """Counts parameters, buffers and gradients of a module, or the state of an optimizer."""
         if isinstance(holder, nn.Module):
             tensors = [*holder.parameters(), *holder.buffers()]
             tensors += [parameter.grad for parameter in holder.parameters() if parameter.grad is not None]

@@ -1,4 +1,4 @@
-"""Telling an allocation that failed from other errors."""
+"""Distinguishes a failed allocation from other errors."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error, or what it came from, says that memory ran out: CUDA's, torch's CPU allocator's or Python's own."""
+    """Returns whether an error or its cause says that memory ran out, for CUDA, torch's CPU allocator or Python itself."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, torch.OutOfMemoryError | MemoryError):

@@ -1,4 +1,4 @@
-"""Peak memory of steps of training or validation: the allocator's on a GPU, the sum of live tensors on a CPU."""
+"""Measures peak memory of training or validation steps: the allocator's on a GPU, the sum of live tensors on a CPU."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ GIB = 2**30
 
 
 def parse_gib(amount: str, name: str) -> float:
-    """GiB in an amount such as "24GiB" or "24".
+    """Returns the GiB in an amount such as "24GiB" or "24".
 
     Args:
-        amount: as a user writes it.
-        name: of what the user gave, for the message.
+        amount: the text that a user wrote.
+        name: the name of the option that the user gave, for the message.
 
     Raises:
-        ValueError: anything else, or nothing at all.
+        ValueError: the text is anything else or empty.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(?:GiB)?", amount)
     if not match or float(match[1]) == 0:
@@ -31,16 +31,16 @@ def parse_gib(amount: str, name: str) -> float:
 
 
 class PeakMemory:
-    """Measures the peak over the steps run inside `with peak.step(...)`; over several steps the largest counts.
+    """Measures the peak over the steps run inside `with peak.step(...)`. Of several steps, the largest peak counts.
 
     On CUDA this is the allocator's peak, which costs nothing. On a CPU the process's own size says little (allocators
     keep what they freed, libraries and workers add to it), so live tensors are counted instead: parameters, gradients,
-    optimiser state, activations, inputs. Counting slows a step, so do it for two: the second already holds the
-    optimiser's state. torch.compile stands aside while tensors are counted.
+    optimizer state, activations, inputs. Counting slows a step, so do it for two: the second already has the optimizer's
+    state. torch.compile is inactive while tensors are counted.
 
     Args:
-        device: where the step runs.
-        external: modules and optimisers that exist before.
+        device: the device on which the step runs.
+        external: modules and optimizers that already exist.
     """
 
     def __init__(self, device: torch.device, *external: nn.Module | torch.optim.Optimizer) -> None:
@@ -51,22 +51,22 @@ class PeakMemory:
 
     @property
     def kind(self) -> str:
-        """What `gib` counts: "cuda_allocated" or "cpu_live_tensors"."""
+        """The kind of memory that `gib` counts: "cuda_allocated" or "cpu_live_tensors"."""
         return "cuda_allocated" if self.device.type == "cuda" else "cpu_live_tensors"
 
     @property
     def gib(self) -> float:
-        """Peak in GiB (2^30 bytes)."""
+        """The peak in GiB (2^30 bytes)."""
         return self._peak_bytes / GIB
 
     @property
     def reserved_gib(self) -> float | None:
-        """Peak in GiB of what CUDA's allocator held for itself, free blocks and all; None on a CPU, which has no such thing."""
+        """The peak in GiB that CUDA's allocator reserved, including free blocks; None on a CPU, which reserves nothing."""
         return self._reserved_bytes / GIB if self.device.type == "cuda" else None
 
     @contextlib.contextmanager
     def step(self, *inputs: Tensor) -> Iterator[None]:
-        """Measures what runs inside; `inputs` are the batch, made before."""
+        """Measures the code that runs inside; `inputs` are the tensors of the batch, which already exist."""
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
             yield

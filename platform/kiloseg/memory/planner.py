@@ -1,7 +1,7 @@
-"""Peak memory of a run that is not run: its own step on fake tensors, which have shapes but no data.
+"""Plans the peak memory of a run without running it: takes its step on fake tensors, which have shapes but no data.
 
-Nothing is trained and next to nothing allocated, so a laptop can say what fits on a card it does not have. The numbers
-are those that `PeakMemory` counts on a CPU: live tensors, without what an operation allocates for itself.
+Nothing is trained and almost nothing is allocated, so a laptop can say what fits on a card it does not have. The numbers
+are those that `PeakMemory` counts on a CPU: live tensors, without temporary memory inside an operation.
 """
 
 from __future__ import annotations
@@ -27,48 +27,49 @@ from kiloseg.training.step import autocast_of, training_step
 
 
 def plan(config: Config, *, num_classes: int | None = None) -> float:
-    """Peak GiB of a training step on one worker, without running it or owning a GPU.
+    """Returns the peak GiB of a training step on one worker, without running it or needing a GPU.
 
     Args:
-        config: the run. What decides: `model`, `loss`, `optimizer`, `data.num_classes` (or, where it is None, the data set at
-            `data.path`), `data.crop`, and of `trainer` batch_size, channels_last, checkpoint_activations and precision, where
-            auto is planned as float32. A compiled network is planned as if it were not.
-        num_classes: C in place of the config's, also beyond the 65,535 that a data set can hold.
+        config: the run. These settings count: `model`, `loss`, `optimizer`, `data.num_classes` (or, if it is None, the data
+            set at `data.path`), `data.crop`, and of `trainer` batch_size, channels_last, checkpoint_activations and
+            precision, where auto is planned as float32. A compiled network is planned as if it were not compiled.
+        num_classes: the number of classes C instead of the config's; it may exceed the 65,535 that a data set can hold.
 
     Raises:
-        ValueError: the number of classes is known from nowhere, or a model that cannot be built or trained.
+        ValueError: the number of classes is unknown, or the model cannot be built or trained.
     """
     return _fake_run(config, num_classes).training_gib(config.trainer.batch_size)
 
 
 def plan_evaluation(config: Config, *, num_classes: int | None = None, size: tuple[int, int] | None = None) -> float:
-    """Peak GiB of predicting a validation batch of `data.val_batch_size` images, the optimiser's state still held.
+    """Returns the peak GiB of predicting `data.val_batch_size` validation images, including the optimizer's state.
 
     Args:
         config: as for `plan`.
         num_classes: as for `plan`.
-        size: (H, W) of the images, multiples of 32; the training crop if not given.
+        size: the (H, W) of the images, in multiples of 32; the default is the training crop.
 
     Raises:
-        ValueError: as `plan`.
+        ValueError: as for `plan`.
     """
     run = _fake_run(config, num_classes)
     return run.evaluation_gib(config.data.val_batch_size, size or (config.data.crop, config.data.crop))
 
 
 def largest_batch(config: Config, budget_gib: float, *, num_classes: int | None = None) -> int:
-    """The most images per training step whose planned peak is within `budget_gib`; 0 if not even one image fits.
+    """Returns the most images per training step whose planned peak is within `budget_gib`; 0 if not even one fits.
 
-    Exact: one image more would not fit. A network that cannot train on a single image (batch normalisation of a 1 x 1 map
-    needs two) gets 0 where two do not fit.
+    The result is exact: one more image would not fit. For a network that cannot train on a single image (batch
+    normalization of a 1 x 1 map needs two), the result is 0 if two do not fit.
 
     Args:
-        config: as for `plan`; its `trainer.batch_size` plays no part.
-        budget_gib: above 0. Leave room for what is not counted: CUDA's context, convolution workspaces, fragmentation.
+        config: as for `plan`; its `trainer.batch_size` has no effect.
+        budget_gib: the budget in GiB, greater than 0. Leave room for memory that is not counted: CUDA's context, convolution
+            workspaces, fragmentation.
         num_classes: as for `plan`.
 
     Raises:
-        ValueError: as `plan`, or a budget that is not above 0.
+        ValueError: as for `plan`, or the budget is not greater than 0.
     """
     if not budget_gib > 0:
         raise ValueError(f"budget_gib = {budget_gib}: expected more than 0 GiB")
@@ -76,7 +77,7 @@ def largest_batch(config: Config, budget_gib: float, *, num_classes: int | None 
     fits, low = 2, peak_gib(2)
     if low > budget_gib:
         return _fits_alone(peak_gib, budget_gib)
-    # The peak is nearly affine in the batch, so the line through two points leads to the answer or next to it.
+    # The peak is nearly affine in the batch size, so the line through two points leads to the answer or close to it.
     other, high = 4, peak_gib(4)
     fails = None if high <= budget_gib else other
     if fails is None:
@@ -106,38 +107,38 @@ def _fits_alone(peak_gib: Callable[[int], float], budget_gib: float) -> int:
 
 def _fake_run(config: Config, num_classes: int | None) -> _FakeRun:
     num_classes = num_classes or _count_classes(config)
-    # Weights that are loaded weigh what those drawn do.
+    # Loaded weights take as much memory as random ones.
     return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes)
 
 
 @functools.lru_cache(maxsize=1)
 def _made(config: Config, num_classes: int) -> _FakeRun:
-    """Kept for the next question about the same run: making a network takes longer than a step of it."""
+    """Makes a fake run and caches it for further calls, since making a network takes longer than a step of it."""
     return _FakeRun(config, num_classes)
 
 
 class _FakeRun:
-    """Model and optimiser of a run on fake tensors, and the peaks of their steps."""
+    """Holds model and optimizer of a run on fake tensors, and measures the peaks of their steps."""
 
     def __init__(self, config: Config, num_classes: int) -> None:
         self.config = config
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.segmenter = build_segmenter(config, num_classes, "meta")
         with self.mode:
-            # Made on "meta" and then faked: under the mode itself backbones that read a value back cannot be made.
+            # Made on "meta" and then faked, since backbones that read a value back cannot be made in fake mode itself.
             self.segmenter.to_empty(device="cpu")
             self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.autocast = autocast_of(config.trainer.precision, torch.device("cpu"))
 
     def training_gib(self, images: int) -> float:
-        """Peak of a step on so many images that follows at least one other."""
+        """Returns the peak GiB of a step on this many images that follows at least one other step."""
         self._hold_state(images)
         live = LiveTensors()
         self._step(images, live)
         return live.peak_bytes / GIB
 
     def _hold_state(self, images: int = 2) -> None:
-        """Takes the first step, in which the optimiser makes its state."""
+        """Takes the first step, in which the optimizer makes its state."""
         if not self.optimizer.state:
             self._step(min(images, 2), LiveTensors())
 
@@ -151,7 +152,7 @@ class _FakeRun:
                 training_step(self.config, self.segmenter, self.optimizer, *batch, autocast=self.autocast)
 
     def evaluation_gib(self, images: int, size: tuple[int, int]) -> float:
-        """Peak of predicting so many images of size (H, W)."""
+        """Returns the peak GiB of predicting this many images of size (H, W)."""
         self._hold_state()
         self.segmenter.eval()
         live = LiveTensors()

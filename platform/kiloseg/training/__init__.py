@@ -1,1 +1,1 @@
-"""The training loop and its parts."""
+"""This package contains the training loop and its parts."""

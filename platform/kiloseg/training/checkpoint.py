@@ -1,6 +1,6 @@
-"""Checkpoints: one file a step, written whole or not at all, loaded without unpickling code.
+"""Saves and loads checkpoints: one file per step, written completely or not at all, loaded without unpickling code.
 
-They lie in a folder of this machine or of any filesystem that pyarrow knows by a URL.
+They are in a folder of this machine or of any filesystem that pyarrow supports by URL.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ FORMAT = "kiloseg-checkpoint-1"
 
 
 def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, keep: int) -> Path | str:
-    """Writes `state` (tensors, numbers, strings and containers of them) as step-NNNNNNNN.pt and drops all but the `keep` newest.
+    """Writes `state` (tensors, numbers, strings, containers of them) as step-NNNNNNNN.pt and keeps only the `keep` newest.
 
     Returns:
-        Where it lies: a path, or a URL if `directory` is one.
+        The location of the checkpoint: a path, or a URL if `directory` is one.
 
     Raises:
-        OSError: the file could not be written (a full disk, say); what was there before is untouched.
+        OSError: the file could not be written, for example because the disk is full; existing files are unchanged.
     """
     folder = open_folder(directory)
     name = checkpoint_name(step)
@@ -49,11 +49,11 @@ def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, 
 
 
 def load_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The state of a checkpoint file, on the CPU, with its own path or URL as "location".
+    """Loads the state of a checkpoint file to the CPU and adds its path or URL as "location".
 
     Raises:
-        ValueError: the file is damaged or of another format.
-        ConnectionError: its filesystem does not answer.
+        ValueError: the file is damaged or has another format.
+        ConnectionError: the filesystem does not answer.
     """
     folder, name = holder(path)
     shown = folder.at(name)
@@ -72,7 +72,7 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
 
 
 def load_newest(*directories: Path | str) -> dict[str, Any] | None:
-    """The newest checkpoint of some folders that is whole, or None; damaged ones are skipped with a warning."""
+    """Loads the newest complete checkpoint in some folders; None if there is none. Skips damaged ones with a warning."""
     found = [
         (name, directory) for directory in directories for name in checkpoint_names(open_folder(directory).entries())
     ]

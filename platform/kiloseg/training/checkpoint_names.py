@@ -1,4 +1,4 @@
-"""Names of checkpoint files. Processes that only look for checkpoints need no torch for it, so these are in a file of their own."""
+"""Handles names of checkpoint files, in a separate module so that looking for checkpoints does not need torch."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ PATTERN = "step-*.pt"
 
 
 def checkpoint_name(step: int) -> str:
-    """Name of the file of a step's checkpoint."""
+    """Returns the file name of the checkpoint of a step."""
     return f"step-{step:08d}.pt"
 
 
 def checkpoint_names(entries: Iterable[str]) -> list[str]:
-    """Those entries of a folder that are checkpoints, oldest first."""
+    """Returns the entries of a folder that are checkpoints, oldest first."""
     return sorted(fnmatch.filter(entries, PATTERN))
 
 
 def newest_step(directory: Path | str) -> int:
-    """The step of the newest checkpoint in a folder, by path or URL; 0 where there is none."""
+    """Returns the step of the newest checkpoint in a folder, given by path or URL; 0 if there is none."""
     return max((int(name[5:13]) for name in checkpoint_names(open_folder(directory).entries())), default=0)

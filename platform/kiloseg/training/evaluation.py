@@ -1,4 +1,4 @@
-"""Validation: the one path from a model and batches to metrics."""
+"""Validates models: this is the only path from a model and batches to metrics."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def evaluate(
     peak: PeakMemory | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> IoU | None:
-    """Counts hits over `batches`, summed over the workers of a process group; the model is left in the mode it was in.
+    """Counts hits over `batches`, summed over the workers of a process group. The mode of the model is restored.
 
     Args:
-        segmenter: on the device to use.
+        segmenter: the model, on the device to use.
         batches: this worker's share of the validation split.
         autocast: the mixed precision of training, if any.
-        peak: measures the predictions, on a CPU that of the first batch alone.
-        stop: asked before every batch; once it says yes the evaluation is broken off. For a worker alone.
+        peak: measures the memory of the predictions; on a CPU, only of the first batch.
+        stop: called before every batch; when it returns True, the evaluation stops. Use it only with a single worker.
 
     Returns:
-        The counts, whose `compute()` gives the metrics, which are numbers; None where `stop` said yes.
+        The counts, whose `compute()` returns the metrics as numbers; None if `stop` returned True.
 
     Raises:
-        DataError: nothing was labelled, or `batches` found samples missing.
+        DataError: no pixel was labeled, or `batches` found that samples are missing.
     """
     device = next(segmenter.parameters()).device
     was_training = segmenter.training
@@ -74,13 +74,13 @@ def evaluate(
 
 @torch.no_grad()
 def predict(segmenter: Segmenter, images_B3HW: Tensor, autocast: torch.autocast | None = None) -> Tensor:
-    """The class of every pixel, int64 of shape (B, H, W), under the mixed precision of training, if any."""
+    """Predicts the class of every pixel, int64 of shape (B, H, W), in the mixed precision of training, if any."""
     with autocast or contextlib.nullcontext():
         return segmenter.predict(images_B3HW)
 
 
 def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:
-    """The model of a checkpoint file, on the CPU and in evaluation mode, and the run it comes from.
+    """Loads the model of a checkpoint file, on the CPU and in evaluation mode, and the config of its run.
 
     Raises:
         ValueError: the file is damaged or of another format.
@@ -89,9 +89,9 @@ def load_segmenter(checkpoint: Path) -> tuple[Segmenter, Config]:
 
 
 def segmenter_of(state: dict[str, Any]) -> tuple[Segmenter, Config]:
-    """As `load_segmenter`, of the state that `load_checkpoint` returned."""
+    """Does the same as `load_segmenter` for a state that `load_checkpoint` returned."""
     config = from_flat(state["config"])
-    # The checkpoint has all weights; a pretrained start would be fetched only to be overwritten.
+    # The checkpoint has all weights; pretrained ones would be fetched only to be overwritten.
     model = override(config.model, {"weights": "none"})
     segmenter = Segmenter(model, state["num_classes"], config.loss)
     segmenter.load_state_dict(state["model"])
@@ -102,7 +102,7 @@ def segmenter_of(state: dict[str, Any]) -> tuple[Segmenter, Config]:
 def predict_samples(
     segmenter: Segmenter, batches: Iterable[Batch], count: int
 ) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """The first `count` samples: uint8 images (H, W, 3), labels (H, W) with -1 for ignore, predictions (H, W)."""
+    """Returns the first `count` samples: uint8 images (H, W, 3), labels (H, W) with -1 for ignore, predictions (H, W)."""
     samples: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
     for images, labels in batches:
         images, labels = images[: count - len(samples)], labels[: count - len(samples)]

@@ -1,7 +1,7 @@
-"""The training loop: `train(config, report)`. It needs torch alone; whoever calls decides what happens to a report.
+"""Runs the training loop, `train(config, report)`. It needs only torch; the caller decides what happens to a report.
 
-Order of samples, augmentation and drawn negatives are functions of (seed, step, rank), so a run that is resumed from a
-checkpoint goes on exactly as if it had never stopped.
+Order of samples, augmentation and sampled negatives are functions of (seed, step, rank), so a run that is resumed from a
+checkpoint continues exactly as if it had never stopped.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from kiloseg.training.step import autocast_of, training_step
 from kiloseg.training.workers import Workers
 
 COUNTED_STEPS = 2
-"""Steps whose live tensors are counted on a CPU: the second already holds the optimizer's state."""
+"""Number of steps whose live tensors are counted on a CPU. The second step already has the optimizer's state."""
 
 
 def train(
@@ -46,25 +46,25 @@ def train(
     resume: Path | str | dict[str, Any] | None = None,
     preempted: Callable[[], bool] | None = None,
 ) -> Report:
-    """Runs `config` to its end, in this process and, where torch.distributed is initialized, in all of its group.
+    """Runs `config` to its end in this process or, if torch.distributed is initialized, in all processes of its group.
 
     Args:
         config: the run; `data.path` must hold a data set.
-        report: gets a Report every `trainer.report_every` steps and at every validation, in every rank. It is also a mapping
-            by the names of MLflow, such as report["val/miou"].
-        resume: a checkpoint file, or a folder of them (the newest that is whole is taken; an empty folder is a fresh start),
-            by path or URL; or the content of a checkpoint, whose tensors are then taken out of it.
-        preempted: asked after every step and before every validation batch, with several workers at reports only. Once it
-            says yes (see `kiloseg.training.preemption`) a checkpoint is written, from which the run goes on exactly, and
-            training ends with PreemptedError.
+        report: called with a Report every `trainer.report_every` steps and at every validation, in every rank. The Report is
+            also a mapping with the names used in MLflow, such as report["val/miou"].
+        resume: the path or URL of a checkpoint file or of a folder of checkpoints (the newest complete one is used; an empty
+            folder means a fresh start), or the content of a checkpoint, whose tensors are then removed from it.
+        preempted: called after every step and before every validation batch, or with several workers only at reports. When
+            it returns True (see `kiloseg.training.preemption`), a checkpoint is written, from which the run can continue
+            exactly, and training ends with PreemptedError.
 
     Returns:
         The report of the last validation.
 
     Raises:
-        ValueError: a config, data set (DataError) or checkpoint that cannot work.
-        NonFiniteLossError: the loss is NaN or infinite; checkpoints written before are kept.
-        PreemptedError: `preempted` said yes.
+        ValueError: the config, the data set (DataError) or the checkpoint cannot be used.
+        NonFiniteLossError: the loss is NaN or infinite; earlier checkpoints are kept.
+        PreemptedError: `preempted` returned True.
     """
     workers = Workers.of_process()
     trainer = config.trainer
@@ -86,7 +86,7 @@ def train(
     model = workers.parallel(state.segmenter).train()
     steps = _Steps(state, model, batches)
     with contextlib.closing(batches), _progress(state) as bar:
-        # What a run had trained and not yet reported when it was interrupted is reported first.
+        # Steps that a run had trained but not yet reported when it was interrupted are reported first.
         while state.unreported or state.step < trainer.steps:
             if not state.unreported:
                 steps.take()
@@ -102,7 +102,7 @@ def train(
             new = steps.report()
             bar.set_postfix(loss=f"{new.loss:.3f}")
             if state.validation_due:
-                # Validation needs memory and data of its own: what was trained must not be lost if it fails.
+                # Validation needs memory and data of its own; if it fails, the trained steps must not be lost.
                 checkpoint = state.save()
                 with _naming(checkpoint):
                     found = _validate(state, validation, stop=preempted if alone else None)
@@ -115,7 +115,7 @@ def train(
 
 
 class _Steps:
-    """Training steps from where a run stands, and what they measure."""
+    """Takes training steps from the current position of a run and measures them."""
 
     def __init__(self, state: TrainState, model: nn.Module, batches: TrainBatches) -> None:
         self._state = state
@@ -127,14 +127,14 @@ class _Steps:
         self._labelled = False
 
     def take(self) -> None:
-        """Takes the next one."""
+        """Takes the next step."""
         state, config, workers = self._state, self._state.config, self._state.workers
         measured = self._taken < COUNTED_STEPS or workers.device.type == "cuda"
-        # A network is compiled in the first step whose tensors are not counted.
+        # The network is compiled in the first step whose tensors are not counted.
         timed = self._taken >= COUNTED_STEPS + config.trainer.compile
         with self._clock.running(images=config.trainer.batch_size if timed else 0):
             batch = next(self._batches)
-            # Looked at until there is a label, which is hardly ever beyond the first batch.
+            # Checked until a label is found, which is almost always in the first batch.
             self._labelled = self._labelled or bool((batch.labels >= 0).any())
             torch.manual_seed(_step_seed(config.trainer.seed, state.step, workers.rank))
             factor = learning_rate_factor(state.step, config.trainer.steps, config.optimizer)
@@ -154,7 +154,7 @@ class _Steps:
         state.unreported = True
 
     def report(self) -> Report:
-        """What they measured since the report before.
+        """Returns the measurements of the steps since the last report.
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
@@ -178,7 +178,7 @@ class _Steps:
 def _validate(
     state: TrainState, splits: Mapping[str, Iterable[Batch]], *, stop: Callable[[], bool] | None
 ) -> Validation | None:
-    """Validates the model on every split; None where `stop` said yes before the end."""
+    """Validates the model on every split; returns None if `stop` returned True before the end."""
     autocast = autocast_of(state.config.trainer.precision, state.workers.device)
     metrics: dict[str, dict[str, Any]] = {}
     for split, batches in splits.items():
@@ -209,10 +209,10 @@ def _validate(
 
 @contextlib.contextmanager
 def _naming_shapes(state: TrainState, shapes: str) -> Iterator[None]:
-    """Names the settings where a network refuses the shape of its input, which it does in its own words.
+    """Names the settings in the error if a network rejects the shape of its input, since its own error does not.
 
     Raises:
-        ValueError: instead of the network's own error.
+        ValueError: replaces the network's own error.
     """
     try:
         yield
@@ -228,7 +228,7 @@ def _naming_shapes(state: TrainState, shapes: str) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _naming(checkpoint: str | None) -> Iterator[None]:
-    """Adds to errors where the run can be resumed."""
+    """Adds the checkpoint from which the run can be resumed to errors."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What a run measures between two reports: its mean loss and its speed."""
+"""Measures the mean loss and the speed of a run between two reports."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from torch import Tensor
 
 
 class NonFiniteLossError(RuntimeError):
-    """Training diverged: its loss is NaN or infinite."""
+    """Raised if training diverged: its loss is NaN or infinite."""
 
 
 class RunningMean:
-    """Mean of losses since the last report, kept on the device so that steps do not wait for it."""
+    """Computes the mean of the losses since the last report, on the device so that steps do not wait for it."""
 
     def __init__(self, device: torch.device) -> None:
         self._sum = torch.zeros((), device=device)
@@ -29,25 +29,25 @@ class RunningMean:
         self._count += 1
 
     def average(self, world_size: int) -> None:
-        """Makes it the mean over all workers, every one of which calls this."""
+        """Averages over all workers. Every worker must call this."""
         if world_size > 1:
             torch.distributed.all_reduce(self._sum)
             self._sum /= world_size
 
     def state(self) -> tuple[float, int]:
-        """Sum and number of the losses, for `load_state`."""
+        """Returns sum and number of the losses, for `load_state`."""
         return self._sum.item(), self._count
 
     def load_state(self, state: tuple[float, int]) -> None:
-        """Goes on from what `state` returned."""
+        """Continues from a value that `state` returned."""
         self._sum.fill_(state[0])
         self._count = state[1]
 
     def value(self, step: int) -> float:
-        """The mean; a NaN stays in the sum, so none is missed between reports.
+        """Returns the mean. A NaN stays in the sum, so none is missed between reports.
 
         Raises:
-            NonFiniteLossError: it is NaN or infinite; the message names `step`.
+            NonFiniteLossError: the mean is NaN or infinite; the message names `step`.
         """
         mean = self._sum.item() / self._count
         if not math.isfinite(mean):
@@ -58,13 +58,13 @@ class RunningMean:
         return mean
 
     def reset(self) -> None:
-        """Begins anew."""
+        """Starts over with no losses."""
         self._sum.zero_()
         self._count = 0
 
 
 class Clock:
-    """Images per second of training steps, without validation and without the first steps, which are counted or compiled."""
+    """Measures images per second of training steps, without validation and the first steps (counted or compiled)."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -73,7 +73,7 @@ class Clock:
 
     @contextlib.contextmanager
     def running(self, *, images: int) -> Iterator[None]:
-        """Counts the time of what runs inside; with 0 images it is left out."""
+        """Counts the time of the code that runs inside; with 0 images the time is left out."""
         begin = time.perf_counter()
         yield
         if images:
@@ -81,7 +81,7 @@ class Clock:
             self._seconds += time.perf_counter() - begin
 
     def images_per_s(self) -> float:
-        """0 before any step has counted."""
+        """Returns the images per second, or 0 before any step has been counted."""
         if self._device.type == "cuda":
             begin = time.perf_counter()
             torch.cuda.synchronize(self._device)

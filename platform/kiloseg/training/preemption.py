@@ -1,4 +1,4 @@
-"""Preemption: SIGTERM, by which a spot machine or a job scheduler says that it will soon end the process."""
+"""Handles preemption: a spot machine or a job scheduler announces by SIGTERM that it will soon end the process."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _requested = threading.Event()
 
 
 class PreemptedError(RuntimeError):
-    """Training has ended early because it was asked to, after it wrote a checkpoint.
+    """Raised if training ended early on request, after it wrote a checkpoint.
 
     Attributes:
-        step: optimization steps taken.
+        step: number of optimization steps taken.
         checkpoint: path or URL of the checkpoint to resume from; None in all workers but rank 0, which wrote it.
     """
 
@@ -23,17 +23,17 @@ class PreemptedError(RuntimeError):
         self.checkpoint = checkpoint
 
     def __reduce__(self) -> tuple[type[PreemptedError], tuple[int, str | None]]:
-        """Exceptions are pickled by their message alone otherwise."""
+        """Pickles both attributes, since exceptions otherwise pickle only their message."""
         return PreemptedError, (self.step, self.checkpoint)
 
 
 def install_handler() -> None:
-    """From now on SIGTERM no longer ends this process but makes `requested` true; the main thread must call this."""
+    """Makes SIGTERM set `requested` to True instead of ending this process. The main thread must call this."""
     signal.signal(signal.SIGTERM, _request)
 
 
 def requested() -> bool:
-    """Whether the process got SIGTERM since the handler was installed."""
+    """Returns whether the process has received SIGTERM since the handler was installed."""
     return _requested.is_set()
 
 

@@ -1,4 +1,4 @@
-"""The report of a run: what training says every few steps.
+"""Defines the report of a run, which training sends every few steps.
 
 A field's "name" is what its value is called in MLflow, in results of Ray and in checkpoints; a "part" has named fields itself;
 "names" are endings of names that a field holds with their values.
@@ -15,68 +15,68 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class PeakReport:
-    """Peak memory of a run so far, what came before a resumption included."""
+    """Holds the peak memory of a run so far, including the time before a resumption."""
 
     kind: str = field(metadata={"name": "peak_memory_kind"})
-    """What is counted: "cuda_allocated" or "cpu_live_tensors"."""
+    """The kind of memory that is counted: "cuda_allocated" or "cpu_live_tensors"."""
     training_gib: float = field(metadata={"name": "peak_memory_gib"})
-    """Of training steps."""
+    """Peak of training steps in GiB."""
     prediction_gib: float = field(metadata={"name": "val/peak_memory_gib"})
-    """Of predicting a validation batch."""
+    """Peak of predicting a validation batch in GiB."""
     reserved_gib: float | None = field(default=None, metadata={"name": "peak_memory_reserved_gib"})
-    """What CUDA's allocator held for itself in training steps; None on a CPU."""
+    """Peak in GiB that CUDA's allocator reserved in training steps; None on a CPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Validation:
-    """What a validation found."""
+    """Holds the results of a validation."""
 
     miou: float = field(metadata={"name": "val/miou"})
-    """Mean IoU over the classes that occur, 0 to 1."""
+    """Mean IoU over the classes that occur, from 0 to 1."""
     pixel_accuracy: float = field(metadata={"name": "val/pixel_accuracy"})
-    """Share of labelled pixels that are predicted right, 0 to 1."""
+    """Share of labeled pixels that are predicted correctly, from 0 to 1."""
     iou_per_class: list[float] = field(metadata={"name": "val/iou_per_class"})
-    """C values, NaN for classes that occur neither in labels nor among predictions."""
+    """C values from 0 to 1, or NaN for classes that occur neither in labels nor in predictions."""
     peaks: PeakReport = field(metadata={"part": PeakReport})
     other_splits: dict[str, float] = field(default_factory=dict, metadata={"names": ("/miou", "/pixel_accuracy")})
-    """The same two of further splits in `data.val_splits`, by names such as "val_style/miou"."""
+    """Mean IoU and pixel accuracy of further splits in `data.val_splits`, by names such as "val_style/miou"."""
     num_bad_samples: int | None = field(default=None, metadata={"name": "train/bad_samples"})
-    """Training samples that were left out so far; None where `data.max_bad_samples` is 0."""
+    """Number of training samples left out so far; None if `data.max_bad_samples` is 0."""
     bad_samples: list[str] | None = field(default=None, metadata={"name": "bad_samples"})
-    """What was wrong with each of them."""
+    """A message for each of them that says what was wrong."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Report(Mapping[str, Any]):
-    """What a run has measured since the report before.
+    """Holds the measurements of a run since the last report.
 
-    As a mapping it has the same values by their names in MLflow ("train/loss", "val/miou", ...), those of its validation among
-    them, without what is None.
+    As a mapping it has the same values by their names in MLflow ("train/loss", "val/miou", ...), including those of its
+    validation, without values that are None.
     """
 
     step: int = field(metadata={"name": "step"})
-    """Optimization steps taken."""
+    """Number of optimization steps taken."""
     epoch: float = field(metadata={"name": "epoch"})
-    """Passes over the training split so far."""
+    """Number of passes over the training split so far."""
     loss: float = field(metadata={"name": "train/loss"})
-    """Mean cross-entropy of the steps since the report before, over all workers."""
+    """Mean cross-entropy of the steps since the last report, over all workers."""
     images_per_s: float = field(metadata={"name": "train/images_per_s"})
-    """Training speed so far, over all workers, without validation."""
+    """Training speed so far in images per second, over all workers, without validation."""
     lr: float = field(metadata={"name": "train/lr"})
     """Learning rate of the decoder and the class table in the last step."""
     validation: Validation | None = field(default=None, metadata={"part": Validation})
-    """At validations only."""
+    """Results of the validation; None in reports without one."""
     checkpoint: str | None = field(default=None, metadata={"name": "checkpoint"})
-    """Path or URL of the checkpoint that was just written; at validations, from rank 0 only."""
+    """Path or URL of the checkpoint that was just written; only at validations and only from rank 0."""
 
     @staticmethod
     def from_names(values: Mapping[str, Any]) -> Report | None:
-        """The report that, as a mapping, is `values`, None if they are empty; names that no report has are left aside."""
+        """Returns the report that equals `values` as a mapping; None if they are empty. Ignores names that no report has."""
         report: Report | None = _from_names(Report, values)
         return report
 
     def numbers(self) -> dict[str, int | float]:
-        """Its numbers by their names in MLflow, "step" among them; what is text or a list is left out."""
+        """Returns its numbers by their names in MLflow, including "step", without texts and lists."""
         return {name: value for name, value in self.items() if isinstance(value, int | float)}
 
     @functools.cached_property
@@ -107,7 +107,7 @@ def _names(part: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _from_names(kind: Any, values: Mapping[str, Any]) -> Any:
-    """An instance of `kind`, or None where `values` has none of its own names."""
+    """Returns an instance of `kind`, or None if `values` has none of its own names."""
     arguments: dict[str, Any] = {}
     for item in dataclasses.fields(kind):
         if "part" in item.metadata:

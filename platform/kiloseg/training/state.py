@@ -1,4 +1,4 @@
-"""The state of a run between two steps, which saves itself as a checkpoint and loads itself from one."""
+"""Defines the state of a run between two steps, which can be saved as a checkpoint and loaded from one."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ from kiloseg.training.workers import Workers
 
 
 class TrainState:
-    """Model, optimizer, position and meters of a run.
+    """Holds model, optimizer, position and meters of a run.
 
     Args:
         config: the run.
         num_classes: C.
-        workers: the group that trains; every one of them has a state of its own.
-        bad_samples: those that this worker's loader has left out.
+        workers: the group that trains; each worker has its own state.
+        bad_samples: the samples that this worker's loader has left out.
 
     Raises:
-        ValueError: a model that cannot be built.
+        ValueError: the model cannot be built.
     """
 
     def __init__(self, config: Config, num_classes: int, workers: Workers, bad_samples: BadSamples) -> None:
@@ -39,37 +39,37 @@ class TrainState:
         self.workers = workers
         self.bad_samples = bad_samples
         torch.manual_seed(config.trainer.seed)
-        # With every checkpoint travels what its classes are called: a model outlives its data set.
+        # Every checkpoint contains a record of its classes, since a model may outlive its data set.
         self.classes = None if workers.rank else record_classes(config.data)
         self.segmenter = build_segmenter(config, num_classes, workers.device)
         self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.step = 0
-        """Optimization steps taken."""
+        """Number of optimization steps taken."""
         self.unreported = False
-        """Whether what follows the last step, a report or a validation if either is due, is still to come."""
+        """Whether a report or validation that is due after the last step is still to come."""
         self.mean_loss = RunningMean(workers.device)
         self.peaks = Peaks(workers.device, self.segmenter, self.optimizer)
         self.reports: list[dict[str, int | float]] = []
-        """Numbers of all reports, so that whoever resumes can deliver again what was lost on its way."""
+        """Numbers of all reports, so that reports that were lost can be delivered again on resumption."""
         self.last_validated: Report | None = None
         """The report of the last validation."""
 
     @property
     def validation_due(self) -> bool:
-        """Whether a validation follows the last step."""
+        """Returns whether a validation follows the last step."""
         trainer = self.config.trainer
         return self.step == trainer.steps or (trainer.validate_every > 0 and self.step % trainer.validate_every == 0)
 
     @property
     def report_due(self) -> bool:
-        """Whether a report follows the last step, as it does with every validation."""
+        """Returns whether a report follows the last step, as it does with every validation."""
         return self.validation_due or self.step % self.config.trainer.report_every == 0
 
     def add_report(self, report: Report) -> Report:
-        """Takes note of the report on the last step, after which the step is reported; one with a validation is saved.
+        """Records the report on the last step and marks the step as reported. Saves a report that has a validation.
 
         Returns:
-            The report to give, which names its checkpoint.
+            The report to deliver, which names its checkpoint.
         """
         self.reports.append(report.numbers())
         self.mean_loss.reset()
@@ -81,10 +81,10 @@ class TrainState:
         return self.last_validated
 
     def save(self) -> str | None:
-        """Writes a checkpoint to `trainer.output`; every worker calls this.
+        """Writes a checkpoint to `trainer.output`. Every worker must call this.
 
         Returns:
-            Its path or URL in rank 0, which alone writes; None in others.
+            Its path or URL in rank 0, which is the only one that writes; None in others.
 
         Raises:
             OSError: it could not be written.
@@ -110,10 +110,10 @@ class TrainState:
         return str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints))
 
     def load(self, stored: dict[str, Any]) -> None:
-        """Goes on from the content of a checkpoint, whose tensors are taken out of it.
+        """Continues from the content of a checkpoint, whose tensors are removed from it.
 
         Raises:
-            ValueError: it is of a run that would come to another result.
+            ValueError: it belongs to a run that would have a different result.
         """
         changes = differences(flatten(self.config), stored["config"])
         if changes:
@@ -125,7 +125,7 @@ class TrainState:
         self.optimizer.load_state_dict(stored.pop("optimizer"))
         self.step = stored["step"]
         self.last_validated = Report.from_names(stored["report"])
-        # Checkpoints lack the keys that are newer than they are.
+        # Older checkpoints do not have newer keys.
         self.reports = list(stored.get("reports", []))
         self.peaks.load_state_dict(stored["report"] | stored.get("peaks", {}))
         self.unreported = stored.get("unreported", False)

@@ -1,4 +1,4 @@
-"""One training step, the same for training, for planning its memory and for measuring it."""
+"""Takes one training step; the same code serves training, planning its memory and measuring it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from kiloseg.models import Segmenter
 
 
 def autocast_of(precision: Precision, device: torch.device) -> torch.autocast | None:
-    """The mixed precision of `trainer.precision` on a device; None for float32 throughout."""
+    """Returns the mixed precision of `trainer.precision` on a device; None for float32 throughout."""
     able = device.type == "cuda" and torch.cuda.is_bf16_supported()
     return (
         torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
@@ -32,16 +32,16 @@ def training_step(
     autocast: torch.autocast | None = None,
     world: int = 1,
 ) -> Tensor:
-    """One optimisation step: forward under `autocast`, loss, backward, clipping, update; gradients are freed.
+    """Takes one optimization step: forward under `autocast`, loss, backward, clipping, update. Gradients are freed.
 
     Args:
-        config: the run; `optimizer.clip_norm` counts.
+        config: the run, of which `optimizer.clip_norm` is used.
         model: a Segmenter, or DDP around one.
-        optimizer: of the model's parameters.
-        images_B3HW: uint8, this worker's, on any device.
-        labels_BHW: int64, -1 for ignore, on any device.
+        optimizer: the optimizer of the model's parameters.
+        images_B3HW: this worker's uint8 images, on any device.
+        labels_BHW: int64 labels with -1 for ignore, on any device.
         autocast: see `autocast_of`. The loss is computed outside of it.
-        world: workers that take the step together.
+        world: the number of workers that take the step together.
 
     Returns:
         This worker's part of the cross-entropy, such that the mean over workers is that of all their pixels: a scalar on the
@@ -65,7 +65,7 @@ def training_step(
 
 
 def _share_of_pixels(labels_BHW: Tensor) -> Tensor:
-    """This worker's labelled pixels over the mean of all workers.
+    """Returns this worker's number of labeled pixels divided by the mean over all workers.
 
     DDP averages gradients over workers; with this factor that is the gradient of the mean over all pixels.
     """

@@ -1,4 +1,4 @@
-"""The processes that train one model together, or the one that does so alone."""
+"""Describes the group of processes that train one model together, or a single process that trains alone."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch.nn.parallel import DistributedDataParallel
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """This process's place in the group."""
+    """Describes the place of this process in the group."""
 
     rank: int
     """Number of this worker, from 0; rank 0 writes checkpoints."""
     world_size: int
-    """How many workers there are."""
+    """Number of workers."""
     device: torch.device
-    """Where this worker trains."""
+    """Device on which this worker trains."""
 
     @staticmethod
     def of_process() -> Workers:
-        """The group that torch.distributed was initialized with, or a worker alone."""
+        """Returns the group that torch.distributed was initialized with, or a single worker."""
         cuda = torch.cuda.is_available()
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if cuda else torch.device("cpu")
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -33,7 +33,7 @@ class Workers:
         return Workers(rank=0, world_size=1, device=device)
 
     def any(self, value: bool) -> bool:
-        """Whether the value is true for any worker; all of them call this."""
+        """Returns whether the value is true for any worker. All workers must call this."""
         if self.world_size == 1:
             return value
         flag = torch.tensor(float(value), device=self.device)
@@ -41,7 +41,7 @@ class Workers:
         return bool(flag)
 
     def require_same_step(self, step: int) -> None:
-        """Raises RuntimeError where workers are at different steps; all of them call this.
+        """Raises RuntimeError if workers are at different steps. All workers must call this.
 
         Workers that resume from different checkpoints, one of them unable to read the newest, must not train together.
         """
@@ -52,7 +52,7 @@ class Workers:
                 raise RuntimeError(f"workers resume from different steps, this one from {step}; start the run again")
 
     def parallel(self, model: nn.Module) -> nn.Module:
-        """The model for training: its gradients are averaged over the workers."""
+        """Returns the model for training, whose gradients are averaged over the workers."""
         if self.world_size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[self.device] if self.device.type == "cuda" else None)

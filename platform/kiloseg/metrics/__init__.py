@@ -1,4 +1,4 @@
-"""Metrics as summable statistics whose size does not depend on the number of pixels."""
+"""This package computes metrics from summable statistics whose size does not depend on the number of pixels."""
 
 from kiloseg.metrics.boundary import BoundaryIoU
 from kiloseg.metrics.calibration import CalibrationError

@@ -1,4 +1,4 @@
-"""Boundary IoU from three counters per class."""
+"""Computes boundary IoU from three counters per class."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from kiloseg.metrics.iou import IoU
 
 
 class BoundaryIoU(IoU):
-    """IoU of the pixels of a class within a distance of its outline, in labels and in predictions.
+    """Computes the IoU of the pixels of a class within a distance of its outline, in labels and in predictions.
 
-    Source: https://arxiv.org/abs/2103.16562. The distance is 2 % of the image's diagonal, in steps of a king on a chessboard;
-    the image's own edge and ignored pixels count as outside of every class. All classes of an image are done at once.
+    Source: https://arxiv.org/abs/2103.16562. The distance is 2 % of the image's diagonal in the chessboard metric (a king's moves).
+    The image's edge and ignored pixels count as outside of every class. All classes of an image are computed at once.
     """
 
     RATIO = 0.02
 
     def update(self, predicted_BHW: Tensor, labels_BHW: Tensor) -> None:
-        """As `IoU.update`."""
+        """Adds a batch in the same way as `IoU.update`."""
         distance = max(round(self.RATIO * math.hypot(*labels_BHW.shape[1:])), 1)
         known_BHW = labels_BHW != self.ignore_index
         predicted_BHW = predicted_BHW.where(known_BHW, -1)
@@ -34,12 +34,12 @@ class BoundaryIoU(IoU):
 
 
 def _near_outline(ids_BHW: Tensor, distance: int) -> Tensor:
-    """Where another id is within the distance."""
+    """Returns a mask of the pixels that have another id within the distance."""
     ids_B1HW = F.pad(ids_BHW[:, None].float(), (distance,) * 4, value=-2)
     highest, lowest = (_pooled(sign * ids_B1HW, 2 * distance + 1) for sign in (1, -1))
     return (highest != -lowest)[:, 0]
 
 
 def _pooled(values_B1HW: Tensor, side: int) -> Tensor:
-    # Rows and columns one after another: 2 * side comparisons a pixel and not side * side.
+    # Pooling rows and columns separately takes 2 * side comparisons per pixel and not side * side.
     return F.max_pool2d(F.max_pool2d(values_B1HW, (side, 1), stride=1), (1, side), stride=1)

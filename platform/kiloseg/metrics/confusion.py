@@ -1,4 +1,4 @@
-"""Which classes are taken for which, without a C x C matrix."""
+"""Counts which classes are confused with which, without a C x C matrix."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 class Confusion(NamedTuple):
-    """Pixels of one class that were predicted as another."""
+    """Holds the number of pixels of one class that were predicted as another."""
 
     label: int
     predicted: int
@@ -18,14 +18,14 @@ class Confusion(NamedTuple):
 
 
 class ConfusedPairs:
-    """Counts of (label, prediction) pairs that are not equal, in bounded memory.
+    """Counts (label, prediction) pairs that are not equal, in bounded memory.
 
-    Where more than `capacity` pairs have occurred the rarer half is forgotten, by lossy counting
+    If more than `capacity` pairs have occurred, the rarer half is discarded, by lossy counting
     (https://www.vldb.org/conf/2002/S10P03.pdf): a count may then be too low by at most `missing`.
 
     Args:
         num_classes: C.
-        capacity: pairs that are held.
+        capacity: the number of pairs that are kept.
     """
 
     def __init__(self, num_classes: int, *, capacity: int = 100_000) -> None:
@@ -35,7 +35,7 @@ class ConfusedPairs:
         self._counts: Counter[int] = Counter()
 
     def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Adds predictions 0 to C - 1 and labels of the same shape, -1 where they count for nothing."""
+        """Adds predictions 0 to C - 1 and labels of the same shape; pixels with label -1 are not counted."""
         wrong = (labels >= 0) & (predicted != labels)
         pairs, counts = torch.unique(labels[wrong] * self.num_classes + predicted[wrong], return_counts=True)
         self._counts.update(dict(zip(pairs.tolist(), counts.tolist(), strict=True)))
@@ -45,7 +45,7 @@ class ConfusedPairs:
             self._counts = Counter(dict(kept))
 
     def most(self, number: int) -> list[Confusion]:
-        """The most frequent pairs."""
+        """Returns the `number` most frequent pairs."""
         return [
             Confusion(pair // self.num_classes, pair % self.num_classes, pixels)
             for pair, pixels in self._counts.most_common(number)

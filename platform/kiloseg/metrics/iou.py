@@ -1,4 +1,4 @@
-"""Intersection over union from three counters per class."""
+"""Computes intersection over union from three counters per class."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from torch import Tensor
 
 
 class IoU:
-    """Counts per class, summed over batches and workers, divided once.
+    """Computes IoU from counts per class, which are summed over batches and workers and divided once.
 
-    Three int64 counters of length C take the place of a C x C confusion matrix. A class that occurs neither in the
-    labels nor among the predictions of labelled pixels has no IoU and does not count in the mean.
+    Three int64 counters of length C replace a C x C confusion matrix. A class that occurs neither in the
+    labels nor among the predictions of labeled pixels has no IoU and does not count in the mean.
     """
 
     def __init__(self, num_classes: int, *, ignore_index: int = -1, device: torch.device | str = "cpu") -> None:
         self.num_classes = num_classes
         self.ignore_index = ignore_index
-        # Rows: hits (predicted and labelled), predicted, labelled.
+        # Rows: hits (predicted and labeled), predicted, labeled.
         self.counts_3C = torch.zeros((3, num_classes), dtype=torch.int64, device=device)
 
     def update(self, predicted_BHW: Tensor, labels_BHW: Tensor) -> None:
-        """Adds a batch. Both int64 of equal shape; predictions 0 to C - 1, labels the same or `ignore_index`.
+        """Adds a batch of two int64 tensors of equal shape: predictions 0 to C - 1, labels the same or `ignore_index`.
 
         Raises:
-            ValueError: other shapes, or ids outside the classes.
+            ValueError: the shapes differ, or ids are outside the classes.
         """
         if predicted_BHW.shape != labels_BHW.shape:
             raise ValueError(
@@ -49,14 +49,14 @@ class IoU:
 
     @property
     def num_labelled(self) -> int:
-        """Labelled pixels so far."""
+        """Returns the number of labeled pixels so far."""
         return int(self.counts_3C[2].sum())
 
     def compute(self) -> dict[str, Any]:
-        """Fractions from 0 to 1.
+        """Computes the metrics as fractions from 0 to 1.
 
         Returns:
-            "miou" and "pixel_accuracy" (floats, NaN where nothing was labelled) and "iou_per_class", a float64 tensor of
+            "miou" and "pixel_accuracy" (floats, NaN if no pixel was labeled) and "iou_per_class", a float64 tensor of
             length C with NaN for classes that occur nowhere.
         """
         hits, predicted, labelled = self.counts_3C.cpu().double()

@@ -1,4 +1,4 @@
-"""Networks, heads, class tables and prediction."""
+"""This package contains networks, heads, class tables and prediction."""
 
 from kiloseg.models.class_table import ClassTable
 from kiloseg.models.execution import build_segmenter

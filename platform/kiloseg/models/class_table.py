@@ -1,4 +1,4 @@
-"""The learned table that holds an embedding per class."""
+"""Defines the learned table that has one embedding per class."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from torch import Tensor, nn
 
 
 class ClassTable(nn.Module):
-    """C learned rows of D numbers, drawn from U(-1, 1) and normalised, as the paper's code starts them.
+    """Holds C learned rows of D numbers, drawn from U(-1, 1) and normalized, as the paper's code initializes them.
 
-    Losses and prediction normalise the rows themselves, so the parameter is free to leave the sphere.
+    Losses and prediction normalize the rows themselves, so the parameter is free to leave the sphere.
 
     Args:
-        num_classes: C.
-        embed_dim: D.
+        num_classes: the number of classes C.
+        embed_dim: the number of dimensions D.
     """
 
     def __init__(self, num_classes: int, embed_dim: int) -> None:
@@ -22,5 +22,5 @@ class ClassTable(nn.Module):
         self.rows_CD = nn.Parameter(F.normalize(torch.rand(num_classes, embed_dim) * 2 - 1, dim=1))
 
     def forward(self) -> Tensor:
-        """The raw rows, (C, D)."""
+        """Returns the raw rows, of shape (C, D)."""
         return self.rows_CD

@@ -1,6 +1,6 @@
-"""How the network between images and pixel outputs is run: layout of memory, recomputation, compilation.
+"""Sets up how the network between images and pixel outputs is run: memory layout, recomputation, compilation.
 
-None of this changes what is computed, beyond rounding.
+None of this changes the results, except for rounding.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def build_segmenter(config: Config, num_classes: int, device: torch.device | str = "cpu") -> Segmenter:
-    """The model of a run on its device, in training mode, its network run as `config.trainer` says.
+    """Builds the model of a run on its device, in training mode, with its network run as `config.trainer` says.
 
-    That is channels_last, checkpoint_activations and compile; names in the state dict are those of a plain Segmenter.
+    The settings are channels_last, checkpoint_activations and compile. The state dict has the names of a plain Segmenter.
 
     Args:
         config: the run; `model`, `loss` and `trainer` count.
@@ -48,11 +48,11 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
 
 
 def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The parts of a network that are recomputed one by one: (name, module), none inside another.
+    """Yields the parts of a network that are recomputed one by one as (name, module). None is inside another.
 
-    What is listed one after another in an nn.Sequential, ModuleList or ModuleDict counts as a block if it holds two layers
-    with weights or more: residual blocks and transformer blocks of a backbone, branches and stages of a decoder. A module
-    that itself contains such a list is entered instead.
+    An entry of an nn.Sequential, ModuleList or ModuleDict counts as a block if it has at least two layers with weights:
+    residual blocks and transformer blocks of a backbone, branches and stages of a decoder. A module that itself contains
+    such a list is entered instead.
     """
     for name, child in module.named_children():
         if not _holds_layers(child):
@@ -73,11 +73,11 @@ def _lists_blocks(module: nn.Module) -> bool:
 
 
 class _Recomputed:
-    """A block's forward that keeps the block's inputs alone, and computes the rest again in the backward pass."""
+    """Runs a block's forward but keeps only the block's inputs, and computes the rest again in the backward pass."""
 
     def __init__(self, name: str, block: nn.Module) -> None:
         self._name = name
-        # A strong reference would close a cycle, and an unused model's memory would wait for the garbage collector.
+        # A strong reference would form a cycle, and an unused model's memory would wait for the garbage collector.
         self._block = weakref.ref(block)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -86,17 +86,17 @@ class _Recomputed:
         forward = functools.partial(type(block).forward, block)
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)
-        # Lists are copied, for a caller may add to its own: DenseNet does.
+        # Lists are copied, since a caller may append to its own, as DenseNet does.
         args, kwargs = tree_map(lambda leaf: leaf, (args, kwargs))
         versions = _versions(args, kwargs)
 
         def run(*args: Any, **kwargs: Any) -> Any:
-            self._check(block, versions, args, kwargs)  # nobody changed them since
+            self._check(block, versions, args, kwargs)  # the inputs have not changed since
             return forward(*args, **kwargs)
 
         contexts = functools.partial(_contexts, block)
         outputs = checkpoint(run, *args, use_reentrant=False, context_fn=contexts, **kwargs)
-        self._check(block, versions, args, kwargs)  # nor did the block itself
+        self._check(block, versions, args, kwargs)  # the block itself has not changed them
         return outputs
 
     def _check(self, block: nn.Module, versions: list[int], *inputs: Any) -> None:
@@ -108,7 +108,7 @@ class _Recomputed:
 
 
 def _versions(*inputs: Any) -> list[int]:
-    """How often each of the input tensors was changed in place."""
+    """Returns how often each of the input tensors was changed in place."""
     return [leaf._version for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
 
 
@@ -120,7 +120,7 @@ def _contexts(
 
 @contextlib.contextmanager
 def _buffers_kept(block: nn.Module) -> Iterator[None]:
-    """While entered, the block works on copies of its buffers: running statistics move once a step, not twice."""
+    """Lets the block work on copies of its buffers while entered, so running statistics change once per step, not twice."""
     own = [(module, dict(module._buffers)) for module in block.modules() if module._buffers]
     for module, buffers in own:
         for name, buffer in buffers.items():

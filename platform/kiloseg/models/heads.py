@@ -1,8 +1,8 @@
-"""Heads: what a network's outputs mean, how they are trained, and which class they stand for.
+"""Defines heads, which decide what a network's outputs mean, how they are trained, and which class they predict.
 
-A head is one object. It says how many channels the network has to give, holds the class table if it has one, and has the
-loss and the prediction; nothing outside of this file tells heads apart. A new head is a class here (or in a file of one's
-own) under `@register_head`, and its name among `kiloseg.config.HEADS`, so that command lines offer it.
+A head is one object. It says how many channels the network must output, holds the class table if it has one, and has the
+loss and the prediction. No code outside of this file distinguishes heads. A new head is a class here (or in a separate
+file) with `@register_head`; its name must be in `kiloseg.config.HEADS` so that command lines offer it.
 
 Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, N channels of the network.
 """
@@ -29,25 +29,25 @@ from kiloseg.models.prediction import nearest_class, nearest_two
 
 
 class HeadLoss(NamedTuple):
-    """What training minimizes, in two parts: only the first has to be averaged over labelled pixels of all workers."""
+    """Holds the two parts of the training loss. Only the first must be averaged over labeled pixels of all workers."""
 
     cross_entropy: Tensor
-    """A scalar: the mean over labelled pixels; 0, with zero gradients, where no pixel is labelled."""
+    """A scalar: the mean over labeled pixels; 0, with zero gradients, if no pixel is labeled."""
     regularizer: Tensor | None
-    """A scalar that does not depend on the batch, its weight applied; None where there is none."""
+    """A scalar that does not depend on the batch, already multiplied by its weight; None if there is none."""
 
 
 class Prediction(NamedTuple):
-    """The class of every pixel at full resolution, and how sure that is."""
+    """Holds the class of every pixel at full resolution and its confidence."""
 
     labels: Tensor
-    """int64 (B, H, W)."""
+    """The class of every pixel: int64 (B, H, W)."""
     confidence: Tensor
-    """float32 (B, H, W): the probability of the class against the second best alone, 0.5 to 1. NaN where a head has none."""
+    """float32 (B, H, W): the probability of the class against only the second best, 0.5 to 1. NaN if a head has none."""
 
 
 class Head(ABC, nn.Module):
-    """Base of all heads; called with the network's outputs it returns those that `loss` and `predict` take.
+    """Base class of all heads. Calling a head with the network's outputs returns the input of `loss` and `predict`.
 
     Args:
         model: its own settings.
@@ -70,32 +70,32 @@ class Head(ABC, nn.Module):
     @staticmethod
     @abstractmethod
     def num_outputs(model: Model, num_classes: int) -> int:
-        """Channels that the network has to give (N)."""
+        """Returns the number of channels N that the network must output."""
 
     def forward(self, outputs_BNhw: Tensor) -> Tensor:
-        """The network's outputs as the head keeps them."""
+        """Returns the network's outputs in the form that the head uses."""
         return outputs_BNhw
 
     @abstractmethod
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
-        """The loss of a batch.
+        """Computes the loss of a batch.
 
         Args:
-            outputs_BNhw: what calling the head returned.
+            outputs_BNhw: the value that calling the head returned.
             labels_BHW: int64, 0 to C - 1, or -1 for ignore, at full resolution.
         """
 
     @abstractmethod
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
-        """The class of every pixel at full resolution, without a graph: int64 of shape (B, *size)."""
+        """Predicts the class of every pixel at full resolution, without a graph: int64 of shape (B, *size)."""
 
     def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
-        """As `predict`, with confidences; for heads that do not say how sure they are these are NaN."""
+        """Does the same as `predict` and adds confidences, which are NaN for heads that do not provide them."""
         labels_BHW = self.predict(outputs_BNhw, size)
         return Prediction(labels_BHW, torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device))
 
     def undecayed(self) -> Iterable[nn.Parameter]:
-        """Parameters of more than one dimension that weight decay leaves alone."""
+        """Returns parameters of more than one dimension that are exempt from weight decay."""
         return () if self.table is None else self.table.parameters()
 
 
@@ -105,7 +105,7 @@ _CLASSES: dict[str, type[Head]] = {}
 
 
 def register_head(name: str, settings: HeadSettings | None = None) -> Callable[[HeadT], HeadT]:
-    """Makes a class the head that `model.head = name` asks for.
+    """Registers a class as the head that `model.head = name` selects.
 
     Args:
         name: a word that no other head has.
@@ -126,13 +126,13 @@ def register_head(name: str, settings: HeadSettings | None = None) -> Callable[[
 
 
 def head_class(name: str) -> type[Head]:
-    """The class that `model.head = name` asks for."""
+    """Returns the class that `model.head = name` selects."""
     return _CLASSES[name]
 
 
 @register_head("embedding")
 class EmbeddingHead(Head):
-    """One embedding per pixel and a table with one per class; the nearest class is predicted.
+    """Uses one embedding per pixel and a table with one embedding per class, and predicts the nearest class.
 
     Source: https://arxiv.org/abs/2012.07489.
     """
@@ -147,19 +147,19 @@ class EmbeddingHead(Head):
 
     @staticmethod
     def num_outputs(model: Model, num_classes: int) -> int:
-        """D."""
+        """Returns the embedding dimension D."""
         return model.embed_dim
 
     def forward(self, outputs_BNhw: Tensor) -> Tensor:
-        """Pixel embeddings (B, D, h, w), unit vectors where `model.normalise_early` asks for that."""
+        """Returns pixel embeddings (B, D, h, w), which are unit vectors if `model.normalise_early` is set."""
         return F.normalize(outputs_BNhw, dim=1) if self.normalise_early else outputs_BNhw
 
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
-        """Cross-entropy against chosen negatives, and the regularizer that keeps classes apart."""
+        """Computes cross-entropy against chosen negatives, and the regularizer that keeps classes apart."""
         return HeadLoss(self.cross_entropy(outputs_BNhw, labels_BHW), self._separation())
 
     def cross_entropy(self, pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
-        """Mean over labelled pixels: a scalar."""
+        """Computes the mean cross-entropy over labeled pixels as a scalar."""
         return embedding_cross_entropy(
             pixels_BDhw,
             self.table(),
@@ -179,12 +179,12 @@ class EmbeddingHead(Head):
 
     @torch.no_grad()
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
-        """The nearest class; see `kiloseg.models.nearest_class`."""
+        """Predicts the nearest class; see `kiloseg.models.nearest_class`."""
         return nearest_class(outputs_BNhw, self.table(), size=size)
 
     @torch.no_grad()
     def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
-        """The nearest class, and its probability against the second nearest under the logits that it was trained with."""
+        """Predicts the nearest class and its probability against the second nearest under the logits used in training."""
         nearest = nearest_two(outputs_BNhw, self.table(), size=size)
         first_BHW, second_BHW = nearest.cosine, nearest.runner_up_cosine
         if self.settings.logit == "distance":
@@ -195,10 +195,10 @@ class EmbeddingHead(Head):
 
 @register_head("official")
 class OfficialHead(EmbeddingHead):
-    """The same with the loss as the paper's code computes it, for comparison; see `official_cross_entropy`."""
+    """Works as EmbeddingHead with the loss as the paper's code computes it, for comparison; see `official_cross_entropy`."""
 
     def cross_entropy(self, pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
-        """Mean over labelled pixels: a scalar."""
+        """Computes the mean cross-entropy over labeled pixels as a scalar."""
         return official_cross_entropy(
             pixels_BDhw,
             self.table(),
@@ -210,28 +210,28 @@ class OfficialHead(EmbeddingHead):
 
 @register_head("dense")
 class DenseHead(Head):
-    """One logit per class and pixel: the baseline that kiloseg is compared with. It uses no setting of the loss."""
+    """Computes one logit per class and pixel. This is the baseline for kiloseg, and it uses no setting of the loss."""
 
     @staticmethod
     def num_outputs(model: Model, num_classes: int) -> int:
-        """C."""
+        """Returns the number of classes C."""
         return num_classes
 
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
-        """Softmax cross-entropy over all classes at full resolution."""
+        """Computes softmax cross-entropy over all classes at full resolution."""
         return HeadLoss(dense_cross_entropy(outputs_BNhw, labels_BHW), None)
 
     @torch.no_grad()
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
-        """The class of the highest logit.
+        """Predicts the class with the highest logit.
 
-        Works on one image at a time, so that the dense head is not charged with a whole batch of full-size logits.
+        It works on one image at a time, so that the dense head need not hold full-size logits of a whole batch.
         """
         return torch.cat([one.argmax(1) for one in self._logits(outputs_BNhw, size)])
 
     @torch.no_grad()
     def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
-        """The class of the highest logit, and its probability against that of the second highest."""
+        """Predicts the class with the highest logit and its probability against the second highest."""
         two = [one.topk(2, dim=1) for one in self._logits(outputs_BNhw, size)]
         labels_BHW = torch.cat([one.indices[:, 0] for one in two])
         margins_BHW = torch.cat([one.values[:, 0] - one.values[:, 1] for one in two])

@@ -1,4 +1,4 @@
-"""Prediction: the class whose embedding is nearest to the pixel's, and how sure that is.
+"""Predicts the class whose embedding is nearest to the pixel's, and how certain that is.
 
 Shapes: B batch, H W pixels, h w feature cells, P pixels of a block, D embedding, C classes, k classes sought.
 """
@@ -18,11 +18,11 @@ from kiloseg.ops.top_k import nearest_classes
 from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 BLOCK_BYTES = 2**20
-"""Size aimed at for one P x D matrix of a block of rows."""
+"""Target size in bytes of one P x D matrix of a block of rows."""
 
 
 class Nearest(NamedTuple):
-    """The two classes nearest to every pixel, at full resolution."""
+    """Holds the two classes nearest to every pixel, at full resolution."""
 
     labels: Tensor
     """int64 (B, H, W): the nearest class."""
@@ -31,20 +31,20 @@ class Nearest(NamedTuple):
     runner_up: Tensor
     """int64 (B, H, W): the second nearest class."""
     runner_up_cosine: Tensor
-    """float32 (B, H, W): its o.e. The margin `cosine - runner_up_cosine` is a confidence: 0 where two classes are equally
-    near, up to 2."""
+    """float32 (B, H, W): o.e of the pixel and the second nearest class. The margin `cosine - runner_up_cosine` is a
+    confidence from 0, if two classes are equally near, to 2."""
 
 
 @torch.no_grad()
 def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Tensor:
-    """The nearest class of every pixel at full resolution: argmin_c ||o - e_c||, which for unit vectors is argmax_c o.e_c.
+    """Finds every pixel's nearest class at full resolution: argmin_c ||o - e_c||, for unit vectors argmax_c o.e_c.
 
-    Works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and beyond the labels
+    It works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and besides the labels,
     memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. On a CPU a compiled kernel takes the scores at
     feature cells and upsamples them inside a tile (`kiloseg.ops.upsampled_search`).
 
     Args:
-        pixels_BDhw: output of the embedding head.
+        pixels_BDhw: the output of the embedding head.
         table_CD: the class table; rows are normalized here.
         size: (H, W) of the labels.
 
@@ -62,10 +62,10 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
 
 @torch.no_grad()
 def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Nearest:
-    """As `nearest_class`, with the cosine of the nearest class, and the second nearest with its own.
+    """Finds the nearest class as `nearest_class` does, and the second nearest, each with its cosine.
 
     Raises:
-        ValueError: a table of fewer than 2 classes.
+        ValueError: the table has fewer than 2 classes.
     """
     if len(table_CD) < 2:
         raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since there is no runner-up else")
@@ -79,7 +79,7 @@ def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int])
         *(_empty(pixels_BDhw, size, dtype) for dtype in (torch.int64, torch.float32, torch.int64, torch.float32))
     )
     for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, 2):
-        # A handful of values a pixel: sorting two is cheaper than asking the search for an order.
+        # There are only a few values per pixel: sorting two is cheaper than having the search return them in order.
         cosine_Pk, order_Pk = (scores_Pk / norm_P1).sort(dim=1, descending=True)
         ids_Pk = ids_Pk.gather(1, order_Pk)
         columns = (ids_Pk[:, 0], cosine_Pk[:, 0], ids_Pk[:, 1], cosine_Pk[:, 1])
@@ -100,7 +100,7 @@ def _empty(pixels_BDhw: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Te
 def _search(
     pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int], count: int
 ) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
-    """For each block: image, rows, lengths of the pixels (P, 1), their dot products with the nearest rows and the ids."""
+    """Yields for each block: image, rows, pixel lengths (P, 1), dot products with the nearest table rows, and their ids."""
     B, D, h, w = pixels_BDhw.shape
     with torch.autocast(pixels_BDhw.device.type, enabled=False):
         pixels_BDhw = pixels_BDhw if pixels_BDhw.dtype == torch.float64 else pixels_BDhw.float()
@@ -110,7 +110,7 @@ def _search(
         for one in tiles(B, 1):
             columns_hWD = upsampling.columns(pixels_BDhw[one.start])
             for rows, cells in upsampling.blocks(max_rows):
-                # A pixel's own length scales all its scores alike, so the search need not divide it out.
+                # A pixel's own length scales all its scores equally, so the search need not divide by it.
                 pixels_PD = upsampling.rows(columns_hWD, rows, cells)
                 norm_P1 = torch.linalg.vector_norm(pixels_PD, dim=1, keepdim=True).clamp_(min=1e-12)
                 scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count)

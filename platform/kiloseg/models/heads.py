@@ -50,16 +50,16 @@ class Head(ABC, nn.Module):
     """Base class of all heads. Calling a head with the network's outputs returns the input of `loss` and `predict`.
 
     Args:
-        model: its own settings.
-        loss: settings of its loss.
-        num_classes: C.
+        model: the settings of the model.
+        loss: the settings of the head's loss.
+        num_classes: the number of classes C.
 
     Raises:
-        ValueError: settings that cannot work with so many classes.
+        ValueError: the settings cannot work with this many classes.
     """
 
     table: ClassTable | None
-    """The embedding of every class, for heads that have one."""
+    """The table with the embedding of every class, or None for heads that have no table."""
 
     def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
         super().__init__()
@@ -108,11 +108,11 @@ def register_head(name: str, settings: HeadSettings | None = None) -> Callable[[
     """Registers a class as the head that `model.head = name` selects.
 
     Args:
-        name: a word that no other head has.
-        settings: other settings that belong to it.
+        name: a name that no other head has.
+        settings: other settings that belong to the head.
 
     Raises:
-        ValueError: there is a head of that name.
+        ValueError: there is already a head with that name.
     """
     if name in _CLASSES:
         raise ValueError(f"a head is called {name!r} already ({_CLASSES[name].__name__}); give another name")

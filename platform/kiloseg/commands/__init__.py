@@ -1,4 +1,4 @@
-"""What is behind `kiloseg COMMAND`: a module each, with `Arguments` and `main`.
+"""The commands of `kiloseg COMMAND`, one module each, with `Arguments` and `main`.
 
-They import what they need when they run, so that --help and completion start without torch.
+The modules import what they need only when they run, so --help and completion do not import torch.
 """

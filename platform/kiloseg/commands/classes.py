@@ -1,4 +1,4 @@
-"""Lists the classes of a trained model, or changes them without training.
+"""Lists the classes of a trained model, or changes the classes without training.
 
     kiloseg classes SOURCE list
     kiloseg classes SOURCE rename OLD NEW --out FOLDER
@@ -6,8 +6,8 @@
     kiloseg classes SOURCE merge NAME OTHER ... --out FOLDER          one class, under the first name
     kiloseg classes SOURCE add NAME IMAGE MASK [IMAGE MASK ...] --out FOLDER
 
-A mask has the size of its image, and pixels other than 0 where the class is. What comes out is a checkpoint in FOLDER, which every
-command takes as its SOURCE.
+A mask has the size of its image, and its nonzero pixels mark the class. The result is a checkpoint in FOLDER, which every command
+accepts as its SOURCE.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ class Arguments:
     """A checkpoint, a folder of them, runs:/ID, or the name of a study."""
     action: tyro.conf.Positional[Literal["list", "rename", "remove", "merge", "add"]]
     words: tyro.conf.Positional[tuple[str, ...]] = ()
-    """Names and files that the action takes, as above."""
+    """Names and files for the action, as shown above."""
     out: Path | None = None
-    """Folder for the changed model."""
+    """Folder for the changed model; must not hold checkpoints yet."""
     runs: Path = Path("runs")
-    """Folder of MLflow's database where no server is named."""
+    """Folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server."""
 
 
 def main(arguments: Arguments) -> None:
-    """Prints the classes, or writes a model with others."""
+    """Prints the classes, or writes a model with changed classes."""
     from kiloseg.inference.loading import content_of
     from kiloseg.training.checkpoint import save_checkpoint
     from kiloseg.training.checkpoint_names import newest_step

@@ -1,9 +1,9 @@
-"""Evaluates a trained model on the validation images of a data set: metrics.json, and classes.csv with a row per class.
+"""Evaluates a trained model on the validation images of a data set; writes metrics.json, and classes.csv with a row per class.
 
     kiloseg evaluate runs/train --data data/emoji --out runs/evaluation
 
-Mean IoU is what training reports; beside it are boundary IoU, calibration, classes by how often they were trained, and the most
-confused pairs.
+The metrics include mean IoU, which training also reports, boundary IoU, calibration, mean IoU of frequent and rare classes, and the
+pairs of classes that are confused most often.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Arguments:
     out: Path
     """Folder for metrics.json and classes.csv."""
     samples: int | None = None
-    """Only the first N validation samples. None: all."""
+    """Evaluate only the first N validation samples, 1 or more. None: all."""
     overwrite: bool = False
-    """Take the place of an evaluation that is there."""
+    """Replace an existing evaluation."""
     device: str | None = None
-    """cpu, cuda, cuda:1, ...; a GPU is taken if there is one."""
+    """Where the network runs: cpu, cuda, cuda:1, ... None: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """Precision of the network. auto: bf16 on a GPU that supports it, else fp32."""
     runs: Path = Path("runs")
-    """Folder of MLflow's database where no server is named."""
+    """Folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server."""
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.samples < 1:
@@ -42,7 +42,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Writes the files and prints the figures."""
+    """Writes the files and prints the metrics."""
     from kiloseg.inference.evaluation import check_free, evaluate
     from kiloseg.inference.loading import load
 

@@ -1,7 +1,7 @@
-"""Says how much memory a run takes and how large a batch fits, without a GPU and without running it.
+"""Computes how much memory a run needs and how large a batch fits, without a GPU and without running it.
 
-The step of training and the prediction of validation are taken on fake tensors. Not counted is what CUDA's context (about
-0.5 GiB), convolution workspaces and fragmentation add: leave room for them in --fit.
+The training step and the validation prediction are traced on fake tensors. CUDA's context (about 0.5 GiB), convolution
+workspaces and fragmentation are not counted: leave room for them in --fit.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ class Arguments(cli.Preset):
     """Plan the memory of a run."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
-    """The run; data.num_classes or data.path says how many classes it has."""
+    """The run to plan; data.num_classes or data.path gives its number of classes."""
     fit: str = "24GiB"
-    """Memory of the card, for the largest batch that fits."""
+    """GPU memory for which to find the largest batch, such as 24GiB."""
     size: tuple[int, int] | None = None
     """Height and width of validation images, multiples of 32. None: the training crop."""
 

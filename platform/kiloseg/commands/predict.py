@@ -1,9 +1,9 @@
-"""Labels images with a trained model: a map of class ids, a picture with a legend, and a JSON of regions for each.
+"""Labels images with a trained model; for each it writes a map of class ids, a picture with a legend, and a JSON of regions.
 
     kiloseg predict runs/train photo.jpg --out predicted
     kiloseg predict my-study 'photos/**/*.jpg' --out predicted
 
-An image whose NAME.json is there already is passed over, so a command that was interrupted goes on where it stopped.
+An image whose NAME.json already exists is skipped, so an interrupted command continues where it stopped.
 """
 
 from __future__ import annotations
@@ -23,27 +23,27 @@ class Arguments:
     source: tyro.conf.Positional[str]
     """A checkpoint, a folder of them, runs:/ID, or the name of a study."""
     images: tyro.conf.Positional[tuple[str, ...]]
-    """Image files, folders that are searched for them, URLs (s3://...), or patterns in quotes."""
+    """Image files, folders to search for images, URLs (s3://...), or patterns in quotes."""
     out: Path
-    """Folder for NAME.labels.png, NAME.overlay.png and NAME.json; of an image in a named folder NAME is its path there."""
+    """Folder for NAME.labels.png, NAME.overlay.png and NAME.json. For an image in a given folder, NAME is its path there."""
     html: bool = False
-    """Also NAME.html, a page that shows the name and confidence under the pointer, with classes to switch on and off."""
+    """Also write NAME.html, a page that shows the class name and confidence under the pointer and can hide classes."""
     overwrite: bool = False
-    """Predict again what is there already."""
+    """Predict images again whose output already exists."""
     device: str | None = None
-    """cpu, cuda, cuda:1, ...; a GPU is taken if there is one."""
+    """Where the network runs: cpu, cuda, cuda:1, ... None: a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 on a GPU that has it, else fp32."""
+    """Precision of the network. auto: bf16 on a GPU that supports it, else fp32."""
     tile: int = 1024
-    """Side in pixels of the pieces that larger images are cut into, a multiple of 32; memory grows with it."""
+    """Side in pixels of the tiles that larger images are cut into, a multiple of 32; memory grows with it."""
     overlap: int = 256
-    """Pixels that neighbouring pieces share, a multiple of 32."""
+    """Pixels that neighboring tiles share, a multiple of 32 less than the tile."""
     runs: Path = Path("runs")
-    """Folder of MLflow's database where no server is named."""
+    """Folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server."""
 
 
 def main(arguments: Arguments) -> int:
-    """Writes the files; images that cannot be read are named and passed over. Returns 1 if no image could be."""
+    """Writes the files and reports and skips unreadable images. Returns 1 if some were unreadable and no image has output."""
     from tqdm import tqdm
 
     from kiloseg.inference.inputs import find_images
@@ -63,7 +63,7 @@ def main(arguments: Arguments) -> int:
             bad += 1
             tqdm.write(f"passed over: {error}", file=sys.stderr)
             continue
-        # Without NAME.json the others are what an interruption left.
+        # Without NAME.json, the other files are the remains of an interrupted command.
         result.save(arguments.out, name, page=arguments.html, overwrite=True)
         done += 1
     parts = [f"{done:,} predicted"]

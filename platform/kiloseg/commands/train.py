@@ -1,7 +1,7 @@
 """Trains one model and records it in MLflow.
 
-Every setting that is not given is that of --preset; --list prints the presets and what they are held against. Checkpoints
-go to --trainer.output, and --resume goes on from the newest one there.
+The preset --preset supplies the settings you omit; --list prints the presets and the published figures they are compared
+with. Checkpoints are written to --trainer.output, and --resume continues from the newest one there.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ class Arguments(cli.Preset):
     """Train one model."""
 
     list: bool = False
-    """Print all presets and end."""
+    """Print all presets and exit."""
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
     experiment: str = "train"
     """Name of the experiment in MLflow."""
     runs: Path = Path("runs")
-    """Folder of MLflow's database and files where no server is named."""
+    """Folder of MLflow's database and files; used only if MLFLOW_TRACKING_URI names no server."""
     resume: bool = False
-    """Go on from the newest checkpoint in trainer.output."""
+    """Continue from the newest checkpoint in trainer.output."""
 
 
 def main(arguments: Arguments, source: str = "kiloseg train") -> None:
-    """Trains, records the run, and prints its figure beside the published ones.
+    """Trains, records the run, and prints its mIoU next to the published figures.
 
     Args:
-        arguments: what the command line says.
+        arguments: the arguments of the command line.
         source: the command, as MLflow shows it.
     """
     if arguments.list:
@@ -63,7 +63,7 @@ def main(arguments: Arguments, source: str = "kiloseg train") -> None:
 
 
 def print_published(preset: Preset) -> None:
-    """The figures that a run of the preset is held against."""
+    """Prints the published figures that a run of the preset is compared with."""
     for one in preset.published:
         print(f"    {one.miou:.4f}  {one.system} ({one.source})")
     if not preset.published:
@@ -71,7 +71,7 @@ def print_published(preset: Preset) -> None:
 
 
 def print_presets() -> None:
-    """All presets, their data sets and published figures."""
+    """Prints all presets with their data sets and published figures."""
     for name, preset in PRESETS.items():
         config = preset.config
         print(

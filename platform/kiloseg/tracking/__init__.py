@@ -1,1 +1,1 @@
-"""Runs in MLflow."""
+"""Recording of runs in MLflow."""

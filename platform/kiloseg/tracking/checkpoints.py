@@ -1,4 +1,4 @@
-"""Where the checkpoints lie that runs in MLflow name."""
+"""Finds the checkpoints that belong to runs in MLflow."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ BEST = "best"
 
 
 def checkpoint_of_study(name: str, runs: Path) -> str:
-    """The checkpoint, or the folder of checkpoints, of the newest run of a study: of its best trial.
+    """Returns the best trial's checkpoint, or folder of checkpoints, from the newest run of a study that has one.
 
     Args:
-        name: of the study, which is that of its experiment.
-        runs: folder of MLflow's database where no server is named by MLFLOW_TRACKING_URI.
+        name: name of the study, which is also the name of its experiment.
+        runs: folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server.
 
     Raises:
         ValueError: there is no such study, or it has no checkpoint.
@@ -46,10 +46,10 @@ def checkpoint_of_study(name: str, runs: Path) -> str:
 
 
 def checkpoint_of_run(run_id: str, runs: Path) -> str:
-    """The checkpoint that was logged to a run, or the folder that it wrote its checkpoints to if that is still there.
+    """Returns the checkpoint that was logged to a run, or the folder of its checkpoints if that still exists.
 
     Args:
-        run_id: in MLflow.
+        run_id: id of the run in MLflow.
         runs: as for `checkpoint_of_study`.
 
     Raises:
@@ -75,7 +75,7 @@ def _client(runs: Path, wanted: str) -> MlflowClient:
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         database = runs.resolve() / "mlflow.db"
-        if not database.is_file():  # or MLflow would make one
+        if not database.is_file():  # MLflow would create the missing database
             raise ValueError(
                 f"{wanted}: no such file or folder, and no runs are recorded in {runs}; give a checkpoint, or the folder "
                 "runs were recorded in (--runs), or set MLFLOW_TRACKING_URI"

@@ -1,8 +1,8 @@
-"""Delivers what a study reports to MLflow, in the background: a server that is away costs neither time nor numbers.
+"""Delivers a study's reports to MLflow in the background, so that an unreachable server costs neither time nor numbers.
 
-Whatever is reported goes to a file first (`kiloseg.tracking.messages`). A thread delivers it in order and tries again for as
-long as the server is away. A message may be delivered twice after a death, which changes nothing: metrics that a run already
-has at a step are left out, and everything else replaces what is there.
+Every report is first written to a file (`kiloseg.tracking.messages`). A thread delivers the messages in order and retries as
+long as the server is unreachable. After a crash a message may be delivered twice, which does no harm: metrics that a run
+already has at a step are skipped, and everything else replaces the earlier value.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ from kiloseg.tracking.runs import TrackedRun, Tracker, is_refusal
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 20.0
-"""Longest pause between two attempts to reach a server that is away."""
+"""Longest pause in seconds between two attempts to reach an unreachable server."""
 PATIENCE_S = 60.0
-"""How long the end of a study waits for a server."""
+"""How many seconds a study waits for the server when it ends normally."""
 INTERRUPTED_PATIENCE_S = 5.0
-"""How long a study that ends by an error or an interruption waits for a server."""
+"""How many seconds a study waits for the server when it ends with an error or an interruption."""
 JOIN_S = 5.0
-"""How long a delivery that ends waits for a message that is on its way."""
+"""How many seconds a closing delivery waits for a message that is being sent."""
 ATTEMPTS = 6
-"""Attempts at a message that the server may never take, while it answers otherwise, before the message is left out."""
+"""How often a message is tried that the server may never accept, while it answers other requests, before it is dropped."""
 ARTIFACTS = ("table", "file")
-"""Kinds of messages that may go to another place than the server's own numbers, which may refuse them in any way."""
+"""Kinds of messages that may be stored apart from the server's numbers, in a store that may report any error."""
 
 Point = tuple[str, float, int]
 """A metric's name, value and step."""
 
 
 class Delivery:
-    """Delivers the messages of one study to MLflow. For one process at a time, in which any thread may write.
+    """Delivers the messages of one study to MLflow. One process at a time may use it; any of its threads may write.
 
-    As a context manager it delivers what is left and closes on the way out; after an error it waits only shortly.
+    As a context manager it delivers the remaining messages and closes on exit; after an error it waits only briefly.
 
     Args:
         folder: the study's own folder on this machine, for the file of messages.
         study: the study's run.
-        elsewhere: the study's folder where that is not on this machine; it gets a copy of what a server has not taken.
-        alone: the study is a single run, whose numbers are kept as a trial's are: the first at a step counts.
+        elsewhere: the study's folder if that is not on this machine; undelivered messages are copied there.
+        alone: whether the study is a single run. Its numbers are then kept like a trial's: the first value at a step counts.
     """
 
     def __init__(
@@ -78,21 +78,21 @@ class Delivery:
 
     @property
     def path(self) -> Path:
-        """The file of messages."""
+        """Path of the file of messages."""
         return self._queue.path
 
     def trial(self, name: str) -> RunWriter:
-        """The run of a trial, by the trial's name."""
+        """Returns a writer to the run of a trial, by the trial's name."""
         return RunWriter(delivery=self, trial=name)
 
     @property
     def study(self) -> RunWriter:
-        """The run of the study itself."""
+        """A writer to the run of the study itself."""
         return RunWriter(delivery=self, trial=None)
 
     @property
     def tracker(self) -> Tracker:
-        """Where messages are delivered to."""
+        """The tracker to which messages are delivered."""
         return self._study.tracker
 
     @property
@@ -101,19 +101,19 @@ class Delivery:
         return self._study.run_id
 
     def put(self, message: Mapping[str, Any]) -> None:
-        """Stores a message and returns at once; it is delivered as soon as the server takes it."""
+        """Stores a message and returns at once; it is delivered as soon as the server accepts it."""
         with self._changed:
             self._queue.append(message)
             self._changed.notify_all()
 
     def flush(self, patience_s: float = PATIENCE_S) -> bool:
-        """Waits until everything is delivered, at most `patience_s` seconds; returns whether it is."""
+        """Waits up to `patience_s` seconds until everything is delivered; returns whether it is."""
         with self._changed:
             self._changed.wait_for(lambda: not self._queue, timeout=patience_s)
             return not self._queue
 
     def close(self, patience_s: float = PATIENCE_S) -> None:
-        """Delivers what is left within `patience_s` seconds, and names the file that holds what was not taken."""
+        """Delivers the remaining messages within `patience_s` seconds, else logs which file keeps the undelivered ones."""
         if self._stopped:
             return
         delivered = self.flush(patience_s)
@@ -123,7 +123,7 @@ class Delivery:
             self._changed.notify_all()
             lines = self._queue.undelivered()
             self._queue.close()
-        # A message that is on its way to a server that is away may take longer than anybody should wait.
+        # Sending a message to an unreachable server may take longer than anyone should wait.
         self._thread.join(JOIN_S)
         atexit.unregister(self.close)
         if not delivered:
@@ -148,7 +148,7 @@ class Delivery:
                 self._send(message)
             except Exception as error:
                 doubtful = message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True)
-                # Counted only while the server answers otherwise: it may be away for long.
+                # Attempts count only while the server answers other requests: it may be unreachable for a long time.
                 attempts = attempts + 1 if doubtful and self._study.answers() else 0
                 if not is_refusal(error) and attempts < ATTEMPTS:
                     self._note_away(error)
@@ -169,7 +169,7 @@ class Delivery:
                 self._queue.remove_copy()
 
     def _without_address(self, error: Exception) -> str:
-        """The message of an error of MLflow's, which may repeat its address and the password in it."""
+        """Returns the text of an MLflow error with the server's address, which may hold a password, replaced."""
         return str(error).replace(self.tracker.uri, self.tracker.shown)
 
     def _note_away(self, error: Exception) -> None:
@@ -214,12 +214,12 @@ class Delivery:
     def _run(self, trial: str | None) -> TrackedRun:
         if trial is None:
             return self._study
-        if trial not in self._trials:  # it began before a death
+        if trial not in self._trials:  # the trial began before a crash
             self._trials[trial] = self.tracker.trial_run(self._study, trial, {}, {})
         return self._trials[trial]
 
     def _send_metrics(self, run: TrackedRun, trial: str | None, points: Sequence[Point], time_ms: int) -> None:
-        # Of a study the later value counts, and MLflow itself drops one that has the same time.
+        # For a study the later value counts, and MLflow itself drops one that has the same time.
         if trial is None and not self._alone:
             run.log_points(points, time_ms)
             return
@@ -233,7 +233,7 @@ class Delivery:
 
 @dataclass(frozen=True, kw_only=True)
 class RunWriter:
-    """Writes to one run of a study. Every call returns at once; nothing here waits for MLflow."""
+    """Writes to one run of a study. Every call returns at once and never waits for MLflow."""
 
     delivery: Delivery
     trial: str | None
@@ -241,24 +241,24 @@ class RunWriter:
 
     @property
     def tracker(self) -> Tracker:
-        """Where the run is kept."""
+        """The tracker that keeps the run."""
         return self.delivery.tracker
 
     def begin(self, params: Mapping[str, Any], tags: Mapping[str, str] | None = None) -> None:
-        """Makes the run of a trial, or finds it again."""
+        """Creates the run of a trial, or finds the existing one."""
         self._put("begin", params={name: str(value) for name, value in params.items()}, tags=dict(tags or {}))
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Logs numbers at a step."""
+        """Logs metrics at a step."""
         self.log_points([(name, value, step) for name, value in metrics.items()])
 
     def log_points(self, points: Sequence[Point]) -> None:
-        """Logs numbers at several steps; those that are not finite are left out, since charts cannot show them."""
+        """Logs metrics at several steps; values that are not finite are skipped because charts cannot show them."""
         finite = [(name, float(value), step) for name, value, step in points if math.isfinite(value)]
         self._put("metrics", points=finite, time_ms=int(time.time() * 1000))
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Sets tags, by which the UI can filter."""
+        """Sets tags, which the UI can filter by."""
         self._put("tags", tags=dict(tags))
 
     def log_table(self, columns: Mapping[str, list[Any]], file: str) -> None:
@@ -266,7 +266,7 @@ class RunWriter:
         self._put("table", columns=dict(columns), file=file)
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """Logs a file as an artifact; it must stay where it is until it is delivered."""
+        """Logs a file as an artifact; the file must not move until it is delivered."""
         self._put("file", path=str(path), folder=folder)
 
     def end(self, status: str) -> None:

@@ -1,7 +1,7 @@
-"""Messages for MLflow in a file, so that a server that is away, or the death of a process, loses none of them.
+"""Keeps messages for MLflow in a file, so that none is lost if the server is unreachable or the process dies.
 
-Every message is appended to `outbox.jsonl` as a line of JSON before anything else is done with it; `outbox.delivered` holds
-the number of bytes that were delivered. The process that opens the folder next finds what was left.
+Every message is appended to `outbox.jsonl` as a line of JSON before anything else happens to it; `outbox.delivered` holds
+the number of bytes that were delivered. The next process that opens the folder finds the undelivered messages.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ class MessageQueue:
     """A first-in, first-out queue of JSON messages that outlives its process. Not thread-safe: its owner holds a lock.
 
     Args:
-        folder: the study's own folder on this machine, made if it is missing.
-        elsewhere: the study's folder where that is not on this machine; `copy_elsewhere` puts undelivered messages there, and
-            they are read from there where `folder` has none.
+        folder: the study's own folder on this machine; created if it is missing.
+        elsewhere: the study's folder if that is not on this machine; `copy_elsewhere` puts undelivered messages there, and
+            they are read from there if `folder` has no file of messages.
     """
 
     def __init__(self, folder: Path, elsewhere: Folder | None = None) -> None:
@@ -39,24 +39,24 @@ class MessageQueue:
         self._elsewhere = None if isinstance(elsewhere, LocalFolder) else elsewhere
         self._copied = False
         self._waiting: deque[tuple[dict[str, Any], int]] = deque()
-        """Messages, each with the size of the file up to its end, in bytes."""
+        """The undelivered messages, each with the position of its end in the file, in bytes."""
         folder.mkdir(parents=True, exist_ok=True)
         self._read_undelivered()
-        # Unbuffered: what could not be written must not come back at the next line, or at the end.
+        # Unbuffered, because bytes that could not be written must not reappear with the next line or on closing.
         self._file = self.path.open("ab", buffering=0)
         self._end = self.path.stat().st_size
-        """Size of the part of the file that is written whole, in bytes."""
+        """Size in bytes of the part of the file that holds whole lines."""
 
     def __len__(self) -> int:
         return len(self._waiting)
 
     @property
     def location(self) -> str:
-        """Where undelivered messages are kept, for people to read."""
+        """The place where undelivered messages are kept, as text for people."""
         return self._elsewhere.at(LINES) if self._elsewhere else str(self.path)
 
     def append(self, message: Mapping[str, Any]) -> None:
-        """Writes a message to the file and queues it. Where the disk is full it is queued all the same, with a warning."""
+        """Writes a message to the file and queues it. If the disk is full, it is queued anyway, with a warning."""
         line = json.dumps(message).encode() + b"\n"
         before = self._end
         try:
@@ -67,33 +67,33 @@ class MessageQueue:
             self._end += len(line)
         except OSError as error:
             logger.warning("%s cannot be written (%s): free some disk space", self.path, error)
-            with contextlib.suppress(OSError):  # removes half a line, which the next would be appended to
+            with contextlib.suppress(OSError):  # removes a partial line, to which the next would be appended
                 os.truncate(self.path, before)
         self._waiting.append((dict(message), self._end))
 
     def first(self) -> dict[str, Any]:
-        """The oldest message that is not delivered; there must be one."""
+        """Returns the oldest undelivered message; there must be one."""
         return self._waiting[0][0]
 
     def delivered(self) -> None:
-        """Removes the oldest message and records how far delivery has come."""
+        """Removes the oldest message from the queue and records how far delivery has progressed."""
         _, end = self._waiting.popleft()
-        with contextlib.suppress(OSError):  # a mark that is behind costs a second delivery, which changes nothing
+        with contextlib.suppress(OSError):  # an outdated mark only causes a second delivery, which does no harm
             write_whole(self._mark, str(end).encode())
 
     def undelivered(self) -> bytes:
-        """The lines of the messages that are not delivered."""
+        """Returns the undelivered messages as lines of JSON."""
         return b"".join(json.dumps(message).encode() + b"\n" for message, _ in self._waiting)
 
     def copy_elsewhere(self, lines: bytes) -> None:
-        """Copies undelivered lines to the study's folder on another machine, where it has one; needs no lock."""
+        """Copies undelivered lines to the study's folder on another machine, if it has one; needs no lock."""
         if self._elsewhere is not None:
             with contextlib.suppress(OSError):
                 self._elsewhere.write(LINES, lines)
                 self._copied = True
 
     def remove_copy(self) -> None:
-        """Removes the copy on another machine, when everything is delivered; needs no lock."""
+        """Removes the copy on another machine once everything is delivered; needs no lock."""
         if self._copied and self._elsewhere is not None:
             with contextlib.suppress(OSError):
                 self._elsewhere.remove(LINES)
@@ -109,7 +109,7 @@ class MessageQueue:
                 self.path.write_bytes(self._elsewhere.read(LINES))
                 self._copied = True
         content = self.path.read_bytes() if self.path.exists() else b""
-        whole = content.rfind(b"\n") + 1  # a death may have cut the last line short
+        whole = content.rfind(b"\n") + 1  # a crash may have cut the last line short
         if whole < len(content):
             os.truncate(self.path, whole)
         end = min(self._read_mark(), whole)

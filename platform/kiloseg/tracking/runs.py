@@ -1,4 +1,4 @@
-"""Runs and their numbers in MLflow. This is the one module that imports mlflow.
+"""Creates runs in MLflow and writes their numbers. This is the only module of the package that writes to MLflow.
 
 An experiment is named after the study; a parent run stands for the study and a child run for each trial. Everything is
 written through `MlflowClient`, which holds no global state, so that trials in one process cannot mix their runs.
@@ -14,13 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Nothing about a run leaves the machine.
+# MLflow's telemetry is off: it must not send anything about a run.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("DO_NOT_TRACK", "1")
-# MLflow's own 7 retries with doubling pauses keep a user waiting for minutes before a wrong address is named.
+# By default MLflow retries 7 times with doubling pauses, so that a wrong address would be reported only after minutes.
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "3")
 os.environ.setdefault("MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR", "1")
-# At the end of a run MLflow prints its address, and the password with it.
+# At the end of a run MLflow would print its address, including the password.
 os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 
 import mlflow.exceptions
@@ -40,42 +40,42 @@ from kiloseg.storage.credentials import shown
 TRIAL_TAG = "kiloseg.trial"
 STUDY_TAG = "kiloseg.study"
 CURVE_TAG = "kiloseg.curve"
-"""Of a run that holds a curve over a study's trials: its name."""
+"""Tag with the name of the curve, on a run that holds a curve over a study's trials."""
 
 KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
-"""MLflow 3 shows an experiment without a kind as one of language models, with their traces in place of runs."""
+"""Kind of our experiments. MLflow 3 treats an experiment without a kind as one of language models: it shows traces, not runs."""
 
 SQLITE = "sqlite:///"
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
-"""Where `mlflow ui` listens if it is not told otherwise."""
+"""Default address of `mlflow ui`."""
 
 PARAM_LENGTH = 6000
-"""MLflow refuses parameters longer than this."""
+"""Longest parameter that MLflow accepts, in characters."""
 BATCH = 1000
-"""MLflow refuses more metrics in one request."""
+"""Most metrics that MLflow accepts in one request."""
 REFUSALS = ("INVALID_PARAMETER_VALUE", "RESOURCE_DOES_NOT_EXIST")
-"""Errors that would come again, however often a request is sent."""
+"""Error codes of requests that MLflow will never accept, however often they are sent."""
 PERHAPS_REFUSALS = ("BAD_REQUEST",)
-"""Errors that MLflow also gives for what passes, such as a database whose connections are all taken."""
+"""Error codes that MLflow also uses for temporary problems, such as a database whose connections are all in use."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tracker:
-    """Where runs are kept; small and picklable, so that it can be sent to workers."""
+    """The experiment and server in which runs are kept; small and picklable, so that it can be sent to workers."""
 
     uri: str
-    """Tracking server or database."""
+    """Address of the tracking server or database; may hold a password."""
     experiment_id: str
 
     @staticmethod
     def open(experiment: str, runs: Path | None) -> Tracker:
-        """The tracker at MLFLOW_TRACKING_URI, else on SQLite in the folder `runs`; makes the experiment if need be.
+        """Opens the tracker at MLFLOW_TRACKING_URI, else on SQLite in the folder `runs`; creates a missing experiment.
 
         Raises:
             ConnectionError: the server cannot be reached.
-            ValueError: neither is there.
+            ValueError: neither MLFLOW_TRACKING_URI nor `runs` is given.
         """
         uri = os.environ.get("MLFLOW_TRACKING_URI")
         if not uri:
@@ -103,7 +103,7 @@ class Tracker:
 
     @property
     def client(self) -> MlflowClient:
-        """A client for this process."""
+        """A new MLflow client for this process."""
         return MlflowClient(self.uri)
 
     @property
@@ -112,24 +112,24 @@ class Tracker:
         return shown(self.uri)
 
     def ui_command(self) -> str:
-        """How to open the MLflow UI on the runs of this experiment, for people to read: a command, or an address."""
+        """Returns instructions that open the MLflow UI on this experiment's runs: a command, or an address."""
         if self.uri.startswith("http"):
             return f"open {self.runs_url(self.shown)}"
         command = f".venv/bin/mlflow ui --backend-store-uri {self.shown} --workers 1"
         return f"{command}\n    and open {self.runs_url(LOCAL_SERVER)}"
 
     def runs_url(self, server: str) -> str:
-        """The page of a tracking server that lists this experiment's runs."""
+        """Returns the URL of the page on a tracking server that lists this experiment's runs."""
         return f"{server.rstrip('/')}/#/experiments/{self.experiment_id}/runs"
 
     def study_run(self, study: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> TrackedRun:
-        """The parent run of a study: found again by the study's name, or made."""
+        """Finds the parent run of a study by the study's name, or creates it."""
         return self._find_or_create({STUDY_TAG: study}, study, params, tags)
 
     def trial_run(
         self, study: TrackedRun, trial: str, params: Mapping[str, Any], tags: Mapping[str, str]
     ) -> TrackedRun:
-        """The child run of a trial: found again by the trial's name, or made."""
+        """Finds the child run of a trial by the trial's name, or creates it."""
         own = {TRIAL_TAG: trial, MLFLOW_PARENT_RUN_ID: study.run_id}
         return self._find_or_create(own, trial, params, tags)
 
@@ -147,7 +147,7 @@ class Tracker:
         else:
             run = self.client.create_run(self.experiment_id, run_name=name, tags={MLFLOW_RUN_NAME: name, **own, **tags})
         tracked = TrackedRun(tracker=self, run_id=run.info.run_id)
-        # The first value of a parameter stays: a resumed study may have changed some that do not decide a result.
+        # The first value of a parameter stays: a resumed study may have changed some that do not affect the result.
         tracked.log_params({key: value for key, value in params.items() if key not in run.data.params})
         return tracked
 
@@ -160,30 +160,30 @@ class TrackedRun:
     run_id: str
 
     def log_params(self, params: Mapping[str, Any]) -> None:
-        """Settings of the run, by dotted name."""
+        """Logs the settings of the run, by dotted name."""
         entries = [Param(name, str(value)[:PARAM_LENGTH]) for name, value in params.items()]
         self.tracker.client.log_batch(self.run_id, params=entries)
 
     def log_points(self, points: Sequence[tuple[str, float, int]], time_ms: int) -> None:
-        """Names, values and steps of metrics, taken at a time in milliseconds since 1970."""
+        """Logs names, values and steps of metrics that were measured at `time_ms`, in milliseconds since 1970."""
         entries = [Metric(name, value, time_ms, step) for name, value, step in points]
         for start in range(0, len(entries), BATCH):
             self.tracker.client.log_batch(self.run_id, metrics=entries[start : start + BATCH])
 
     def logged(self) -> set[tuple[str, int]]:
-        """Every metric that the run has, with its step."""
+        """Returns the name and step of every metric value that the run has."""
         client = self.tracker.client
         names = client.get_run(self.run_id).data.metrics
         return {(name, point.step) for name in names for point in client.get_metric_history(self.run_id, name)}
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
-        """Words by which the UI can filter."""
+        """Sets tags, which the UI can filter by."""
         self.tracker.client.log_batch(self.run_id, tags=[RunTag(name, str(value)) for name, value in tags.items()])
 
     def log_table(self, columns: Mapping[str, list[Any]], file: str) -> None:
-        """A table artifact (JSON), which the UI shows and compares; replaces one of that name.
+        """Logs a table artifact (JSON), which the UI shows and compares; replaces one with the same name.
 
-        MLflow's own log_table appends to it, so that a second delivery would double its rows.
+        MLflow's own log_table appends to an existing table, so that a second delivery would double its rows.
         """
         client = self.tracker.client
         rows = [list(row) for row in zip(*columns.values(), strict=True)]
@@ -194,16 +194,16 @@ class TrackedRun:
             client.set_tag(self.run_id, MLFLOW_LOGGED_ARTIFACTS, json.dumps([*shown, entry]))
 
     def log_dataset(self, name: str, digest: str, path: str) -> None:
-        """The data set that the run used: its name, digest (hexadecimal) and folder."""
+        """Logs the data set that the run used: its name, digest (hexadecimal) and folder."""
         dataset = Dataset(name, digest[:32], "local", json.dumps({"path": path}))
         self.tracker.client.log_inputs(self.run_id, datasets=[DatasetInput(dataset)])
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
-        """A file as an artifact."""
+        """Logs a file as an artifact."""
         self.tracker.client.log_artifact(self.run_id, str(path), folder)
 
     def answers(self) -> bool:
-        """Whether the server is there and knows this run."""
+        """Returns whether the server answers and knows this run."""
         try:
             self.tracker.client.get_run(self.run_id)
         except Exception:
@@ -216,8 +216,8 @@ class TrackedRun:
 
 
 def is_refusal(error: Exception, *, perhaps: bool = False) -> bool:
-    """Whether MLflow has understood a request and will never take it, or perhaps not, as opposed to being away."""
-    if isinstance(error, FileNotFoundError):  # a file that was to be an artifact
+    """Returns whether MLflow understood a request and will never accept it; with `perhaps`, whether that is possible."""
+    if isinstance(error, FileNotFoundError):  # the file to log as an artifact is gone
         return True
     codes = PERHAPS_REFUSALS if perhaps else REFUSALS
     return isinstance(error, mlflow.exceptions.MlflowException) and error.error_code in codes
@@ -225,7 +225,7 @@ def is_refusal(error: Exception, *, perhaps: bool = False) -> bool:
 
 @contextlib.contextmanager
 def _alone(uri: str) -> Iterator[None]:
-    """Keeps other processes of this machine out: those that open a new SQLite database at once crash in its migrations."""
+    """Locks a SQLite database: processes of this machine that open a new one at the same time crash in its migrations."""
     if not uri.startswith(SQLITE):
         yield
         return
@@ -241,14 +241,14 @@ def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> st
         except mlflow.exceptions.MlflowException as error:
             if error.error_code != "RESOURCE_ALREADY_EXISTS":
                 raise
-            found = client.get_experiment_by_name(name)  # another study made it meanwhile
-    if KIND_TAG not in found.tags:  # made by an earlier version
+            found = client.get_experiment_by_name(name)  # another study created it in the meantime
+    if KIND_TAG not in found.tags:  # created by an earlier version
         client.set_experiment_tag(found.experiment_id, KIND_TAG, KIND)
     return found.experiment_id
 
 
 def source_tags(root: Path, script: str) -> dict[str, str]:
-    """Which code ran: the script's name and the git commit, "+changes" where the tree differs from it."""
+    """Returns tags that say which code ran: the script's name and the git commit, with "+changes" if the tree differs."""
     tags = {MLFLOW_SOURCE_NAME: script}
     commit = git_commit(root)
     if commit:
@@ -257,10 +257,10 @@ def source_tags(root: Path, script: str) -> dict[str, str]:
 
 
 def git_commit(root: Path) -> str | None:
-    """The commit of a checkout, or None outside of one (a submitted job, an installed package)."""
+    """Returns the commit of a checkout, with "+changes" if it has any; None outside of one (a submitted job, a package)."""
     try:
         from git import InvalidGitRepositoryError, NoSuchPathError, Repo
-    except ImportError:  # GitPython raises it too where there is no git program
+    except ImportError:  # GitPython also raises it if there is no git program
         return None
     try:
         repository = Repo(root)

@@ -1,9 +1,9 @@
-"""MLflow as a service of this machine: a tracking server, PostgreSQL for its numbers and a folder for its artifacts.
+"""Runs MLflow as a service on this machine: a tracking server, PostgreSQL for its numbers and a folder for its artifacts.
 
     python -m kiloseg.tracking.services --folder runs/services --port 5000
 
-Everything listens on loopback, PostgreSQL on a socket in its own folder only. PostgreSQL refuses to run as root, whose
-files then belong to the user that is named.
+The server listens on loopback only, and PostgreSQL only on a socket in a folder of its own. PostgreSQL refuses to run as
+root: if root starts this, PostgreSQL runs as the user `--user`, who then owns its files.
 """
 
 from __future__ import annotations
@@ -36,28 +36,28 @@ except ModuleNotFoundError as error:
 
 @dataclass(frozen=True, kw_only=True)
 class Services:
-    """Starts them, prints the address for MLFLOW_TRACKING_URI, and runs until it is interrupted."""
+    """Starts the services, prints the address for MLFLOW_TRACKING_URI, and runs until it is interrupted."""
 
     folder: Path = Path("runs/services")
-    """For database, artifacts and logs; what is there is gone on with."""
+    """Folder for the database, artifacts and logs; existing ones are used again."""
     port: int = 5000
-    """Of the tracking server, on 127.0.0.1."""
+    """Port of the tracking server on 127.0.0.1."""
     workers: int = 2
-    """Processes of the tracking server."""
+    """Number of processes of the tracking server."""
     user: str = "postgres"
-    """Who runs PostgreSQL if root starts this."""
+    """User who runs PostgreSQL if root starts this."""
 
 
 class Postgres:
-    """A PostgreSQL server on a socket in a folder, without a network port.
+    """A PostgreSQL server that listens on a socket in a folder and has no network port.
 
     Args:
-        folder: of its files; made if it is not there.
-        user: who runs it if this process is root's.
+        folder: folder of its files; created if it does not exist.
+        user: user who runs it if this process belongs to root.
 
     Raises:
         FileNotFoundError: PostgreSQL is not installed.
-        RuntimeError: it does not start; its log is quoted.
+        RuntimeError: the server does not start; the message quotes its log.
     """
 
     def __init__(self, folder: Path, user: str = "postgres") -> None:
@@ -65,7 +65,7 @@ class Postgres:
         self._user = user if os.getuid() == 0 else None
         programs = _postgres_programs()
         self._data = self.folder / "data"
-        # The path of a socket may be 107 bytes long.
+        # The path of a socket may have at most 107 bytes.
         self._socket = Path(tempfile.mkdtemp(prefix="kiloseg-pg-"))
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.folder, self._socket):
@@ -107,22 +107,22 @@ class Postgres:
             raise RuntimeError(f"{command[0]} failed: {done.stderr}{done.stdout}")
 
     def stop(self) -> None:
-        """Ends it in order."""
+        """Shuts the server down in an orderly way."""
         _end(self.process, signal.SIGINT)
         shutil.rmtree(self._socket, ignore_errors=True)
 
 
 class TrackingServer:
-    """An MLflow server on loopback.
+    """An MLflow server that listens on loopback.
 
     Args:
-        folder: for artifacts and its log.
-        database: where its numbers go, a URI of SQLAlchemy.
-        port: on 127.0.0.1.
-        workers: its processes.
+        folder: folder for artifacts and the server's log.
+        database: the database for its numbers, as a URI of SQLAlchemy.
+        port: port on 127.0.0.1.
+        workers: number of the server's processes.
 
     Raises:
-        RuntimeError: it does not start; its log is quoted.
+        RuntimeError: the server does not start; the message quotes its log.
     """
 
     def __init__(self, folder: Path, database: str, port: int, workers: int = 2) -> None:
@@ -142,27 +142,27 @@ class TrackingServer:
                 stdout=log,
                 stderr=log,
                 cwd=folder,
-                # Background jobs of MLflow's own make the start take half a minute.
+                # With MLflow's background jobs the start takes half a minute.
                 env=os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "MLFLOW_DISABLE_TELEMETRY": "true"},
                 start_new_session=True,
             )
         _wait(lambda: _answers(f"{self.uri}/health"), "the MLflow server", self.process, folder / "server.log", 180)
 
     def kill(self) -> None:
-        """Ends it and its workers at once, as a crash would."""
+        """Kills the server and its workers at once, as a crash would."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
     def stop(self) -> None:
-        """Ends it in order."""
+        """Shuts the server down in an orderly way."""
         _end(self.process, signal.SIGTERM)
         self.kill()
 
 
 def _postgres_programs() -> Path:
     found = shutil.which("postgres")
-    # Debian keeps most of them out of the PATH.
+    # Debian keeps most of PostgreSQL's programs out of the PATH.
     candidates = [Path(found).resolve().parent] if found else []
     candidates += sorted(Path("/usr/lib/postgresql").glob("*/bin"), reverse=True)
     for folder in candidates:
@@ -207,7 +207,7 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
 
 
 def main(services: Services) -> None:
-    """Runs them until SIGINT or SIGTERM."""
+    """Runs the services until SIGINT or SIGTERM."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
     database = Postgres(services.folder / "postgres", services.user)
     try:

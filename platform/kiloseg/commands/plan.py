@@ -1,6 +1,6 @@
 """Computes how much memory a run needs and how large a batch fits, without a GPU and without running it.
 
-The training step and the validation prediction are traced on fake tensors. CUDA's context (about 0.5 GiB), convolution
+The training step and the validation prediction run on fake tensors. CUDA's context (about 0.5 GiB), convolution
 workspaces and fragmentation are not counted: leave room for them in --fit.
 """
 

@@ -1,1 +1,1 @@
-"""Studies of many trials on Ray Tune."""
+"""Studies of many trials, which run on Ray Tune."""

@@ -1,4 +1,4 @@
-"""The Ray cluster that a study runs on: connecting to it, and what it has room for."""
+"""Connects to the Ray cluster that a study runs on, and computes how many trials it has room for."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ PACKAGE = Path(__file__).parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one trial gets of the cluster."""
+    """The share of the cluster that one trial gets."""
 
     workers: int = 1
-    """Training processes, each with a GPU of its own where there are any."""
+    """Training processes, 1 or more; each has its own GPU if the cluster has GPUs."""
     cpus_per_worker: float = 1.0
-    """CPU cores of a training process, more than 0."""
+    """CPU cores per training process, more than 0."""
     gpus_per_worker: float = 0.0
-    """GPUs of a training process, 0 or more."""
+    """GPUs per training process, 0 or more."""
 
     def __post_init__(self) -> None:
         if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
@@ -34,10 +34,10 @@ class Resources:
 
 
 def check_kept(folder: Path) -> None:
-    """Refuses results in the folder of a submitted job, which Ray removes when the job is over.
+    """Rejects a folder of results inside that of a submitted job, which Ray removes when the job is over.
 
     Raises:
-        ValueError: `folder` lies there.
+        ValueError: `folder` is inside that of a submitted job.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and folder.is_relative_to(PACKAGE.parents[1]):
         raise ValueError(f"runs = {str(folder)!r} goes when this job is over; give --runs a folder that all nodes see")
@@ -45,7 +45,7 @@ def check_kept(folder: Path) -> None:
 
 @contextlib.contextmanager
 def ray_connection() -> Iterator[None]:
-    """A connection to Ray for the time of a `with` block; one that this process has already is used and left as it is."""
+    """Connects to Ray for the duration of a `with` block; an existing connection of this process is used and kept open."""
     if ray.is_initialized():
         yield
         return
@@ -57,17 +57,17 @@ def ray_connection() -> Iterator[None]:
 
 
 def start_ray() -> None:
-    """Connects to the cluster that RAY_ADDRESS names, else starts a local one that listens on loopback alone."""
+    """Connects to the cluster that RAY_ADDRESS names, else starts a local one that listens only on loopback."""
     if ray.is_initialized():
         return
     set_defaults(WORKER_VARIABLES)
-    # Workers import the code of this checkout, not one that happens to be installed where they run. What they print stays in
-    # Ray's logs: the driver prints a line for every report already.
+    # Workers import the code of this checkout, not a version that happens to be installed where they run. Their output stays
+    # in Ray's logs, since the driver already prints a line for every report.
     address = os.environ.get("RAY_ADDRESS")
     if address:
         variables = dict(WORKER_VARIABLES)
         if address != "auto":
-            # Train's own processes ask the state API of the newest cluster of the machine if they are not told which.
+            # Without this, Train's own processes ask the state API of the newest cluster on the machine.
             variables["RAY_ADDRESS"] = address
         runtime_env = {"py_modules": [str(PACKAGE)], "env_vars": variables}
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
@@ -77,7 +77,7 @@ def start_ray() -> None:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with dashboard_port() as port:
         ray.init(
-            address="local",  # by default Ray joins a cluster that anybody started on this machine
+            address="local",  # by default Ray joins any cluster that someone started on this machine
             include_dashboard=True,
             dashboard_host="127.0.0.1",
             dashboard_port=port,
@@ -87,17 +87,17 @@ def start_ray() -> None:
 
 
 def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:
-    """What a trial gets. `gpus_per_worker` None: a GPU for each worker where the cluster has any now, else CPU cores alone."""
+    """Returns the resources of a trial. `gpus_per_worker` None: 1 if the cluster has a GPU now, else 0."""
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
     return Resources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
 
 
 def concurrency(resources: Resources) -> int:
-    """How many trials the cluster has room for at once.
+    """Returns how many trials the cluster has room for at once.
 
     Raises:
-        ValueError: it has no room for a single one.
+        ValueError: it has no room for a single trial.
     """
     cluster = ray.cluster_resources()
     needs = {"CPU": resources.cpus_per_worker * resources.workers, "GPU": resources.gpus_per_worker * resources.workers}

@@ -1,4 +1,4 @@
-"""A grid: trials at given settings, all run to their end."""
+"""Runs a grid: trials at given settings, none of which is stopped early."""
 
 from __future__ import annotations
 
@@ -24,25 +24,26 @@ def run_grid(
     script: str,
     tags: Mapping[str, str],
 ) -> Iterator[StudyResult]:
-    """Runs a trial at each of `points`, all to their end; the result is the value of a `with` block.
+    """Runs a trial at each of `points`, none stopped early; the result is the value of a `with` block.
 
-    What is added to the result inside the block belongs to the study. At its end the study is over, however the block ends.
+    Files and runs that are added to the result inside the block belong to the study. The study ends when the block ends, even
+    by an error.
 
     Args:
         study: how trials are run.
         base: the run that trials vary; paths must be absolute.
-        points: settings of each trial by dotted names; without any there is a study's run, and nothing in it.
-        script: what started it, for MLflow.
+        points: settings of each trial by dotted names; if there are none, the study has a run in MLflow but no trials.
+        script: name of the script that started the study, for MLflow.
         tags: tags of the study's run and of every trial's, for MLflow.
 
     Raises:
-        ValueError: a name that is no setting or a value it cannot have, or as `kiloseg.tuning.search.search`.
+        ValueError: a name is no setting, or a value is out of its range, or as `kiloseg.tuning.search.search`.
         ConnectionError: as `kiloseg.tuning.search.search`.
         StudyRunningError: as `kiloseg.tuning.search.search`.
     """
     for values in points:
         override(base, values)
-    # Tune wants a value for every name of its space at every point, and the names in its space.
+    # Tune needs a value for every name of its space at every point.
     names = dict.fromkeys(name for values in points for name in values)
     defaults = flatten(base)
     complete = [{name: values.get(name, defaults[name]) for name in names} for values in points]
@@ -51,7 +52,7 @@ def run_grid(
     }
 
     def searcher(at_once: int) -> BasicVariantGenerator:
-        # Tune's own limit does not reach a generator that it is given.
+        # Tune does not pass its own limit on to a generator that we construct.
         return BasicVariantGenerator(points_to_evaluate=complete, max_concurrent=at_once)
 
     with running_study(study, base, plan, script=script, tags=tags) as running:

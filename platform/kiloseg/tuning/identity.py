@@ -1,4 +1,4 @@
-"""Which study is which: the name of a new one, the newest of a name, and whether it is the one that is asked for."""
+"""Identifies studies: names a new one, finds the newest of a name, and checks that a resumed study has the same plan."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from kiloseg.overrides import MAY_DIFFER, differences, flatten
 from kiloseg.storage.filesystems import Folder, inside, open_folder
 
 PLAN = "study.json"
-"""File in a study's folder that says what the study consists of."""
+"""Name of the file in a study's folder that holds the study's plan."""
 SPACE = "search"
-"""Name in a plan for how a search chooses; names that begin so describe its space."""
+"""Key in a plan that says how a search chooses settings; longer keys with this prefix describe its space."""
 
 
 def new_id(name: str) -> str:
-    """A name for a new study of the kind `name`, by the time in UTC: the newest is found by its name on any machine."""
-    # Two studies of one name may be started in the same second.
+    """Returns the id of a new study called `name`. It holds the time in UTC, so that any machine can find the newest id."""
+    # The random suffix keeps two studies apart that start in the same second.
     return f"{name}-{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
 
 
 def newest_id(storage: str, name: str) -> str:
-    """The newest study of the kind `name` that Ray can resume.
+    """Returns the id of the newest study called `name` that Ray can resume.
 
     Args:
         storage: folder of Ray's results of all studies, by path or URL.
         name: as for `new_id`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such study.
     """
     folder = open_folder(storage)
     identity = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-[0-9a-f]{4})?")
@@ -46,22 +46,22 @@ def newest_id(storage: str, name: str) -> str:
 
 
 def write_plan(plan: Mapping[str, Any], place: Folder) -> None:
-    """Writes down what a new study consists of, for `check_same_study`."""
+    """Writes the plan of a new study, for `check_same_study`."""
     place.write(PLAN, json.dumps(plan, indent=1).encode())
 
 
 def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> None:
-    """Refuses to resume a study with other settings: Ray would go on with the trials that it knows.
+    """Refuses to resume a study with other settings, because Ray would continue the trials that it has saved.
 
-    A setting that there was not when the study began had the value that is its default now. What a study searches in is not
-    compared where it began before searches had conditions: Ray goes on with the space that it keeps.
+    A setting that did not exist when the study began counts as having its current default. The search space is not compared
+    for a study that began before searches had conditions: Ray continues with the space that it has saved.
 
     Raises:
-        ValueError: the study was begun with another plan; the message names what differs.
+        ValueError: the study was started with another plan; the message names the differences.
     """
     try:
         begun = json.loads(place.read(PLAN))
-    except FileNotFoundError:  # of a study that began before there was such a file
+    except FileNotFoundError:  # the study began before this file existed
         return
     defaults = flatten(Config())
     begun = defaults | {name: plan[name] for name in ("data digest", "workers")} | begun

@@ -1,4 +1,4 @@
-"""What a trial says of itself: the `report` of its training, in the form that Ray hands to the study."""
+"""Converts the reports of a trial's training into the results that Ray passes to the study."""
 
 from __future__ import annotations
 
@@ -22,39 +22,39 @@ logger = logging.getLogger(__name__)
 METRIC = "val/miou"
 STEP = "step"
 HISTORY = "history"
-"""Key of a result under which all reports since the result before it travel, validations and others."""
+"""Key of a result that holds all reports since the previous result, with and without validations."""
 IOU_PER_CLASS = "val/iou_per_class"
 BAD_SAMPLES = "bad_samples"
-"""Key of a result that names the training samples that its run has left out."""
+"""Key of a result that names the training samples that the run has skipped."""
 
 CHECKPOINT = "checkpoint_path"
-"""Key of a result that holds the folder of its checkpoint; Ray's name for it."""
+"""Key of a result that holds the folder of its checkpoint. Ray defines this name."""
 RESUMED = "resumed_from"
-"""Key of a result that repeats what a checkpoint knew: the step from which the run goes on."""
+"""Key of a result that repeats the report in a checkpoint; holds the step from which the run continues."""
 
 UNREPORTED = "left"
-"""Folder of a trial for a checkpoint that no report names: of a run that was preempted, or that failed in a validation."""
+"""Folder of a trial for a checkpoint that no report names, because the run was preempted or failed in a validation."""
 
 FAILED_OUTCOMES = ("oom", "diverged", "refused", "failed")
 
 
 def run_of(trial: str) -> str:
-    """Name of a trial's run on Ray Train, and of its folder in that of all checkpoints."""
+    """Returns the name of a trial's run on Ray Train, which is also its folder inside that of all checkpoints."""
     return f"train-{trial}"
 
 
 def outcome_of(last: Mapping[str, Any], steps: int) -> str:
-    """How a trial of so many steps ended, from its last result: finished, stopped (by the scheduler), or a failed outcome."""
+    """Returns how a trial of `steps` steps ended, from its last result: finished, stopped (by the scheduler), or a failure."""
     outcome = str(last.get("outcome", "failed"))
     return "stopped" if outcome == "finished" and last.get(STEP, 0) < steps else outcome
 
 
 class Reporter:
-    """The `report` of a trial's training: keeps every report, and hands them to Ray with each validation's checkpoint.
+    """The `report` function of a trial's training. It keeps every report and sends them to Ray with each validation.
 
     Args:
-        rank: of the worker.
-        steps: of the whole run.
+        rank: rank of the worker.
+        steps: number of steps of the whole run.
         unreported: folder, by path or URL, for a checkpoint that no report names.
     """
 
@@ -68,12 +68,12 @@ class Reporter:
         self._history: list[dict[str, Any]] = []
 
     def begin(self, worker_began: float) -> None:
-        """Marks the end of the worker's own start-up and the start of training."""
+        """Marks the end of the worker's startup and the start of training."""
         self._train_began = time.perf_counter()
         self._startup_s = self._train_began - worker_began
 
     def __call__(self, report: Report) -> None:
-        """Takes a report of `kiloseg.training.loop.train`; one with a validation goes to Ray, with all those before it."""
+        """Takes a report of `kiloseg.training.loop.train`; one with a validation goes to Ray with all earlier unsent ones."""
         self.step = report.step
         self._history.append(report.numbers())
         if report.validation is None:
@@ -87,7 +87,7 @@ class Reporter:
         self._send(report, report.validation, checkpoint)
 
     def resume(self, stored: Mapping[str, Any]) -> None:
-        """Reports again what a checkpoint knows: a death may come between a checkpoint and the arrival of its report."""
+        """Repeats the reports in a checkpoint, because a crash may have come after the checkpoint but before its report."""
         self._history = list(stored.get("reports", []))
         last = Report.from_names(stored["report"])
         if last is None or last.validation is None:
@@ -99,9 +99,9 @@ class Reporter:
         self._send(last, last.validation, None, **more)
 
     def keep(self, output: Path) -> None:
-        """Keeps the newest checkpoint in the folder of a run that ends early, if there is one that no report has named.
+        """Keeps the newest checkpoint of a run that ends early, if there is one that no report has named.
 
-        Not by way of Ray, whose other processes may be about to end as well.
+        The checkpoint is not sent through Ray, whose other processes may be about to end too.
         """
         checkpoints = sorted(output.glob(PATTERN))
         if checkpoints:
@@ -121,7 +121,7 @@ class Reporter:
         ray.train.report(result, checkpoint=checkpoint, delete_local_checkpoint_after_upload=checkpoint is not None)
 
     def failed(self, outcome: str, error: Exception) -> dict[str, Any]:
-        """The result of a trial that cannot work, with the worst score for the searcher."""
+        """Returns the result of a trial that cannot work, with the worst score for the searcher."""
         logger.error("trial ends as %r: %s", outcome, error)
         return self._result(outcome) | {METRIC: 0.0, "error": str(error)[:500]}
 

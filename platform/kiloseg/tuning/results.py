@@ -1,4 +1,4 @@
-"""The trials of a study that has ended, read back from Ray's results."""
+"""Reads the trials of an ended study back from Ray's results."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from kiloseg.tuning.trial_row import TrialRow
 
 
 def trial_rows(grid: ResultGrid, base: Config, checkpoints: str) -> list[TrialRow]:
-    """A row for every trial of a study.
+    """Returns a row for every trial of a study.
 
     Args:
-        grid: what Tune returns.
+        grid: the results that Tune returns.
         base: the run that the trials vary.
         checkpoints: folder of all trials' checkpoints, by path or URL.
     """
@@ -53,10 +53,10 @@ class _Validation:
     miou: float
     step: int
     checkpoint: str | None
-    """Name of its checkpoint's folder, where a result names it."""
+    """Name of the folder of its checkpoint; None if no result names it."""
 
     def checkpoint_in(self, trial: str) -> str | None:
-        """The folder of its checkpoint inside that of its trial's checkpoints; None if it is gone."""
+        """Returns the folder of its checkpoint inside `trial`, the folder of the trial's checkpoints; None if it is gone."""
         if self.checkpoint is not None:
             return inside(trial, self.checkpoint)
         place, file = open_folder(trial), checkpoint_name(self.step)
@@ -68,13 +68,13 @@ def _best_validation(result: Result) -> _Validation | None:
     frame = result.metrics_dataframe
     if frame is None or HISTORY not in frame:
         return None
-    # From the histories of results: Ray forgets the results that a trial had before the study was resumed on another machine,
-    # while the first result after that repeats the history of the whole run.
+    # The scores come from the histories: when a study is resumed on another machine, Ray forgets a trial's earlier results,
+    # but the first result after that repeats the history of the whole run.
     scores = {report[STEP]: report[METRIC] for history in frame[HISTORY] for report in history if METRIC in report}
     if not scores:
         return None
-    best = max(scores, key=lambda step: (scores[step], step))  # of equal ones Train keeps the later checkpoints
+    best = max(scores, key=lambda step: (scores[step], step))  # among equal scores Train keeps the later checkpoints
     named = frame[frame[STEP] == best].get(CHECKPOINT, pandas.Series(dtype=object)).dropna()
-    # Ray names a path without its filesystem, on the machine that wrote it.
+    # Ray stores a path on the machine that wrote it, without its filesystem, so that only the last part is useful.
     name = named.iloc[-1].partition("?")[0].rsplit("/", 1)[-1] if len(named) else None
     return _Validation(miou=float(scores[best]), step=best, checkpoint=name)

@@ -1,4 +1,4 @@
-"""A search: settings of trials are chosen by Optuna, and trials that fall behind are stopped early."""
+"""Runs a search: Optuna chooses the settings of trials, and trials that fall behind are stopped early."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ from kiloseg.tuning.trials import run_trials
 
 @dataclass(frozen=True, kw_only=True)
 class Search(Study):
-    """How settings are searched for."""
+    """The options of a search: how trials are run and how their settings are chosen."""
 
     num_trials: int = 8
-    """Trials in all."""
+    """Total number of trials, 1 or more."""
     seed: int = 0
-    """Seed of the sampler."""
+    """Seed of Optuna's sampler."""
     early_stopping: bool = True
-    """Stop trials that fall behind at a validation (ASHA)."""
+    """Whether to stop trials that fall behind at a validation (ASHA)."""
     reduction: int = 3
-    """One trial in so many goes on at each rung of ASHA."""
+    """At each rung of ASHA, the best 1 in this many trials continues; 2 or more."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -45,23 +45,23 @@ class Search(Study):
 
 @contextlib.contextmanager
 def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], script: str) -> Iterator[StudyResult]:
-    """Searches settings for the best mIoU; the result is the value of a `with` block.
+    """Searches for the settings with the best mIoU; the result is the value of a `with` block.
 
-    A trial that fails or runs out of memory is a row of the result like any other. What is added to the result inside the
-    block belongs to the study. At its end the study is over, however the block ends.
+    A trial that fails or runs out of memory is a row of the result like any other. Files and runs that are added to the
+    result inside the block belong to the study. The study ends when the block ends, even by an error.
 
     Args:
         study: how trials are run and settings chosen.
-        space: what the search varies, and the run that it varies: paths must be absolute, and `trainer.validate_every` sets the
+        space: the settings to vary, and the run that they vary: paths must be absolute, and `trainer.validate_every` sets the
             rungs of ASHA.
-        first: settings to try before the sampler chooses, by dotted names; what is missing in one the sampler chooses.
-        script: what started it, for MLflow.
+        first: settings of the first trials, by dotted names; the sampler chooses those that are missing.
+        script: name of the script that started the study, for MLflow.
 
     Raises:
-        ValueError: a setting or value in `space` or `first` that there cannot be, nothing to resume, a study to resume that is
-            another, or runs at a URL without an MLflow server.
+        ValueError: a setting or value in `space` or `first` is impossible, there is nothing to resume, the study to resume has
+            another plan, or runs are at a URL and there is no MLflow server.
         ConnectionError: MLflow cannot be reached.
-        StudyRunningError: the study to resume is being run.
+        StudyRunningError: another process runs the study to resume.
     """
     base = space.base
     space.check(base.data.num_classes or read_info(base.data.path).num_classes)
@@ -79,7 +79,7 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
 
 
 def _sampler(study: Search) -> optuna.samplers.BaseSampler:
-    # The default of 10 random trials would make a study of 8 a random search.
+    # With the default of 10 random trials, a study of 8 would be a random search.
     return optuna.samplers.TPESampler(
         n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed
     )
@@ -89,7 +89,7 @@ def _scheduler(study: Search, base: Config) -> TrialScheduler:
     if not study.early_stopping or not base.trainer.validate_every:
         return FIFOScheduler()
     return ASHAScheduler(
-        time_attr=STEP,  # Tune's own training_iteration starts again at 1 when a controller is restarted
+        time_attr=STEP,  # Tune's own training_iteration restarts at 1 when a controller is restarted
         max_t=base.trainer.steps,
         grace_period=base.trainer.validate_every,
         reduction_factor=study.reduction,

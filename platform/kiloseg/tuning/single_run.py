@@ -1,4 +1,4 @@
-"""One training run that is recorded in MLflow: what a study is for many."""
+"""Trains a single run and records it in MLflow, as a study does for many."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ CHECKOUT = Path(__file__).resolve().parents[3]
 
 
 def train_recorded(config: Config, *, preset: str, experiment: str, runs: Path, resume: bool, source: str) -> str:
-    """Trains, and records numbers, the data set and a table of IoUs.
+    """Trains a run, and records its numbers, its data set and a table of IoUs.
 
     Args:
         config: the run.
-        preset: the name of what it is made from, a tag of the run.
-        experiment: its experiment in MLflow.
-        runs: folder of MLflow's database and files where no server is named.
-        resume: go on from the newest checkpoint in `trainer.output`.
-        source: the command that asks for it.
+        preset: name of the preset that the run is based on, for a tag of the run.
+        experiment: name of the run's experiment in MLflow.
+        runs: folder of MLflow's database and files; used only if MLFLOW_TRACKING_URI names no server.
+        resume: whether to continue from the newest checkpoint in `trainer.output`.
+        source: the command that started the run.
 
     Returns:
-        A few lines on what came out and where it is.
+        A few lines of text with the result and where to find it.
 
     Raises:
-        ValueError: `trainer.output` holds a run and `resume` is not set, or what `kiloseg.train` raises.
+        ValueError: `trainer.output` holds a run and `resume` is not set, or as `kiloseg.train`.
     """
     output = Path(config.trainer.output).resolve()
     config = override(
@@ -56,7 +56,7 @@ def train_recorded(config: Config, *, preset: str, experiment: str, runs: Path, 
         if new.validation is not None:
             tqdm.write(f"step {new.step:,}: val/miou {new.validation.miou:.4f}, loss {new.loss:.3f}")
 
-    with Delivery(output, run, alone=True) as delivery:  # a server that is away costs neither time nor numbers
+    with Delivery(output, run, alone=True) as delivery:  # an unreachable server costs neither time nor numbers
         try:
             last = train(config, report, resume=output if resume else None)
         except BaseException:
@@ -74,7 +74,7 @@ def train_recorded(config: Config, *, preset: str, experiment: str, runs: Path, 
 
 
 def _check_unused(output: Path) -> None:
-    """A new run must not go on from, or drop, checkpoints of an older one, nor deliver its numbers as its own."""
+    """Raises ValueError if the folder holds a run, whose checkpoints and undelivered numbers a new run must not touch."""
     left = sorted(path.name for pattern in ("step-*.pt", "outbox.jsonl") for path in output.glob(pattern))
     if left:
         raise ValueError(
@@ -86,7 +86,7 @@ def _check_unused(output: Path) -> None:
 def _tracked_run(
     config: Config, tracker: Tracker, output: Path, *, preset: str, resume: bool, source: str
 ) -> TrackedRun:
-    """A new run in MLflow, or, to go on, the one whose id lies beside the checkpoints."""
+    """Creates a run in MLflow, or, when resuming, returns the run whose id is stored next to the checkpoints."""
     note = output / "mlflow_run_id"
     if resume and note.is_file():
         return TrackedRun(tracker=tracker, run_id=note.read_text().strip())

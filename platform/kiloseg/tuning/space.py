@@ -1,4 +1,4 @@
-"""What a search varies: settings by dotted names, each with its range, some of them only where another has certain values."""
+"""Search spaces: settings by dotted names, each with its range; some apply only if another setting has certain values."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ HEAD = "model.head"
 KIND = "loss.negatives.kind"
 COUNT = "loss.negatives.count"
 LEAST_NEGATIVES = {"random": 1, "nearest": 1, "mixed": 2}
-"""Fewest negatives of each kind that has a count; mixed is half of two kinds."""
+"""Smallest count for each kind of negatives that has one; mixed needs 2 because it is half random and half nearest."""
 OF_EMBEDDING = ((HEAD, ("embedding",)),)
-"""Condition of settings that only the embedding head has."""
+"""Condition for settings that only the embedding head has."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Dimension:
-    """The values of one setting among which a search chooses. Made by `choice`, `uniform` and `log`."""
+    """The values of one setting that a search chooses from. `choice`, `uniform` and `log` create dimensions."""
 
     name: str
-    """The setting, by its dotted name."""
+    """Dotted name of the setting."""
     scale: Scale
     choices: tuple[Any, ...] = ()
-    """Values, with scale "choice"."""
+    """The values for scale "choice", at least one and each once."""
     low: float = 0.0
-    """Smallest value, with the other scales."""
+    """Smallest value for the other scales; above 0 for "log"."""
     high: float = 0.0
-    """Largest value, with the other scales."""
+    """Largest value for the other scales."""
     when: tuple[tuple[str, tuple[Any, ...]], ...] = ()
-    """Chosen only where each of these settings has one of these values."""
+    """Conditions: the dimension applies only if each of these settings has one of its values here."""
 
     def __post_init__(self) -> None:
         if self.scale == "choice":
@@ -54,16 +54,16 @@ class Dimension:
 
     @property
     def integer(self) -> bool:
-        """Whether a range is of whole numbers."""
+        """Whether the range consists of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
     @property
     def edges(self) -> tuple[Any, ...]:
-        """The values whose checks hold for all others."""
+        """The values to check: if they are valid, so are all others."""
         return self.choices if self.scale == "choice" else (self.low, self.high)
 
     def suggest(self, trial: Any) -> Any:
-        """The value that Optuna chooses for a trial."""
+        """Returns the value that Optuna chooses for a trial."""
         if self.scale == "choice":
             return trial.suggest_categorical(self.name, list(self.choices))
         suggest = trial.suggest_int if self.integer else trial.suggest_float
@@ -71,34 +71,30 @@ class Dimension:
 
 
 def choice(name: str, values: Sequence[Any], **when: Any) -> Dimension:
-    """A setting with a few values. `when`: as `Dimension.when`."""
+    """Returns a dimension with a few values. `when`: as `Dimension.when`."""
     return Dimension(name=name, scale="choice", choices=tuple(values), **when)
 
 
 def uniform(name: str, low: float, high: float, **when: Any) -> Dimension:
-    """A setting with values from `low` to `high`; whole numbers where both are. `when`: as `Dimension.when`."""
+    """Returns a dimension from `low` to `high`, of whole numbers if both are whole. `when`: as `Dimension.when`."""
     return Dimension(name=name, scale="uniform", low=low, high=high, **when)
 
 
 def log(name: str, low: float, high: float, **when: Any) -> Dimension:
-    """A setting with values from `low` to `high`, both above 0, on a logarithmic scale; whole numbers where both are."""
+    """Returns a logarithmic dimension from `low` to `high`, both above 0, of whole numbers if both are whole."""
     return Dimension(name=name, scale="log", low=low, high=high, **when)
 
 
 @dataclass(frozen=True)
 class Space:
-    """All that a search varies. Picklable, since Ray saves it with the study.
-
-    Raises:
-        ValueError: a setting is given twice, as far as both could apply.
-    """
+    """All dimensions of a search. A space is picklable, since Ray saves it with the study."""
 
     base: Config
-    """The run that trials vary: what the others are compared with, and where conditions are read that no dimension chooses."""
+    """The run that trials vary. It supplies the settings that no dimension chooses, also for conditions."""
     dimensions: tuple[Dimension, ...]
 
     def __call__(self, trial: Any) -> dict[str, Any]:
-        """Chooses the settings of an Optuna trial, and adds those that a chosen head requires."""
+        """Chooses the settings of an Optuna trial, and adds those that the chosen head requires."""
         chosen: dict[str, Any] = {}
         for dimension in self.dimensions:
             if self.applies(dimension, chosen):
@@ -106,17 +102,17 @@ class Space:
         return self.required(chosen) | chosen
 
     def applies(self, dimension: Dimension, chosen: Mapping[str, Any]) -> bool:
-        """Whether a dimension is chosen in a trial whose earlier dimensions were `chosen`."""
+        """Returns whether a dimension applies to a trial whose earlier dimensions have the values `chosen`."""
         known = flatten(self.base) | self.required(chosen) | dict(chosen)
         return all(known[name] in values for name, values in dimension.when)
 
     def required(self, chosen: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that the chosen head brings with it."""
+        """Returns the required and usual settings of the chosen head if it is not the head of the base run."""
         head = chosen.get(HEAD, self.base.model.head)
         return {} if head == self.base.model.head else {**HEADS[head].required, **HEADS[head].usual}
 
     def describe(self) -> dict[str, str]:
-        """What is varied, for the study's plan."""
+        """Returns a description of every dimension, for the study's plan."""
         described: dict[str, str] = {}
         for dimension in self.dimensions:
             name = f"search of {dimension.name}"
@@ -124,11 +120,11 @@ class Space:
         return described
 
     def check(self, num_classes: int) -> None:
-        """Refuses values that no trial could have.
+        """Rejects values that no trial could have.
 
         Raises:
-            ValueError: a name that is no setting (the message lists those there are), a value of the wrong type or out of the
-                setting's range, or more negatives than `num_classes` - 1.
+            ValueError: a name is no setting (the message lists all settings), a value has the wrong type or is out of the
+                setting's range, or there are more negatives than `num_classes` - 1.
         """
         names = {dimension.name for dimension in self.dimensions}
         unknown = sorted(names - flatten(self.base).keys())
@@ -140,7 +136,7 @@ class Space:
             conditions = {name: values[0] for name, values in dimension.when}
             for value in dimension.edges:
                 chosen = conditions | {dimension.name: value}
-                # A kind of negatives is checked with a number that is searched for it, not with that of the base.
+                # A kind of negatives is checked with a count from its own dimension, not with that of the base run.
                 counts = [
                     each.edges[0] for each in self.dimensions if each.name == COUNT and self.applies(each, chosen)
                 ]
@@ -150,21 +146,21 @@ class Space:
                     config.loss.negatives.check_classes(num_classes)
 
     def with_dimensions(self, *added: Dimension) -> Space:
-        """The space with `added` in place of the dimensions of the same names; a head comes first, since others depend on it."""
+        """Returns the space with `added` replacing dimensions of the same names; the head is first, as others depend on it."""
         names = {dimension.name for dimension in added}
         dimensions = [*(each for each in self.dimensions if each.name not in names), *added]
         return Space(self.base, tuple(sorted(dimensions, key=lambda each: each.name != HEAD)))
 
 
 def negatives(kinds: Sequence[str], num_classes: int) -> tuple[Dimension, ...]:
-    """Kind and count of negatives of the embedding head for a number of classes.
+    """Returns dimensions for the kind and count of the embedding head's negatives, for a number of classes.
 
-    The count is chosen only for the kinds that have one, on a logarithmic scale up to all other classes; kinds for which there are
-    too few classes are left out.
+    The count is chosen only for the kinds that have one, on a logarithmic scale up to all other classes; kinds that need more
+    classes are left out.
 
     Args:
         kinds: values of loss.negatives.kind to choose from.
-        num_classes: classes of a run, 2 or more.
+        num_classes: number of classes of a run, 2 or more.
 
     Raises:
         ValueError: no kind is left.
@@ -183,14 +179,14 @@ def negatives(kinds: Sequence[str], num_classes: int) -> tuple[Dimension, ...]:
 
 
 def parse_dimension(text: str, base: Config) -> Dimension:
-    """A dimension as a command line gives it.
+    """Parses a dimension from a command line.
 
     Args:
         text: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH, or NAME=VALUE,VALUE,...
-        base: the run that trials vary, whose fields say what type a value has.
+        base: the run that trials vary, whose fields define the types of values.
 
     Raises:
-        ValueError: another form, a name that is no setting, or values that are not of its type.
+        ValueError: the text has another form, the name is no setting, or a value is not of the setting's type.
     """
     name, equals, values = text.partition("=")
     form = "expected NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the dotted name of a setting"
@@ -211,7 +207,7 @@ def parse_dimension(text: str, base: Config) -> Dimension:
 
 
 def _value(name: str, text: str, base: Config, flag: str) -> Any:
-    """A value of a setting from its text: the first reading that the setting takes."""
+    """Parses a value of a setting: of several interpretations of the text, the first that the setting accepts."""
     readings: list[Any] = [text]
     for kind in (float, int):
         try:

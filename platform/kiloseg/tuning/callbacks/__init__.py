@@ -1,1 +1,1 @@
-"""What listens to a study: the recorder for MLflow, and the console."""
+"""Tune callbacks of a study: the recorder for MLflow, and the progress on the console."""

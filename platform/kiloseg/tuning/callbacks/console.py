@@ -1,4 +1,4 @@
-"""What a user sees of a study while it runs."""
+"""Prints the progress of a study while it runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ray.tune.experiment import Trial
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
 
 NAMED = 10
-"""Samples that are named of those that a trial has left out since its last result; MLflow's tag `bad_samples` has more."""
+"""How many samples to name of those that a trial has skipped since its last result; MLflow's tag `bad_samples` has more."""
 
 
 class Progress(tune.Callback):
@@ -24,14 +24,14 @@ class Progress(tune.Callback):
         self.named: set[tuple[str, str]] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Its number and its settings."""
+        """Prints the trial's number and settings."""
         settings = " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.config.items())
         self._print(trial, f"starts ({trials.index(trial) + 1} of {self.num_trials}): {settings}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Its validation, or why it ended."""
+        """Prints the trial's validation or why it ended, and the samples that it newly skips."""
         new = [text for text in result.get(BAD_SAMPLES, []) if (trial.trial_id, text) not in self.named]
         self.named |= {(trial.trial_id, text) for text in new}
         for text in new[:NAMED]:
@@ -51,16 +51,16 @@ class Progress(tune.Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Whether the scheduler ended it."""
+        """Prints that the trial is stopped early if the scheduler ended it."""
         if outcome_of(trial.last_result or {}, self.steps) == "stopped":
             self._print(trial, "is stopped early")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """That it starts again."""
+        """Prints that the trial was interrupted and starts again."""
         self._print(trial, "was interrupted and starts again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """That it is lost."""
+        """Prints that the trial failed."""
         self._print(trial, "failed")
 
     def _print(self, trial: Trial, text: str) -> None:

@@ -1,4 +1,4 @@
-"""A study's numbers on their way to MLflow."""
+"""Records the numbers of a study's trials in MLflow."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from kiloseg.tuning.summary import iou_table
 logger = logging.getLogger(__name__)
 
 TAG_LENGTH = 5000
-"""Characters that every store of MLflow takes in a tag."""
+"""Longest tag, in characters, that every store of MLflow accepts."""
 
 _current: Recorder | None = None
-"""Of the study that this process runs."""
+"""The recorder of the study that this process runs."""
 
 
 class Recorder(tune.Callback):
-    """Hands every trial's numbers to the study's delivery. One writer for all trials; trials know nothing of MLflow.
+    """Passes every trial's numbers to the study's delivery. It is the only writer, and trials themselves do not use MLflow.
 
     Args:
-        delivery: the study's.
+        delivery: the delivery of the study.
         base: the run that trials vary.
-        tags: of every trial's run.
+        tags: tags of every trial's run.
     """
 
     def __init__(self, delivery: Delivery, base: Config, tags: Mapping[str, str]) -> None:
@@ -42,31 +42,32 @@ class Recorder(tune.Callback):
         _current = self
 
     def __reduce__(self) -> tuple[Callable[[], Recorder | None], tuple[()]]:
-        """Tune keeps its callbacks in the study's folder and takes them from there at a resumption, maybe on another machine.
+        """Unpickles as the recorder of the current process.
 
-        What belongs to a process stays with it, so that the one that resumes gets its own.
+        Tune saves its callbacks in the study's folder and loads them when the study is resumed, perhaps on another machine. A
+        recorder belongs to its process, so the process that resumes uses its own.
         """
         return _of_this_process, ()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Makes its run, or finds it again."""
+        """Creates the trial's run, or finds the existing one."""
         self._write(trial, lambda run: None)
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Its numbers since the result before."""
+        """Logs the trial's numbers since the previous result."""
 
         def write(run: RunWriter) -> None:
-            # What goes on from a checkpoint tells the history of the whole run again, so that nothing is missing of one whose
-            # last numbers were lost with a machine; whoever has come to a validation had memory enough until then.
+            # A trial that continues from a checkpoint repeats the history of the whole run, so that nothing is missing if its
+            # last numbers were lost with a machine. A trial that reached a validation had enough memory until then.
             points = [
                 (name, value, report[STEP])
                 for report in result[HISTORY]
                 for name, value in (report | {"oom": 0} if METRIC in report else report).items()
                 if name != STEP
             ]
-            # A step that there was no memory for came after the last report, of which it is known that there was.
+            # A step that ran out of memory comes after the last report, whose step is known to have had enough.
             run.log_points([*points, ("oom", result["oom"], result[STEP] + result["oom"])])
             tags: dict[str, str] = {}
             tags |= {name: str(result[name]) for name in ("outcome", "error", "peak_memory_kind") if name in result}
@@ -80,12 +81,12 @@ class Recorder(tune.Callback):
         self._write(trial, write)
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Ends its run."""
+        """Ends the trial's run with its outcome."""
         outcome = outcome_of(trial.last_result or {}, self.base.trainer.steps)
         self._end(trial, outcome, "FAILED" if outcome in FAILED_OUTCOMES else "FINISHED")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Ends its run as failed."""
+        """Ends the trial's run as failed."""
         self._end(trial, "failed", "FAILED")
 
     def _end(self, trial: Trial, outcome: str, status: str) -> None:
@@ -97,7 +98,7 @@ class Recorder(tune.Callback):
         self.begun.discard(trial.trial_id)
 
     def _write(self, trial: Trial, action: Callable[[RunWriter], None]) -> None:
-        """Tracking that fails costs its own numbers only: the study goes on, and Ray's results hold them as well."""
+        """Writes to a trial's run. An error is only logged: the study continues, and Ray's results hold the numbers too."""
         try:
             run = self.delivery.trial(trial.trial_id)
             if trial.trial_id not in self.begun:

@@ -1,4 +1,4 @@
-"""A study: trials that belong together, with a folder, a run in MLflow and a lease that says who runs it."""
+"""Runs a study: a set of trials with a folder, a run in MLflow, and a lease that records which process runs it."""
 
 from __future__ import annotations
 
@@ -25,26 +25,26 @@ from kiloseg.tuning.trial_row import TrialRow
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """How trials are run."""
+    """The options of a study: how its trials are run."""
 
     name: str
-    """Name of the experiment in MLflow, and of the study's folder."""
+    """Name of the experiment in MLflow and start of the study's id; without slashes and quotes."""
     max_concurrent: int = 0
-    """Trials at once. 0: as many as there are GPUs (or CPUs where there is no GPU) for."""
+    """How many trials run at once. 0: as many as the cluster's GPUs (or CPUs if it has no GPU) allow."""
     workers: int = 1
-    """Training processes of a trial, each on a GPU of its own where there is one."""
+    """Training processes per trial; each has its own GPU if the cluster has GPUs."""
     cpus_per_worker: float = 1.0
-    """CPU cores of a training process."""
+    """CPU cores per training process."""
     gpus_per_worker: float | None = None
-    """GPUs of a training process. None: 1 where the cluster has any when the study starts, else 0. Where nodes are started on
-    demand, give 1, and max_concurrent too."""
+    """GPUs per training process. None: 1 if the cluster has any when the study starts, else 0. If nodes are started on
+    demand, set this to 1 and set max_concurrent too."""
     runs: str = "runs"
-    """Folder for results; on a cluster one that all nodes see, such as a URL that pyarrow knows (s3://BUCKET/FOLDER)."""
+    """Folder for results. On a cluster all nodes must see it; it may be a URL that pyarrow supports (s3://BUCKET/FOLDER)."""
     retries: int = 4
-    """How often a trial is started again after it lost a process, its node or data that it reads, without having come further
-    since the last time."""
+    """How often a trial is restarted after it loses a process, its node or data that it reads, without progress since the
+    previous restart; 0 or more."""
     resume: bool = False
-    """Go on with the newest study of this name instead of starting one."""
+    """Continue the newest study of this name instead of starting a new one."""
 
     def __post_init__(self) -> None:
         require_no_credentials("runs", self.runs)
@@ -58,21 +58,21 @@ class Study:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResult:
-    """The trials of a study, once they have ended. Inside the study's `with` block files and runs may be added to it."""
+    """The ended trials of a study. Inside the study's `with` block, files and runs may be added to the result."""
 
     rows: list[TrialRow]
     run: RunWriter
     """The study's run in MLflow."""
     folder: Path
-    """Folder on this machine for files that are made of the result."""
+    """Folder on this machine for files that are made from the result."""
     location: str
-    """Where that folder's files end up: the folder itself, or the study's folder at the URL of its runs."""
+    """Final place of that folder's files: the folder itself, or the study's folder at the URL of its runs."""
     seconds: float
-    """From the start of the study, or of its resumption, to the end of its last trial."""
+    """Seconds from the start of the study, or from its resumption, to the end of its last trial."""
 
 
 class RunningStudy:
-    """A study that this process runs: it has its folders, its run in MLflow and its lease. See `running_study`."""
+    """A study that this process runs, with its folders, its run in MLflow and its lease. See `running_study`."""
 
     def __init__(
         self,
@@ -88,13 +88,13 @@ class RunningStudy:
         self.storage = storage
         """Folder of Ray's results of all studies, by path or URL."""
         self.place = place
-        """The study's own folder, for what is made of its results."""
+        """The study's own folder, for files that are made from its results."""
         self.folder = folder
-        """That folder, or one in its place where it is not on this machine."""
+        """That folder if it is on this machine, else a temporary folder in its place."""
         self.delivery = delivery
-        """The way to MLflow."""
+        """Delivers messages to MLflow."""
         self.has_trials = False
-        """Whether there is something that --resume would go on with."""
+        """Whether there are trials that --resume could continue."""
         self._resources = resources
         self._began = time.perf_counter()
 
@@ -105,15 +105,15 @@ class RunningStudy:
 
     @property
     def state(self) -> str:
-        """Folder in which Ray keeps the study, by path or URL."""
+        """Folder in which Ray saves the study's state, by path or URL."""
         return inside(self.storage, self.study_id)
 
     def connect_to_ray(self) -> None:
-        """Connects to Ray, or starts it, until the end of the study."""
+        """Connects to Ray, or starts it; the connection lasts until the end of the study."""
         self._resources.enter_context(ray_connection())
 
     def result(self, rows: list[TrialRow]) -> StudyResult:
-        """The study's result, of these trials."""
+        """Returns the study's result with these trials."""
         return StudyResult(
             rows=rows,
             run=self.delivery.study,
@@ -123,7 +123,7 @@ class RunningStudy:
         )
 
     def publish(self) -> None:
-        """Copies the folder's files to where the study's results belong."""
+        """Copies the folder's files to the study's own folder if that is not on this machine."""
         if not isinstance(self.place, LocalFolder):
             for file in filter(Path.is_file, self.folder.iterdir()):
                 self.place.put(file, file.name)
@@ -133,22 +133,23 @@ class RunningStudy:
 def running_study(
     study: Study, base: Config, plan: Mapping[str, Any], *, script: str, tags: Mapping[str, str]
 ) -> Iterator[RunningStudy]:
-    """Begins a study, or takes up the newest of its name, for the time of a `with` block.
+    """Starts a study, or resumes the newest of its name, for the duration of a `with` block.
 
-    At the end of the block, however it comes, Ray is let go of, what MLflow has not got yet is delivered, the study's run is
-    ended, and the lease is released, in this order.
+    When the block ends, even by an error, the connection to Ray is closed, undelivered messages are sent to MLflow, the
+    study's run is ended, and the lease is released, in this order.
 
     Args:
         study: how trials are run.
         base: the run that trials vary.
-        plan: what else makes it this study, by names, in values that JSON has.
-        script: what started it, for MLflow.
-        tags: tags of its run in MLflow.
+        plan: what else defines this study, by names, in values that JSON supports.
+        script: name of the script that started the study, for MLflow.
+        tags: tags of the study's run in MLflow.
 
     Raises:
-        ValueError: nothing to resume, the study to resume is another, or runs at a URL without an MLflow server.
+        ValueError: there is nothing to resume, the study to resume has another plan, or runs are at a URL and there is no
+            MLflow server.
         ConnectionError: MLflow cannot be reached.
-        StudyRunningError: the study to resume is being run.
+        StudyRunningError: another process runs the study to resume.
     """
     runs = study.runs
     root = open_folder(runs)
@@ -182,7 +183,7 @@ def running_study(
         except BaseException as error:
             if running.has_trials:
                 error.add_note(f"what study {study_id} has computed is kept: --resume goes on with it")
-            if lease.lost:  # to a process that goes on with the study, and with its run
+            if lease.lost:  # another process now continues the study and its run
                 delivery.close(patience_s=0)
             else:
                 delivery.study.end("FAILED" if isinstance(error, Exception) else "KILLED")

@@ -1,4 +1,4 @@
-"""What a finished study leaves behind: a table, figures, the best model, in MLflow and in a folder."""
+"""Summarizes a finished study: writes a table, figures and the best model to MLflow and to a folder."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ SHEET_SAMPLES = 6
 
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
-    """The trials, best first, settings by their dotted names."""
+    """Returns a table of the trials, the best first, with a column for each setting by its dotted name."""
     ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None or math.isnan(row.miou) else row.miou, reverse=True)
     return pandas.DataFrame(
         [
@@ -48,13 +48,16 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
 
 
 def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """The trial with the highest mIoU, or None where none has one; NaN, which nothing compares with, is none."""
+    """Returns the trial with the highest mIoU, or None if no trial has one; NaN, which does not compare, counts as none."""
     scored = [(row.miou, row) for row in rows if row.miou is not None and not math.isnan(row.miou)]
     return max(scored, key=lambda pair: pair[0], default=(None, None))[1]
 
 
 def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
-    """mIoU and peak memory against embedding dimension by kind of negatives, by file name; needs both settings."""
+    """Returns plots, by file name, of mIoU and peak memory against embedding dimension for each kind of negatives.
+
+    Trials that do not vary both settings are left out.
+    """
     points = [
         {
             **row.overrides,
@@ -81,7 +84,7 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
 
 
 def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]]:
-    """IoU of each class of a run with its id and name in the data set, by column; None where a class does not occur."""
+    """Returns columns with the id, name and IoU of each class of a run; the IoU is None if the class does not occur."""
     classes = select_classes(data, read_info(data.path))
     return {
         "class_id": classes.ids.tolist(),
@@ -91,7 +94,7 @@ def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]
 
 
 def best_sheet(row: TrialRow, checkpoint: Path) -> Figure:
-    """Validation images, labels and predictions of a trial's best checkpoint."""
+    """Draws validation images, their labels and the predictions of a trial's best checkpoint."""
     segmenter, config = load_segmenter(checkpoint)
     info = read_info(config.data.path)
     samples = predict_samples(segmenter, validation_batches(config.data, info), SHEET_SAMPLES)
@@ -104,10 +107,10 @@ def best_sheet(row: TrialRow, checkpoint: Path) -> Figure:
 
 
 def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
-    """The one file in a trial's best checkpoint; one that is not on this machine is fetched into `folder`.
+    """Returns the file of a trial's best checkpoint; one that is not on this machine is fetched into `folder`.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no checkpoint, or it is not on this machine and `folder` is None.
     """
     if row.checkpoint is None:
         raise ValueError(f"trial {row.trial} left no checkpoint")
@@ -126,7 +129,7 @@ def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
 
 
 def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter) -> None:
-    """Writes trials.csv and the figures to `folder`, and logs them, the best model and the best numbers to `run`."""
+    """Writes trials.csv and the figures to `folder`, and logs them to `run` with the best model and its numbers."""
     folder.mkdir(parents=True, exist_ok=True)
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)

@@ -1,12 +1,12 @@
-"""One trial on Ray Train: what runs in the worker, and what Tune calls.
+"""Runs one trial on Ray Train: the function that Tune calls, and the function that runs in the workers.
 
-Three processes make a trial: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each worker
-runs `_work`, which is `kiloseg.training.loop.train` with a report that feeds Ray. After the death of any
-of them Tune starts the trial again, from its newest checkpoint. A worker that gets SIGTERM writes a checkpoint and leaves.
+A trial has three kinds of processes: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each
+worker runs `_work`, which calls `kiloseg.training.loop.train` with a `report` that sends results to Ray. If any of them dies,
+Tune restarts the trial from its newest checkpoint. A worker that receives SIGTERM writes a checkpoint and exits.
 
-Numbers reach MLflow through the study's driver (see `kiloseg.tuning.callbacks.recorder`): one writer, whatever the number of
-trials, and no worker pays the 2.5 s of CPU that importing mlflow and opening its database take. Only the worker imports torch
-(2 s of CPU a process), so what needs it is imported where it is used.
+Numbers reach MLflow through the study's driver (see `kiloseg.tuning.callbacks.recorder`). So there is one writer for any
+number of trials, and no worker spends the 2.5 s of CPU that importing mlflow and opening its database take. Only the worker
+imports torch (2 s of CPU per process), so modules that need it are imported where they are used.
 """
 
 from __future__ import annotations
@@ -37,22 +37,22 @@ from kiloseg.tuning.ray_workarounds.train_snapshot import drop_damaged_snapshot
 from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
 
 VERDICT = "verdict"
-"""Folder of a trial in which a worker that finds that the trial cannot work leaves the result, if it is one of several."""
+"""Folder of a trial. If there are several workers, one that finds that the trial cannot work writes the result here."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
-    """What all trials of a study have in common; picklable."""
+    """The settings that all trials of a study share; picklable."""
 
     base: Config
     storage: str
     """Folder for checkpoints that all nodes see, by absolute path or URL."""
     resources: Resources
-    """What each trial gets of the cluster."""
+    """The share of the cluster that each trial gets."""
 
 
 def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
-    """Trains `settings.base` with `overrides` (by dotted names) in a Ray Train run of its own. Tune calls this in an actor."""
+    """Trains `settings.base` with `overrides` (by dotted names) in its own Ray Train run. Tune calls this in an actor."""
     from ray.tune.integration.ray_train import TuneReportCallback
 
     name = run_of(tune.get_context().get_trial_id())
@@ -72,12 +72,12 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
             name=name,
             storage_path=settings.storage,
             callbacks=[TuneReportCallback()],
-            # Two, so that there is one before the newest should that turn out to be damaged.
+            # Two are kept, so that there is an earlier one if the newest turns out to be damaged.
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=METRIC),
-            # A worker that dies ends the run, and Tune starts the trial again from its newest checkpoint. If the controller
-            # replaced the worker, it would do so also when Tune ends a trial and the worker happens to die first: nobody
-            # knows the placement group of that replacement, and it keeps its CPU or GPU for good.
-            # Without a controller limit a worker that finds no room to start is waited for without end.
+            # A worker that dies ends the run, and Tune restarts the trial from its newest checkpoint. If the controller
+            # replaced dead workers, it would also do so when Tune ends a trial and the worker happens to die first. Nothing
+            # would then release the placement group of the replacement, which would keep its CPU or GPU permanently.
+            # Without a controller limit, Train would wait forever for a worker that finds no room to start.
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
@@ -88,13 +88,13 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
         verdicts = open_folder(inside(directory, VERDICT))
         names = [name for name in verdicts.entries() if name.endswith(".json")]
         if not names:
-            raise  # a process was lost, for example: Tune starts the trial again
+            raise  # for example, a process was lost: Tune restarts the trial
         tune.report(json.loads(verdicts.read(names[0])))
 
 
 def _trainer_class(resources: Resources) -> Callable[..., DataParallelTrainer]:
     if resources.workers == 1:
-        # A process group of one would have Tune's actor and the controller import torch, 2 s of CPU each.
+        # For a process group of one, Tune's actor and the controller would import torch, which takes 2 s of CPU each.
         return functools.partial(TrainerWithoutDatasets, backend_config=SingleWorkerConfig())
     from ray.train.torch import TorchTrainer
 
@@ -108,7 +108,7 @@ def _trainer_class(resources: Resources) -> Callable[..., DataParallelTrainer]:
 
 
 def _newest_state(directory: str) -> dict[str, Any] | None:
-    """The newest whole checkpoint of a trial, found in its folder: Ray Train knows only those that were reported to it."""
+    """Finds the newest intact checkpoint in a trial's folder; Ray Train knows only those that were reported to it."""
     from kiloseg.training.checkpoint import load_newest
 
     folders = [
@@ -118,10 +118,10 @@ def _newest_state(directory: str) -> dict[str, Any] | None:
 
 
 def _work(given: dict[str, Any]) -> None:
-    """Trains in one worker. Errors that would come again at a retry are results of the trial, not crashes.
+    """Trains in one worker. Errors that would recur at a retry are results of the trial, not crashes.
 
-    Damaged data and full disks are crashes: the trial is tried again, perhaps on another node, and --resume goes on with it
-    once they are repaired.
+    Damaged data and full disks are crashes: the trial is retried, perhaps on another node, and --resume continues it once
+    they are repaired.
     """
     began = time.perf_counter()
     from kiloseg.memory import is_out_of_memory
@@ -158,6 +158,6 @@ def _work(given: dict[str, Any]) -> None:
         if settings.resources.workers == 1:
             ray.train.report(result)
             return
-        # The other workers may be waiting in a collective: only an error of this one ends them. What it was stays behind.
+        # The other workers may be waiting in a collective, which only an error in this one ends. The result stays in a file.
         open_folder(inside(directory, VERDICT)).write(f"{rank}.json", json.dumps(result).encode())
         raise

@@ -1,4 +1,4 @@
-"""A trial as a row of its study's table."""
+"""Defines the row that represents a trial in its study's table."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ class TrialRow:
 
     trial: str
     outcome: str
-    """finished, stopped (by the scheduler), oom, diverged, refused or failed."""
+    """How the trial ended: finished, stopped (by the scheduler), oom, diverged, refused or failed."""
     overrides: dict[str, Any]
-    """Its settings by dotted names, where they are not those of all trials."""
+    """The settings, by dotted name, that the study varies, with the trial's values."""
     miou: float | None
-    """Best validation mIoU, in [0, 1]; None where there was none."""
+    """Best validation mIoU, in [0, 1]; None if there was no validation."""
     last_miou: float | None
-    """mIoU of the last validation, by which trials of equal numbers of steps are compared."""
+    """mIoU of the last validation, in [0, 1]; used to compare trials with equal numbers of steps."""
     step: int
     """Step of the last report."""
     peak_memory_gib: float | None
-    """Peak memory of training steps."""
+    """Peak memory of training steps, in GiB."""
     val_peak_memory_gib: float | None
-    """Peak memory of predicting a validation batch."""
+    """Peak memory of predicting a validation batch, in GiB."""
     images_per_s: float | None
     seconds: float
-    """From the trial's start to its last report."""
+    """Seconds from the trial's start to its last report."""
     train_seconds: float
-    """The part of that in the training function itself; the rest is start-up and orchestration."""
+    """The part of `seconds` that the training function itself takes; the rest is startup and orchestration."""
     error: str = ""
     checkpoint: str | None = None
-    """Folder of the best checkpoint, by path or URL."""
+    """Folder of the best checkpoint, by path or URL; None if there is none."""

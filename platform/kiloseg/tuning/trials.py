@@ -1,4 +1,4 @@
-"""Running the trials of a study on Ray Tune."""
+"""Runs the trials of a study on Ray Tune."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from kiloseg.tuning.trial import TrialSettings, run_trial
 from kiloseg.tuning.trial_row import TrialRow
 
 SearcherFactory = Callable[[int], Searcher | SearchAlgorithm]
-"""Makes what chooses the settings of trials, given how many run at once."""
+"""A function that takes the number of trials that run at once and returns the searcher that chooses their settings."""
 
 
 def run_trials(
@@ -48,20 +48,20 @@ def run_trials(
     *,
     tags: Mapping[str, str],
 ) -> list[TrialRow]:
-    """Runs the trials of a study to their end, or what an interruption left of them.
+    """Runs the trials of a study until they end; of a resumed study, those that have not ended yet.
 
     Args:
         running: the study.
         study: how trials are run.
         base: the run that trials vary.
-        space: Tune's space, where the searcher has none of its own.
-        num_trials: trials in all.
-        searcher: makes what chooses their settings.
+        space: Tune's search space; None if the searcher has its own.
+        num_trials: total number of trials.
+        searcher: creates the searcher that chooses their settings.
         scheduler: decides which trials are stopped early.
         tags: tags of every trial's run in MLflow.
 
     Raises:
-        DataError: the state of the study to resume is damaged, or of another version.
+        DataError: the state of the study to resume is damaged, or comes from another version.
         ValueError: the cluster has no room for a trial.
     """
     set_tune_variables(num_trials, running.state)
@@ -71,7 +71,7 @@ def run_trials(
     resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
     settings = TrialSettings(base=base, storage=running.checkpoints, resources=resources)
     trainable = tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)
-    # Those that stand for a process are found by a study that is resumed, which Tune gives callbacks of its own.
+    # For a resumed study, Tune loads its saved callbacks instead; those that belong to a process unpickle as the ones made here.
     callbacks = [
         JsonLoggerCallback(),
         CopiedFiles(),
@@ -119,6 +119,6 @@ def run_trials(
 
 
 def trial_name(trial: Trial) -> str:
-    """The name of a trial, and of its folder: its id."""
+    """Returns a trial's id, which is the name of the trial and of its folder."""
     name: str = trial.trial_id
     return name

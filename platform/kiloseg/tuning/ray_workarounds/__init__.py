@@ -1,8 +1,8 @@
-"""Everything that depends on the inside of Ray, one file a workaround.
+"""Workarounds for faults in Ray, one per file; only these files depend on Ray's internals.
 
-Each file says on which version of Ray the fault was seen, what goes wrong without the workaround, and which test tells when
-it can go: take the workaround out, and if that test passes it is not needed any more. `PRIVATE_NAMES` lists what these files
-use that Ray does not document; tests/tuning/test_ray_private_names.py looks for each of them in the Ray that is installed.
+Each file says on which version of Ray the fault was seen, what goes wrong without the workaround, and which test shows when
+it can go: remove the workaround, and if that test passes, it is no longer needed. `PRIVATE_NAMES` lists the undocumented
+names of Ray that these files use; tests/tuning/test_ray_private_names.py looks for each of them in the installed Ray.
 """
 
 PRIVATE_NAMES = {
@@ -20,4 +20,4 @@ PRIVATE_NAMES = {
     "ray.tune.experiment.Trial.run_metadata": "retries",
     "ray.tune.experiment.trial._TrainingRunMetadata.num_failures": "retries",
 }
-"""Names inside Ray, each with the file here that needs it. Attributes of instances are written behind their class."""
+"""Undocumented names of Ray, each with the file here that needs it. Attributes of instances are written after their class."""

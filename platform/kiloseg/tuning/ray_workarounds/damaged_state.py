@@ -1,10 +1,10 @@
-"""A study whose newest state is damaged, missing or from the future is refused by name.
+"""Refuses to resume a study whose newest state is damaged, missing or from the future, and names the file.
 
-Seen on Ray 2.60: `Tuner.restore` takes a state that it cannot read for none at all, and begins the study anew with a single
+Seen on Ray 2.60: `Tuner.restore` treats a state that it cannot read as missing, and starts the study again with a single
 trial. It finds the newest state by the time in the files' names.
 
 It can go when Tune itself refuses the files that tests/tuning/test_study_state.py::test_damaged_state_is_refused_by_name
-damages, and test_study_without_a_state_is_not_begun_anew_by_a_resumption removes.
+damages and those that test_study_without_a_state_is_not_begun_anew_by_a_resumption removes.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from kiloseg.storage.filesystems import WORK, open_folder
 
 STATE = "experiment_state-"
 PICKLED = ("search_gen_state-", "searcher-state-", "basic-variant-state-", "callback-states-")
-"""Beginnings of the names of Ray's files of a study's state. Behind them comes when their process began, in UTC."""
+"""Prefixes of the names of Ray's files with a study's state. The time at which their process began, in UTC, follows."""
 
 
 def check_state(study: str) -> None:
-    """Refuses a state that Tune cannot go on from.
+    """Rejects a state that Tune cannot resume from.
 
     Args:
-        study: the folder in which Ray keeps the study, by path or URL.
+        study: the folder in which Ray saves the study's state, by path or URL.
 
     Raises:
-        DataError: there is no state yet; the newest cannot be read, and the message names the file; or it is from a time that
-            is still to come on this machine, so that the state that is written next would not be the newest.
+        DataError: there is no state yet; the newest cannot be read (the message names the file); or its time is in the future
+            by this machine's clock, so that the state that is written next would not be the newest.
     """
     folder = open_folder(study)
-    entries = [name for name in folder.entries() if not name.endswith(WORK)]  # left by a death during a write
+    entries = [name for name in folder.entries() if not name.endswith(WORK)]  # left by a crash during a write
     states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
     if not states:
         raise DataError(
@@ -61,7 +61,7 @@ def check_state(study: str) -> None:
 
 
 def _check_whole(content: bytes, *, pickled: bool) -> None:
-    """Raises ValueError for what is cut short; nothing of it is run."""
+    """Raises ValueError if the content is truncated. Pickles are parsed but not executed."""
     if not pickled:
         json.loads(content)
         return

@@ -1,7 +1,7 @@
-"""A trial starts no process that serves data sets of Ray Data.
+"""Keeps a trial from starting a process that serves data sets of Ray Data.
 
-Seen on Ray 2.60: every Train run starts an actor for data sets of Ray Data, of which our trials have none; it costs 1.5 s of CPU
-a trial.
+Seen on Ray 2.60: every Train run starts an actor for data sets of Ray Data, which our trials do not use; it costs 1.5 s of CPU
+per trial.
 
 It can go when tests/tuning/test_ray_private_names.py::test_a_trainer_without_data_sets_still_starts_a_callback_for_them fails.
 """

@@ -1,9 +1,9 @@
-"""Studies that were begun with earlier versions of this package can be resumed, or are refused.
+"""Resumes studies that were started with earlier versions of this package, or refuses them.
 
 Seen on Ray 2.60: Tune pickles a study's callbacks, searcher and trials with the names of our modules and classes. Once one of
-them has moved, Tune prints a traceback, takes the state for none, and begins the study anew with a single trial.
+them has moved, Tune prints a traceback, treats the state as missing, and starts the study again with a single trial.
 
-It can go when `OLD_NAMES` is empty, or when Tune keeps no pickles of the classes that it is given:
+It can go when `OLD_NAMES` is empty, or when Tune no longer pickles the classes that we pass to it:
 tests/tuning/test_old_studies.py resumes a study with the old names.
 """
 
@@ -23,7 +23,7 @@ from kiloseg.storage.filesystems import WORK, open_folder
 from kiloseg.tuning.ray_workarounds.damaged_state import STATE
 
 OLD_NAMES = {
-    # Before the package had rooms, 2026-11-28.
+    # Names from before the package was split into subpackages, 2026-11-28.
     "kiloseg.progress.Progress": "kiloseg.tuning.callbacks.console.Progress",
     "kiloseg.recorder._of_this_process": "kiloseg.tuning.callbacks.recorder._of_this_process",
     "kiloseg.resumption.Retries": "kiloseg.tuning.ray_workarounds.retries.Retries",
@@ -34,12 +34,12 @@ OLD_NAMES = {
     "kiloseg.storage._WaitedFor": "kiloseg.tuning.ray_workarounds.waiting_for_copies.WaitingSyncer",
     "kiloseg.storage._WholeFiles": "kiloseg.tuning.ray_workarounds.whole_files.WholeFiles",
 }
-"""Names that pickles of earlier versions hold, and where the same thing is now."""
+"""Maps names in pickles of earlier versions to the current names of the same objects."""
 
 
 @contextlib.contextmanager
 def old_names() -> Iterator[None]:
-    """Pickles of earlier versions can be read inside the `with` block."""
+    """Makes pickles of earlier versions readable inside the `with` block."""
     with contextlib.ExitStack() as stack:
         for old, new in OLD_NAMES.items():
             module, _, name = new.rpartition(".")
@@ -48,14 +48,14 @@ def old_names() -> Iterator[None]:
 
 
 def check_readable(study: str, checkpoints: str) -> None:
-    """Refuses a state whose pickles name what is not there any more, by reading them as Tune is about to.
+    """Rejects a state whose pickles use names that no longer exist, by loading them as Tune is about to do.
 
     Args:
-        study: the folder in which Ray keeps the study, by path or URL.
+        study: the folder in which Ray saves the study's state, by path or URL.
         checkpoints: the folder of its checkpoints, for the message.
 
     Raises:
-        DataError: a pickle cannot be read; the message says what can still be used of the study.
+        DataError: a pickle cannot be loaded; the message says which parts of the study can still be used.
     """
     folder = open_folder(study)
     names = [name for name in folder.entries() if not name.endswith(WORK)]
@@ -63,7 +63,7 @@ def check_readable(study: str, checkpoints: str) -> None:
     try:
         for name in newest:
             content = folder.read(name)
-            # Ray's JSON holds pickles in hexadecimal, inside strings of JSON.
+            # Ray's JSON holds pickles as hexadecimal text inside strings of JSON.
             inner = [] if name == "tuner.pkl" else re.findall(rb'"(80[0-9a-f]{20,})\\?"', content)
             for pickled in [bytes.fromhex(text.decode()) for text in inner] or [content]:
                 cloudpickle.loads(pickled)

@@ -1,7 +1,7 @@
-"""Failures of a trial are counted anew once it has come further.
+"""Resets a trial's count of failures when the trial makes progress.
 
-Seen on Ray 2.60: `FailureConfig(max_failures)` counts all failures of a trial, so that one of days on preemptible machines ends
-as failed though it advances each time. The limit is meant for trials that never get on.
+Seen on Ray 2.60: `FailureConfig(max_failures)` counts all failures of a trial, so that a trial that runs for days on preemptible
+machines ends as failed although it advances each time. The limit is meant for trials that make no progress.
 
 It can go when tests/tuning/test_resumption.py::test_failures_count_only_where_a_trial_does_not_get_on passes without `Retries`.
 """
@@ -20,7 +20,7 @@ from kiloseg.tuning.reports import RESUMED, STEP, UNREPORTED, run_of
 
 
 class Retries(tune.Callback):
-    """Sets a trial's count of failures to 0 whenever the trial has come further than before.
+    """Sets a trial's count of failures to 0 whenever the trial has reached a later step than before.
 
     Args:
         checkpoints: folder of all trials' checkpoints, by path or URL.
@@ -29,16 +29,16 @@ class Retries(tune.Callback):
     def __init__(self, checkpoints: str) -> None:
         self.checkpoints = checkpoints
         self.reached: dict[str, int] = {}
-        """Step that each trial is known to have come to."""
+        """Latest step that each trial is known to have reached, by the trial's id."""
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Takes the step of a validation, or of the checkpoint that a trial goes on from."""
+        """Records the step of a validation, or of the checkpoint from which a trial continues."""
         self._count(trial, result.get(RESUMED, result[STEP]))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Takes the step of the checkpoint of a preempted run, which may be long before its first validation."""
+        """Records the step of a preempted run's checkpoint, which may come long before the run's first validation."""
         with contextlib.suppress(OSError):
             self._count(trial, newest_step(inside(self.checkpoints, f"{run_of(trial.trial_id)}/{UNREPORTED}")))
 

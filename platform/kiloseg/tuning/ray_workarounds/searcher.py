@@ -1,11 +1,11 @@
-"""Optuna hears only of the trials that it knows and that have not ended for it.
+"""Passes results to Optuna only for trials that Optuna knows and that it does not consider ended.
 
-Seen on Ray 2.60: Tune saves its own state and the searcher's at different moments. After a resumption Tune may report results of
-a trial that Optuna was told had ended (it had failed), or that Optuna does not know (it began between the two savings, right
-before a death). Both raise, and end the study. Nor does Tune take trials to begin with where the space is a function, unless their
-names are checked against a list; Optuna itself does.
+Seen on Ray 2.60: Tune saves its own state and the searcher's at different moments. In a resumed study, Tune may report results of
+a trial that Optuna considers ended (because it failed), or that Optuna does not know (because it began between the two saves,
+right before a crash). Both raise an error that ends the study. In addition, if the space is a function, Tune does not accept
+settings for the first trials unless their names are checked against a list; Optuna itself accepts them.
 
-It can go when tests/tuning/test_resume.py::test_killed_study_goes_on, at 1,000 s between savings, passes with `OptunaSearch`.
+It can go when tests/tuning/test_resume.py::test_killed_study_goes_on, with 1,000 s between saves, passes with `OptunaSearch`.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ def chosen_by_optuna(
     sampler: optuna.samplers.BaseSampler,
     metric: str,
 ) -> ResumableOptunaSearch:
-    """Optuna as what chooses the settings of Tune's trials.
+    """Returns a searcher with which Optuna chooses the settings of Tune's trials.
 
     Args:
-        space: chooses the settings of an Optuna trial; picklable.
-        first: settings of the first trials; what is missing in one the sampler chooses.
-        sampler: chooses the others.
-        metric: what is to become high.
+        space: function that chooses the settings of an Optuna trial; picklable.
+        first: settings of the first trials; the sampler chooses those that are missing.
+        sampler: chooses all other settings.
+        metric: name of the metric to maximize.
     """
     searcher = ResumableOptunaSearch(space=space, metric=metric, mode="max", sampler=sampler)
     for values in first:
@@ -38,15 +38,15 @@ def chosen_by_optuna(
 
 
 class ResumableOptunaSearch(OptunaSearch):
-    """Optuna as a searcher of Tune that ignores trials it does not know or that have ended for it."""
+    """Tune's searcher for Optuna, but results of trials that Optuna does not know or considers ended are ignored."""
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Passes on a result of a trial that is under way for Optuna."""
+        """Passes a result on if Optuna considers the trial running."""
         if self._is_under_way(trial_id):
             super().on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Passes on the end of a trial that is under way for Optuna."""
+        """Passes the end of a trial on if Optuna considers the trial running."""
         if self._is_under_way(trial_id):
             super().on_trial_complete(trial_id, result, error)
 

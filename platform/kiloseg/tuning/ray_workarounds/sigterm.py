@@ -1,8 +1,8 @@
-"""Train workers take SIGTERM as a warning of preemption, and write a checkpoint before they leave.
+"""Makes Train workers treat SIGTERM as a warning of preemption, and write a checkpoint before they exit.
 
 Seen on Ray 2.60: a worker's training function runs in a thread, where no signal handler can be set, and Train has no hook for
-one. SIGTERM, which clouds send minutes before they take a preemptible machine, ends the worker at once. The backend of a
-trainer is the one place where code of ours runs in a worker's main thread.
+one. SIGTERM, which clouds send minutes before they stop a preemptible machine, ends the worker at once. The backend of a
+trainer is the only place where our code runs in a worker's main thread.
 
 It can go when tests/tuning/test_faults.py::test_notice_of_a_spot_machine passes with Ray's own backends.
 """
@@ -17,7 +17,7 @@ from kiloseg.training import preemption
 
 
 class SingleWorkerConfig(BackendConfig):
-    """The backend of a trial of one worker: no process group, and SIGTERM as a warning of preemption."""
+    """The backend of a trial with one worker, which has no process group and treats SIGTERM as a warning of preemption."""
 
     @property
     def backend_cls(self) -> type[Backend]:

@@ -1,6 +1,6 @@
-"""The part of `sigterm` that needs torch: Train workers of one process group take SIGTERM as a warning of preemption.
+"""Makes Train workers in a process group treat SIGTERM as a warning of preemption; the part of `sigterm` that needs torch.
 
-Seen on Ray 2.60; what goes wrong without it, and when it can go, are as in `kiloseg.tuning.ray_workarounds.sigterm`.
+Seen on Ray 2.60. What goes wrong without it, and when it can go, is described in `kiloseg.tuning.ray_workarounds.sigterm`.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _TorchBackend: Any = TorchConfig().backend_cls
 
 
 class ListeningTorchConfig(TorchConfig):
-    """Torch's process group, whose workers take SIGTERM as a warning of preemption (see `kiloseg.training.preemption`)."""
+    """Torch's process group with workers that treat SIGTERM as a warning of preemption (see `kiloseg.training.preemption`)."""
 
     @property
     def backend_cls(self) -> Any:

@@ -1,7 +1,7 @@
-"""A damaged list of a trial's checkpoints is removed before Ray Train reads it.
+"""Removes a damaged list of a trial's checkpoints before Ray Train reads it.
 
-Seen on Ray 2.60: Train writes `checkpoint_manager_snapshot.json` in place. A full disk or a death can cut it short, or a
-checkpoint that it names may be gone, and Train then refuses the run for good.
+Seen on Ray 2.60: Train writes `checkpoint_manager_snapshot.json` in place. A full disk or a crash can truncate it, or a
+checkpoint that it names may be gone, and then Train permanently refuses the run.
 
 It can go when tests/tuning/test_faults.py::test_full_disk passes without `drop_damaged_snapshot`.
 """

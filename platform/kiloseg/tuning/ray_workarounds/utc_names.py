@@ -1,7 +1,7 @@
-"""States of a study are named by UTC, so that the newest by name is the newest in time.
+"""Names the states of a study by the time in UTC, so that the last by name is the newest.
 
 Seen on Ray 2.60: Tune names a study's state by the local time at which the process that writes it began, and resumes from
-the last name. Local times of two machines, or of summer and winter, are in no order, so that an old state may be taken.
+the last name. Local times on two machines, or before and after a clock change, are not in order, so Tune may use an old state.
 
 It can go when tests/tuning/test_resumption.py passes without `utc`: its studies are resumed in another time zone.
 """
@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def utc() -> Iterator[None]:
-    """This process tells the time in UTC inside the `with` block. No effect on Windows, which has no such setting."""
+    """Makes this process use UTC as its local time inside the `with` block. Has no effect on Windows, which has no `tzset`."""
     if not hasattr(time, "tzset"):
         yield
         return

@@ -1,4 +1,4 @@
-"""A trained model at work: loading, predicting and evaluating."""
+"""Uses trained models: loads them, predicts with them, evaluates them and edits their classes."""
 
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.evaluation import evaluate

@@ -1,4 +1,4 @@
-"""What the classes of a trained model are called, and what they were trained on."""
+"""Describes the classes of a trained model: their names, their ids and the data that they were trained on."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ from kiloseg.plotting import class_colors
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelClasses:
-    """What labels 0 to C - 1 of a model stand for."""
+    """The classes that labels 0 to C - 1 of a model stand for."""
 
     ids: np.ndarray
-    """Their ids in the data set: int64 of shape (C,)."""
+    """Ids of the classes in the data set: int64 of shape (C,)."""
     names: list[str]
     background: int | None = None
-    """The label of the background, if there is one."""
+    """Label of the background class; None if there is none."""
     train_samples: np.ndarray | None = None
-    """How many training samples hold each class: int64 of shape (C,). None where nobody knows any more."""
+    """Number of training samples that contain each class: int64 of shape (C,). None if it is not known."""
     data: str = ""
-    """Name of the data set."""
+    """Name of the data set; empty if it is not known."""
     digest: str = ""
-    """Of the data set, as dataset.json has it."""
+    """Digest of the data set, as in dataset.json; empty if it is not known."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     @property
     def colors(self) -> np.ndarray:
-        """uint8 of shape (C, 3): far apart for neighbouring ids, and the same for a class whatever else the model has."""
+        """Colors of the classes, uint8 of shape (C, 3): distinct for neighboring ids, and independent of the other classes."""
         background = None if self.background is None else int(self.ids[self.background])
         return class_colors(int(self.ids.max(initial=0)) + 1, background)[self.ids]
 
     @classmethod
     def from_record(cls, record: ClassRecord) -> ModelClasses:
-        """The classes that a checkpoint says it has."""
+        """Creates the classes from the record in a checkpoint."""
         samples = record["train_samples"]
         return cls(
             ids=np.asarray(record["ids"], dtype=np.int64),
@@ -50,7 +50,7 @@ class ModelClasses:
         )
 
     def record(self) -> ClassRecord:
-        """What a checkpoint keeps; `from_record` reads it."""
+        """Returns the record that a checkpoint stores; `from_record` reads it."""
         return {
             "ids": self.ids.tolist(),
             "names": self.names,
@@ -62,14 +62,14 @@ class ModelClasses:
 
     @classmethod
     def of_data(cls, data: Data) -> ModelClasses:
-        """The classes of a run on the data set at `data.path`.
+        """Returns the classes of a run on the data set at `data.path`.
 
         Raises:
-            DataError: it is not there, or damaged.
+            DataError: the data set is missing or damaged.
         """
         return cls.from_record(record_classes(data))
 
     @classmethod
     def unnamed(cls, num_classes: int) -> ModelClasses:
-        """Classes that nobody can name any more, called by their numbers."""
+        """Returns classes whose names are not known and that are called by their numbers."""
         return cls(ids=np.arange(num_classes), names=[f"class {number}" for number in range(num_classes)])

@@ -1,7 +1,7 @@
-"""Changing the classes of a trained model without training: they are rows of a table.
+"""Changes the classes of a trained model without training, by editing the rows of its class table.
 
-Each function takes the content of a checkpoint (`kiloseg.inference.loading.content_of`) and returns a new one, without the
-optimizer's state: what was changed predicts, and does not go on training.
+Each function takes the content of a checkpoint (`kiloseg.inference.loading.content_of`) and returns a new one without the
+optimizer's state: a changed model can predict, but cannot continue training.
 
 Shapes: C classes, D embedding, H W pixels, P pixels of an example.
 """
@@ -24,16 +24,16 @@ from kiloseg.inference.loading import classes_of
 from kiloseg.training.evaluation import segmenter_of
 
 TABLES = ("head.table.rows_CD", "table.rows_CD")
-"""Names of the class table in a checkpoint; the second in those from before there were heads."""
+"""Names of the class table in a checkpoint; the second is used by checkpoints from before the package had heads."""
 MAX_EXAMPLE_SIDE = 1024
-"""Pixels of the longer side of an example; what is larger is made smaller."""
+"""Longest side of an example, in pixels; larger examples are scaled down."""
 
 
 def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
-    """One class is called otherwise.
+    """Renames one class.
 
     Raises:
-        ValueError: no class is called `old`, or one is called `new` already.
+        ValueError: not exactly one class is called `old`, one is already called `new`, or `new` is empty.
     """
     classes = classes_of(content)
     _check_new(classes, new)
@@ -43,10 +43,10 @@ def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
 
 
 def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """Some classes are predicted no more; their pixels go to whichever class is nearest then.
+    """Removes classes; their pixels then get the nearest of the remaining classes.
 
     Raises:
-        ValueError: no class is called so, or fewer than two would be left.
+        ValueError: a name does not belong to exactly one class, or fewer than two classes would be left.
     """
     classes = classes_of(content)
     gone = {_label(classes, name) for name in names}
@@ -57,10 +57,11 @@ def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str, Any]:
-    """Some classes become one: the mean of their unit vectors, under the name and the id of the first.
+    """Merges classes into one: the mean of their unit vectors, under the name and the id of the first.
 
     Raises:
-        ValueError: no class is called so, or one is named twice.
+        ValueError: a name does not belong to exactly one class, a class is named twice, no other is named, or fewer than two
+            classes would be left.
     """
     classes = classes_of(content)
     labels = [_label(classes, each) for each in (name, *others)]
@@ -75,15 +76,16 @@ def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str
 
 
 def add(content: dict[str, Any], name: str, examples: Sequence[tuple[Path | str, Path | str]]) -> dict[str, Any]:
-    """A class more, from pictures of it: the mean unit embedding of the pixels that are marked.
+    """Adds a class from example images: its vector is the mean unit embedding of the marked pixels.
 
     Args:
-        content: of a checkpoint of an embedding head.
-        name: what it is called; its id is the highest one plus 1.
-        examples: an image and a mask of its size each, whose pixels other than 0 are the class.
+        content: content of a checkpoint with an embedding head.
+        name: name of the new class; its id is the highest id plus 1.
+        examples: pairs of an image and a mask of the same size, whose nonzero pixels mark the class.
 
     Raises:
-        ValueError: there is a class of that name, or an example that is empty, of another size or cannot be read.
+        ValueError: a class of that name exists, there are no examples, or an example is empty, has a mask of another size or
+            cannot be read.
     """
     classes = classes_of(content)
     _check_new(classes, name)
@@ -93,7 +95,7 @@ def add(content: dict[str, Any], name: str, examples: Sequence[tuple[Path | str,
     segmenter, _ = segmenter_of(content)
     total_D = torch.zeros(rows_CD.shape[1], dtype=torch.float64)
     for image, mask in examples:
-        # Each example counts alike, however large the object is in it.
+        # Each example has the same weight, regardless of the object's size.
         total_D += _mean_embedding(segmenter, image, mask)
     row_1D = F.normalize(total_D, dim=0).to(rows_CD.dtype)[None]
     samples = None if classes.train_samples is None else np.append(classes.train_samples, len(examples))
@@ -108,7 +110,7 @@ def add(content: dict[str, Any], name: str, examples: Sequence[tuple[Path | str,
 
 
 def neighbours(content: dict[str, Any]) -> list[tuple[int, float]]:
-    """For each class the label of the nearest other one, and the cosine of the two."""
+    """Returns, for each class, the label of the nearest other class and the cosine of the two."""
     rows_CD = F.normalize(_table(content).float(), dim=1)
     found = []
     for rows_cD, start in zip(rows_CD.split(1024), range(0, len(rows_CD), 1024), strict=True):
@@ -169,7 +171,7 @@ def _changed(
     ids: np.ndarray | None = None,
     samples: np.ndarray | None = None,
 ) -> dict[str, Any]:
-    """The content with other rows and names, and then only those labels that are kept."""
+    """Returns the content with new rows, names, ids and samples, reduced to the labels in `kept`."""
     table_CD = _table(content) if rows_CD is None else rows_CD
     names = classes.names if names is None else names
     ids = classes.ids if ids is None else ids

@@ -1,4 +1,4 @@
-"""How good a trained model is on a data set, in more detail than a validation during training."""
+"""Evaluates a trained model on a data set, in more detail than a validation during training."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from kiloseg.storage.atomic import write_whole
 from kiloseg.storage.errors import DataError
 
 PAIRS = 50
-"""Confused pairs that are reported."""
+"""Number of confused pairs of classes to report."""
 THIRDS = ("head", "medium", "tail")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Evaluation:
-    """Figures of a model on the validation split of a data set."""
+    """The metrics of a model on the validation split of a data set."""
 
     metrics: dict[str, Any]
-    """What metrics.json holds: fractions from 0 to 1, None where nothing is to be said; see `evaluate`."""
+    """Content of metrics.json. Metrics are fractions from 0 to 1, or None if they are undefined; see `evaluate`."""
     table: list[dict[str, Any]]
     """A row per class: id, name, iou, boundary_iou, pixels, predicted_pixels, train_samples."""
 
@@ -43,7 +43,7 @@ class Evaluation:
         """Writes metrics.json and classes.csv.
 
         Raises:
-            ValueError: they are there already.
+            ValueError: the files already exist and `overwrite` is not set.
         """
         folder = Path(folder)
         check_free(folder, overwrite)
@@ -56,7 +56,7 @@ class Evaluation:
 
 
 def check_free(folder: Path, overwrite: bool) -> None:
-    """Raises ValueError where the folder has an evaluation that must stay."""
+    """Raises ValueError if the folder holds an evaluation that must not be overwritten."""
     if not overwrite and (folder / "metrics.json").exists():
         raise ValueError(f"{folder / 'metrics.json'} exists; give --overwrite, or another --out")
 
@@ -67,22 +67,23 @@ def evaluate(
 ) -> Evaluation:
     """Evaluates a model on whole validation images.
 
-    Memory is a few counters a class, and one image: neither C x C nor all pixels.
+    Memory holds a few counters per class and one image: neither a C x C matrix nor all pixels.
 
     Args:
-        model: a loaded one, or what `kiloseg.load` takes.
-        data: folder or URL of a data set that has the model's classes, by their ids and names.
-        samples: only so many of the first; None: all.
-        progress: show a bar.
+        model: a loaded model, or a source that `kiloseg.load` accepts.
+        data: folder or URL of a data set with the model's classes, by their ids and names.
+        samples: evaluate only this many of the first samples; None: all.
+        progress: whether to show a progress bar.
 
     Returns:
-        `metrics` with "miou", "pixel_accuracy", "frequency_weighted_iou" (classes by their labelled pixels), "boundary_miou"
-        (https://arxiv.org/abs/2103.16562), "expected_calibration_error" (of `Result.confidence`), "head_miou", "medium_miou"
-        and "tail_miou" (thirds of the classes by their training samples), "confused" (the most frequent pairs of label and
-        prediction), "classes", "samples", "data" and "digest".
+        An evaluation whose `metrics` have "miou", "pixel_accuracy", "frequency_weighted_iou" (classes weighted by their
+        labeled pixels), "boundary_miou" (https://arxiv.org/abs/2103.16562), "expected_calibration_error" (of
+        `Result.confidence`), "head_miou", "medium_miou" and "tail_miou" (thirds of the classes by their training samples),
+        "confused" (the most frequent wrong pairs of label and prediction), "classes", "samples", "data", "digest" and
+        "source".
 
     Raises:
-        ValueError: no such model, or a data set without its classes.
+        ValueError: there is no such model, or the data set does not have its classes.
     """
     loaded = model if isinstance(model, TrainedModel) else load(model)
     info = read_info(data)

@@ -1,4 +1,4 @@
-"""Images as people have them: many formats, turned by EXIF, now and then broken."""
+"""Reads images of many formats, applies their EXIF orientation, and reports broken files."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from PIL import Image, ImageOps
 from kiloseg.storage.filesystems import holder
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Files that count as images where a folder is named."""
+"""Suffixes of the files that count as images when a folder is searched."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 
 
 def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
-    """uint8 pixels (H, W, 3) of a file (by path or URL), a Pillow image or an array.
+    """Returns the uint8 pixels (H, W, 3) of a file (by path or URL), a Pillow image or an array.
 
     Raises:
-        ValueError: it is no image, or one that a network for 8-bit colors cannot read; names the file.
+        ValueError: it is no image, or not one of 8 bits per channel; the message names the file.
     """
     if isinstance(image, np.ndarray):
         if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3 or 0 in image.shape:

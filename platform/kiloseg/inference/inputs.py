@@ -1,4 +1,4 @@
-"""The images that a command line names."""
+"""Finds the images that a command line names."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from kiloseg.inference.images import SUFFIXES
 
 
 def find_images(words: Iterable[str]) -> list[tuple[str, str]]:
-    """Each image with the name that its output files get: no two have the same.
+    """Returns each image with the unique name that its output files get.
 
     Args:
-        words: files, folders (searched for images, with what is below them), URLs, and patterns (`*`, `?`, `**`).
+        words: files, folders (searched recursively for images), URLs, and patterns (`*`, `?`, `**`).
 
     Returns:
-        (name, path or URL), in the order of the words, sorted within a folder.
+        Pairs of a name and a path or URL, in the order of the words, sorted within a folder.
 
     Raises:
-        ValueError: a word that leads to nothing, or two images of one name.
+        ValueError: a word matches no image, or two images have the same name.
     """
     found: dict[str, str] = {}
     for word in words:

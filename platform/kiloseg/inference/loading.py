@@ -1,4 +1,4 @@
-"""From the name of a trained model to the model."""
+"""Loads a trained model by its path, URL, run or study."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def load(
     precision: Precision = "auto",
     runs: Path | str = "runs",
 ) -> TrainedModel:
-    """A trained model, ready to predict.
+    """Loads a trained model, ready to predict.
 
     Args:
-        source: a checkpoint file; or a folder of checkpoints, whose newest that is whole is taken; either by path or by a URL
-            that pyarrow knows (s3://..., gs://...); or `runs:/ID`, a run or a study in MLflow; or the name of a study, whose
-            newest run is taken. Of a study the best trial's checkpoint is loaded.
+        source: a checkpoint file; or a folder of checkpoints, of which the newest intact one is used; either by path or by a
+            URL that pyarrow supports (s3://..., gs://...); or `runs:/ID`, a run or a study in MLflow; or the name of a study,
+            whose newest run with a checkpoint is used. For a study, the best trial's checkpoint is loaded.
         device: where the network runs; None: a GPU if there is one.
         precision: as `trainer.precision`.
-        runs: folder of MLflow's database where no server is named by MLFLOW_TRACKING_URI.
+        runs: folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server.
 
     Raises:
         ValueError: there is no such model, it is damaged, or its run has no checkpoint.
@@ -54,10 +54,10 @@ def load(
 
 
 def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
-    """The content of the checkpoint that a source stands for, on the CPU, with where it lies as "location"; see `load`."""
+    """Reads the checkpoint of a source (see `load`) onto the CPU; the key "location" of the content says where it is."""
     source, runs = str(source), Path(runs)
     place = source
-    # MLflow takes seconds to import, and a machine that only predicts need not have it.
+    # MLflow takes seconds to import, and a machine that only predicts does not need to have it.
     if source.startswith(RUN):
         from kiloseg.tracking.checkpoints import checkpoint_of_run
 
@@ -77,7 +77,7 @@ def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
 
 
 def classes_of(state: dict[str, Any]) -> ModelClasses:
-    """The classes of a checkpoint: those that it names; of one that names none, those of its data set if that is still there."""
+    """Returns the classes that a checkpoint records; without a record, those of its data set, or unnamed ones if it is gone."""
     num_classes = state["num_classes"]
     if "classes" in state:
         return ModelClasses.from_record(state["classes"])

@@ -1,4 +1,4 @@
-"""A trained model: from an image of any size to labels with names."""
+"""Defines a trained model, which labels every pixel of an image of any size with a named class."""
 
 from __future__ import annotations
 
@@ -19,28 +19,28 @@ from kiloseg.inference.tiling import predict_tiled
 from kiloseg.models import Segmenter
 
 TILE = 1024
-"""Side in pixels of the pieces that large images are cut into; what is no larger is predicted whole."""
+"""Side in pixels of the tiles that large images are cut into; smaller images are predicted whole."""
 OVERLAP = 256
-"""Pixels that neighbouring pieces share."""
+"""Number of pixels by which neighboring tiles overlap."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TrainedModel:
-    """A network with its classes; made by `kiloseg.load`."""
+    """A network with its classes; `kiloseg.load` creates it."""
 
     segmenter: Segmenter
-    """In evaluation mode, on its device."""
+    """The network, in evaluation mode and on its device."""
     config: Config
-    """The run that it comes from."""
+    """Settings of the run that trained the model."""
     classes: ModelClasses
     source: str
-    """What it was loaded from."""
+    """The source from which the model was loaded, as `kiloseg.load` accepts it."""
     autocast: torch.autocast | None = None
-    """Mixed precision of the network."""
+    """Context in which the network runs with mixed precision; None: full precision."""
 
     @property
     def device(self) -> torch.device:
-        """Where the network is."""
+        """Device of the network's parameters."""
         return next(self.segmenter.parameters()).device
 
     def __call__(
@@ -49,13 +49,14 @@ class TrainedModel:
         """Predicts the class of every pixel.
 
         Args:
-            image: a file by path or URL, a Pillow image (turned as its EXIF says in both cases), or uint8 pixels (H, W, 3).
-            tile: side of the pieces that a larger image is cut into, a multiple of 32; memory grows with it.
-            overlap: pixels that neighbouring pieces share, over which their embeddings are blended; a multiple of 32
+            image: a file by path or URL, a Pillow image (both are rotated as their EXIF says), or uint8 pixels (H, W, 3).
+            tile: side in pixels of the tiles that a larger image is cut into, a multiple of 32; memory grows with it.
+            overlap: pixels by which neighboring tiles overlap and over which their embeddings are blended; a multiple of 32
                 below `tile`.
 
         Raises:
-            ValueError: no image, one of no pixels or of other channels, or pieces that cannot be; the message names it.
+            ValueError: this is no image, it has no pixels or other channels, or `tile` and `overlap` are impossible; the
+                message says which.
         """
         pixels_HW3 = as_pixels(image)
         labels_HW, confidence_HW = predict_tiled(
@@ -66,7 +67,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def outputs(self, images_B3HW: Tensor) -> Tensor:
-        """The network's outputs for uint8 images whose sides are multiples of 32."""
+        """Returns the network's outputs for uint8 images whose sides are multiples of 32."""
         with self.autocast or contextlib.nullcontext():
             outputs: Tensor = self.segmenter(images_B3HW.to(self.device, non_blocking=True))
         return outputs

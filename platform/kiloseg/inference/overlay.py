@@ -1,4 +1,4 @@
-"""A picture of a prediction that a person can read, whatever the number of classes."""
+"""Draws a prediction as a picture that stays readable for any number of classes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 TINT = 0.5
-"""Share of the class color in a region."""
+"""Weight of the class color in a region, from 0 to 1; the rest is the image."""
 MAX_ENTRIES = 40
-"""Classes in the legend; those of fewer pixels are counted in its last line."""
+"""Most classes in the legend; its last line counts the others, which have fewer pixels."""
 
 
 class _Region(Protocol):
@@ -28,20 +28,20 @@ class _Region(Protocol):
 def draw_overlay(
     pixels_HW3: np.ndarray, labels_HW: np.ndarray, regions: Sequence[_Region], colors_C3: np.ndarray
 ) -> Image.Image:
-    """The image with tinted and outlined regions, and below it a legend of those that occur.
+    """Draws the image with tinted and outlined regions, and below it a legend of the classes that occur.
 
     Args:
-        pixels_HW3: uint8.
-        labels_HW: 0 to C - 1.
-        regions: those to name, the largest first.
-        colors_C3: uint8.
+        pixels_HW3: the image, uint8.
+        labels_HW: the label of every pixel, 0 to C - 1.
+        regions: the regions for the legend, the largest first.
+        colors_C3: color of every class, uint8.
 
     Returns:
-        An RGB image of the width of the image, or wider if a legend needs that.
+        An RGB image as wide as the given image, or wider if the legend needs it.
     """
     height, width = labels_HW.shape
     tinted = np.empty_like(pixels_HW3)
-    for row in range(0, height, 256):  # bounds what is held as floats
+    for row in range(0, height, 256):  # limits how many pixels are floats at once
         part = slice(row, row + 256)
         mixed = (1 - TINT) * pixels_HW3[part] + TINT * colors_C3[labels_HW[part]]
         tinted[part] = mixed.astype(np.uint8)
@@ -62,7 +62,7 @@ def _edges(labels_HW: np.ndarray) -> np.ndarray:
 
 
 def _legend(regions: Sequence[_Region], colors_C3: np.ndarray, width: int, area: int) -> Image.Image:
-    # As large as can be read beside an image of this size on a screen.
+    # The font size grows with the image, so that the legend is readable when the whole picture is shown on a screen.
     size = int(np.clip(width / 55, 11, 40))
     font = ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)
     shown = regions[:MAX_ENTRIES]

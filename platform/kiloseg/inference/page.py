@@ -1,4 +1,4 @@
-"""A page that shows a prediction: what is under the pointer, and classes to switch on and off. It needs no network."""
+"""Makes an HTML page of a prediction, which names the class under the pointer and can hide classes. It works offline."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
     from kiloseg.inference.result import Result
 
 MAX_SIDE = 2048
-"""Pixels of the longer side; a larger image is shown smaller, its labels by the pixel in the middle."""
+"""Longest side of the shown image, in pixels. A larger image is scaled down, its labels by taking each cell's center pixel."""
 
 
 def prediction_page(result: Result) -> str:
-    """HTML of one file, the image and all labels inside."""
+    """Returns the page as a single HTML file that contains the image and all labels."""
     height, width = result.labels.shape
     scale = max(height, width) / MAX_SIDE if max(height, width) > MAX_SIDE else 1.0
     size = max(round(height / scale), 1), max(round(width / scale), 1)
@@ -50,7 +50,7 @@ def prediction_page(result: Result) -> str:
             for region in result.regions
         ],
     }
-    # Names come from data sets: none may end the script that it stands in.
+    # Names come from data sets: without escaping, a name could end the script element around it.
     text = json.dumps(content).replace("<", "\\u003c")
     template = (importlib.resources.files("kiloseg.inference") / "page.html").read_text()
     before, after = template.split("CONTENT", 1)

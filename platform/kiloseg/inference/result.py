@@ -1,4 +1,4 @@
-"""What a model says of an image, and the files that show it."""
+"""Holds a model's prediction for an image, and writes the files that show it."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ FORMAT = "kiloseg-prediction-1"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Region:
-    """All pixels of an image that a model gives one class."""
+    """All pixels of an image to which a model assigns the same class."""
 
     label: int
     class_id: int
-    """In the data set."""
+    """Id of the class in the data set."""
     name: str
     pixels: int
     confidence: float
-    """Mean over the pixels; see `Result.confidence`."""
+    """Mean confidence of the pixels, 0.5 to 1, or NaN; see `Result.confidence`."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,18 +39,18 @@ class Result:
     """The class of every pixel of an image."""
 
     labels: np.ndarray
-    """int32 (H, W), 0 to C - 1."""
+    """Label of every pixel: int32 of shape (H, W), 0 to C - 1."""
     confidence: np.ndarray
-    """float16 (H, W): the probability of the class against the second best alone, 0.5 to 1; NaN for a head without one."""
+    """Probability of each pixel's class against the second best only: float16 (H, W), 0.5 to 1; NaN if the head has none."""
     pixels: np.ndarray
-    """uint8 (H, W, 3): the image, upright."""
+    """The image, upright: uint8 of shape (H, W, 3)."""
     classes: ModelClasses
     image: str = ""
-    """Where it comes from."""
+    """Path or URL of the image; empty if it was not given as a file."""
 
     @functools.cached_property
     def regions(self) -> list[Region]:
-        """A region for each class that occurs, the largest first."""
+        """One region for each class that occurs, the largest first."""
         counts = np.bincount(self.labels.ravel(), minlength=len(self.classes))
         sums = np.bincount(self.labels.ravel(), self.confidence.ravel(), minlength=len(self.classes))
         order = np.argsort(-counts, kind="stable")
@@ -67,17 +67,17 @@ class Result:
 
     @property
     def names(self) -> list[str]:
-        """Names of the classes that occur, the largest first."""
+        """Names of the classes that occur, those with the most pixels first."""
         return [region.name for region in self.regions]
 
     @property
     def class_ids(self) -> np.ndarray:
-        """The data set's id of every pixel's class: uint16 (H, W), or int64 where ids are beyond that."""
+        """Id in the data set of every pixel's class: uint16 (H, W), or int64 if ids do not fit."""
         small = self.classes.ids.max(initial=0) < np.iinfo(np.uint16).max
         return self.classes.ids.astype(np.uint16 if small else np.int64)[self.labels]
 
     def overlay(self) -> Image.Image:
-        """The image with its regions tinted and outlined, and a legend of their names."""
+        """Draws the image with its regions tinted and outlined, and a legend of their names."""
         return draw_overlay(self.pixels, self.labels, self.regions, self.classes.colors)
 
     def show(self) -> None:
@@ -85,27 +85,27 @@ class Result:
         self.overlay().show()
 
     def page(self) -> str:
-        """HTML of one file that shows the name and confidence under the pointer, with classes to switch on and off."""
+        """Returns a single HTML file that shows the class name and confidence under the pointer and can hide classes."""
         return prediction_page(self)
 
     def save(self, folder: Path | str, name: str = "", *, page: bool = False, overwrite: bool = False) -> list[Path]:
-        """Writes NAME.labels.png (class ids, uint16), NAME.overlay.png and, last, NAME.json into a folder of this machine.
+        """Writes NAME.labels.png (class ids, uint16), NAME.overlay.png and, last, NAME.json to a folder on this machine.
 
-        The JSON has a region per class with its name, confidence and run lengths as COCO has them: columns from left to
-        right, pixels outside and inside in turn, beginning outside.
+        The JSON has one region per class with its name, confidence and run lengths in COCO's format: columns from left to
+        right, with counts of pixels outside and inside the region in turn, starting outside.
 
         Args:
-            folder: made if it is not there.
-            name: NAME, which may have folders of its own; the image file's without its suffix if not given.
-            page: write NAME.html as well, which is `page`.
-            overwrite: take the place of files that are there.
+            folder: folder for the files; created if it does not exist.
+            name: NAME, which may contain folders; if empty, the name of the image file without its suffix.
+            page: whether to write NAME.html too, the page of `page()`.
+            overwrite: whether to replace existing files.
 
         Returns:
-            The files.
+            The paths of the files.
 
         Raises:
-            ValueError: there are such files, or the image has no name, or ids are beyond 16 bits.
-            OSError: they cannot be written.
+            ValueError: such files exist, the image has no name, or ids do not fit 16 bits.
+            OSError: the files cannot be written.
         """
         paths = output_files(Path(folder), name or Path(self.image).stem, page=page)
         there = [path for path in paths if path.exists()]
@@ -126,7 +126,7 @@ class Result:
         return paths
 
     def summary(self) -> dict[str, Any]:
-        """What NAME.json holds."""
+        """Returns the content of NAME.json."""
         runs = run_lengths(self.labels)
         height, width = self.labels.shape
         return {
@@ -149,10 +149,10 @@ class Result:
 
 
 def output_files(folder: Path, name: str, *, page: bool = False) -> list[Path]:
-    """The files that `Result.save` writes.
+    """Returns the paths of the files that `Result.save` writes.
 
     Raises:
-        ValueError: no name.
+        ValueError: the name is empty.
     """
     if not name:
         raise ValueError("the image was given as pixels and has no name: say what its files are to be called")
@@ -161,7 +161,7 @@ def output_files(folder: Path, name: str, *, page: bool = False) -> list[Path]:
 
 
 def run_lengths(labels_HW: np.ndarray) -> dict[int, list[int]]:
-    """For each label that occurs, COCO's uncompressed run lengths of its mask, in one pass over the pixels."""
+    """Computes, for each label that occurs, COCO's uncompressed run lengths of its mask, in one pass over the pixels."""
     flat = labels_HW.ravel(order="F")
     starts = np.flatnonzero(np.diff(flat, prepend=flat[0] - 1))
     ends = np.append(starts[1:], len(flat))
@@ -170,7 +170,7 @@ def run_lengths(labels_HW: np.ndarray) -> dict[int, list[int]]:
     found, firsts = np.unique(labels[order], return_index=True)
     counts = {}
     for label, runs in zip(found, np.split(order, firsts[1:]), strict=True):
-        # Borders of the mask, from outside to inside and back, with the image's own two ends.
+        # Positions where the mask begins and ends in turn; `diff` adds the two ends of the image.
         borders = np.stack([starts[runs], ends[runs]], axis=1).ravel()
         lengths = np.diff(borders, prepend=0, append=len(flat)).tolist()
         counts[int(label)] = lengths if lengths[-1] else lengths[:-1]

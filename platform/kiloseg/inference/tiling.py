@@ -1,7 +1,7 @@
-"""Prediction of images of any size, in memory that their width bounds.
+"""Predicts images of any size; the memory for the network's outputs grows with the image's width but not with its height.
 
-A network sees one tile at a time. Neighbouring tiles overlap, and in the overlap their outputs are blended before a class is
-chosen, so that no seam shows. Of the blended outputs a strip as high as a tile and as wide as the image is held.
+The network sees one tile at a time. Neighboring tiles overlap, and in the overlap their outputs are blended before a class is
+chosen, so that no seam shows. Of the blended outputs, only a strip as high as a tile and as wide as the image is in memory.
 
 Shapes: H W pixels, padded to multiples of 32; h w feature cells; N channels of the network's outputs.
 """
@@ -18,9 +18,9 @@ from torch import Tensor
 from kiloseg.models.heads import Prediction
 
 STRIDE = 32
-"""Networks take sides that are multiples of this."""
+"""Networks accept images whose sides are multiples of this, in pixels."""
 CONTEXT = 1
-"""Feature rows that bilinear upsampling looks at on either side of a pixel's own."""
+"""Number of feature rows that bilinear upsampling reads on each side of a pixel's own row."""
 
 
 def predict_tiled(
@@ -31,22 +31,22 @@ def predict_tiled(
     tile: int,
     overlap: int,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Labels and confidences of an image.
+    """Predicts the labels and confidences of an image.
 
-    An image that fits into one tile is predicted as validation does it: padded at the right and at the bottom with zeros.
+    An image that fits into one tile is predicted as in validation: padded with zeros on the right and at the bottom.
 
     Args:
-        outputs_of: uint8 images (B, 3, H, W) to the network's outputs.
-        decide: outputs and a size to labels and confidences; see `Head.predict_confidence`.
-        pixels_HW3: uint8.
-        tile: side of a tile, a multiple of 32.
-        overlap: pixels that neighbours share, a multiple of 32 below `tile`.
+        outputs_of: function from uint8 images (B, 3, H, W) to the network's outputs.
+        decide: function from outputs and a size to labels and confidences; see `Head.predict_confidence`.
+        pixels_HW3: the image, uint8.
+        tile: side of a tile in pixels, a multiple of 32.
+        overlap: pixels by which neighboring tiles overlap, a multiple of 32 below `tile`.
 
     Returns:
-        int32 labels (H, W) and float16 confidences (H, W).
+        Labels (int32, H, W) and confidences (float16, H, W).
 
     Raises:
-        ValueError: tiles that cannot be.
+        ValueError: `tile` or `overlap` is impossible.
     """
     if tile < STRIDE or tile % STRIDE or overlap % STRIDE or not 0 <= overlap < tile:
         raise ValueError(
@@ -71,14 +71,15 @@ def predict_tiled(
 def _finished(
     outputs_of: Callable[[Tensor], Tensor], pixels_HW3: np.ndarray, tile: int, overlap: int
 ) -> Iterator[tuple[Tensor, slice, int]]:
-    """Blended outputs from top to bottom: rows of cells with their context, those to decide among them, and pixels a cell.
+    """Yields blended outputs from top to bottom: rows of cells with context, the slice of rows to decide, and pixels per cell.
 
-    Rows that a lower tile adds to are held back until it has, and one row more, which needs the next one as its context.
+    Rows to which a lower tile adds are held back until it has done so, and so is one more row, which needs the next row as
+    context.
     """
     height, width = (_padded(side) for side in pixels_HW3.shape[:2])
     tops, lefts = _starts(height, tile, overlap), _starts(width, tile, overlap)
     sums = weights = rows = None
-    first = 0  # of the rows to decide
+    first = 0  # index of the first row to decide
     for top, following in zip(tops, [*tops[1:], height], strict=True):
         new_sums, new_weights, stride = _strip(outputs_of, pixels_HW3, top, lefts, (height, width), tile, overlap)
         if sums is not None and weights is not None:
@@ -105,7 +106,7 @@ def _strip(
     tile: int,
     overlap: int,
 ) -> tuple[Tensor, Tensor, int]:
-    """Weighted sums (1, N, h, w) of a row of tiles, the weights (1, 1, h, w), and pixels a cell."""
+    """Returns the weighted sums (1, N, h, w) of a row of tiles, the weights (1, 1, h, w), and the pixels per cell."""
     height, width = min(tile, size[0]), min(tile, size[1])
     strip = weights = None
     for left in lefts:
@@ -132,7 +133,7 @@ def _cut(pixels_HW3: np.ndarray, top: int, left: int, height: int, width: int) -
 
 
 def _ramp(cells: int, overlap: int, before: bool, after: bool) -> Tensor:
-    """Weights along one side of a tile: rising over the overlap with a tile before it, falling over that with one after."""
+    """Returns weights along one side of a tile: they rise over the overlap with a tile before it and fall over one after it."""
     ramp = torch.ones(cells)
     rising = (torch.arange(overlap) + 0.5) / max(overlap, 1)
     if before:
@@ -143,7 +144,7 @@ def _ramp(cells: int, overlap: int, before: bool, after: bool) -> Tensor:
 
 
 def _starts(side: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin: each `overlap` before the end of the one before it, the last one at the end of the image."""
+    """Returns where tiles begin: each starts `overlap` before the end of the previous one; the last ends with the image."""
     if side <= tile:
         return [0]
     step = tile - overlap

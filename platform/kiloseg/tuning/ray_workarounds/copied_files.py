@@ -51,7 +51,7 @@ class CopiedFiles(tune.Callback):
 
 
 def _cleared(trial: Trial) -> bool:
-    """Removes the trial's folder of the driver if the storage has its files; returns whether it has."""
+    """Removes the trial's folder from the driver if the storage has its files; returns whether the storage has them."""
     folder = Path(trial.local_path)
     files = [path for path in folder.rglob("*") if path.is_file()]
     kept = [f"{trial.storage.trial_fs_path}/{path.relative_to(folder).as_posix()}" for path in files]

@@ -24,7 +24,7 @@ class Arguments:
     data: str
     """Folder or URL of a data set with the model's classes."""
     out: Path
-    """Folder for metrics.json and classes.csv."""
+    """Folder to write metrics.json and classes.csv to."""
     samples: int | None = None
     """Evaluate only the first N validation samples, 1 or more. None: all."""
     overwrite: bool = False

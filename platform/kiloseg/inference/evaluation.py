@@ -37,7 +37,7 @@ class Evaluation:
     metrics: dict[str, Any]
     """Content of metrics.json. Metrics are fractions from 0 to 1, or None if they are undefined; see `evaluate`."""
     table: list[dict[str, Any]]
-    """A row per class: id, name, iou, boundary_iou, pixels, predicted_pixels, train_samples."""
+    """One row per class with id, name, iou, boundary_iou, pixels, predicted_pixels and train_samples."""
 
     def save(self, folder: Path | str, *, overwrite: bool = False) -> None:
         """Writes metrics.json and classes.csv.

@@ -36,7 +36,7 @@ class Region:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Result:
-    """The class of every pixel of an image."""
+    """A model's prediction for an image: the class and the confidence of every pixel."""
 
     labels: np.ndarray
     """Label of every pixel: int32 of shape (H, W), 0 to C - 1."""

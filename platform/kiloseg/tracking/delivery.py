@@ -38,7 +38,7 @@ ARTIFACTS = ("table", "file")
 """Kinds of messages that may be stored apart from the server's numbers, in a store that may report any error."""
 
 Point = tuple[str, float, int]
-"""A metric's name, value and step."""
+"""The name, value and step of a metric."""
 
 
 class Delivery:

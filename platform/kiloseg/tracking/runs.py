@@ -154,7 +154,7 @@ class Tracker:
 
 @dataclass(frozen=True, kw_only=True)
 class TrackedRun:
-    """One MLflow run; small and picklable."""
+    """A run in MLflow; small and picklable."""
 
     tracker: Tracker
     run_id: str
@@ -216,7 +216,7 @@ class TrackedRun:
 
 
 def is_refusal(error: Exception, *, perhaps: bool = False) -> bool:
-    """Returns whether MLflow understood a request and will never accept it; with `perhaps`, whether that is possible."""
+    """Returns whether MLflow answered and will never accept a request; with `perhaps`, whether its error may mean that."""
     if isinstance(error, FileNotFoundError):  # the file to log as an artifact is gone
         return True
     codes = PERHAPS_REFUSALS if perhaps else REFUSALS

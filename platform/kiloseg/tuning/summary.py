@@ -134,7 +134,7 @@ def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter) -> Non
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)
     run.log_file(folder / "trials.csv")
-    # JSON has no NaN.
+    # JSON does not support NaN.
     columns = {str(name): [None if pandas.isna(value) else value for value in frame[name]] for name in frame}
     run.log_table(columns, "trials.json")
     figures = study_figures(rows)

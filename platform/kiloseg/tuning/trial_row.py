@@ -20,7 +20,7 @@ class TrialRow:
     last_miou: float | None
     """mIoU of the last validation, in [0, 1]; used to compare trials with equal numbers of steps."""
     step: int
-    """Step of the last report."""
+    """Training step of the last report."""
     peak_memory_gib: float | None
     """Peak memory of training steps, in GiB."""
     val_peak_memory_gib: float | None

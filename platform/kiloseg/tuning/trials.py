@@ -48,7 +48,7 @@ def run_trials(
     *,
     tags: Mapping[str, str],
 ) -> list[TrialRow]:
-    """Runs the trials of a study until they end; of a resumed study, those that have not ended yet.
+    """Runs the trials of a study until they end; when resuming, those that an interruption left unfinished.
 
     Args:
         running: the study.

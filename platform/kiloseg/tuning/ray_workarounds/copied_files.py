@@ -41,7 +41,7 @@ class CopiedFiles(tune.Callback):
             self.ended.append(trial)
 
     def get_state(self) -> None:
-        """Removes the files; there is no state to save.
+        """Removes the files of ended trials that the storage has; there is no state to save.
 
         Ray calls this right before a copy. Trials are copied in the order in which they ended: if the first is not in the
         storage yet, or the storage does not answer, there is no need to look for the others.

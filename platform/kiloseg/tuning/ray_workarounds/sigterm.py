@@ -21,11 +21,11 @@ class SingleWorkerConfig(BackendConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """The class that sets the worker up."""
+        """The backend class that sets up the worker."""
         return _SingleWorkerBackend
 
 
 class _SingleWorkerBackend(Backend):
     def on_start(self, worker_group: Any, backend_config: BackendConfig) -> None:
-        """Runs in the controller; `execute` runs in the main thread of every worker."""
+        """Installs the signal handler. This method runs in the controller; `execute` runs in every worker's main thread."""
         worker_group.execute(preemption.install_handler)

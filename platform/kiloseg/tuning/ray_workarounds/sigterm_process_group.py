@@ -1,6 +1,6 @@
 """Makes Train workers in a process group treat SIGTERM as a warning of preemption; the part of `sigterm` that needs torch.
 
-Seen on Ray 2.60. What goes wrong without it, and when it can go, is described in `kiloseg.tuning.ray_workarounds.sigterm`.
+Seen on Ray 2.60. What goes wrong without it, and when it can go, are the same as in `kiloseg.tuning.ray_workarounds.sigterm`.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class ListeningTorchConfig(TorchConfig):
 
     @property
     def backend_cls(self) -> Any:
-        """The class that sets the workers up."""
+        """The backend class that sets up the workers."""
         return _ListeningBackend
 
 
 class _ListeningBackend(_TorchBackend):
     def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
-        """Runs in the controller; `execute` runs in the main thread of every worker."""
+        """Installs the signal handler. This method runs in the controller; `execute` runs in every worker's main thread."""
         worker_group.execute(preemption.install_handler)
         super().on_start(worker_group, backend_config)

@@ -16,7 +16,7 @@ from kiloseg.storage.filesystems import open_folder
 logger = logging.getLogger(__name__)
 
 SNAPSHOT = "checkpoint_manager_snapshot.json"
-"""Ray Train's own file in the folder of a run."""
+"""Name of the file in a run's folder in which Ray Train lists the checkpoints."""
 
 
 def drop_damaged_snapshot(directory: str) -> None:

@@ -76,7 +76,7 @@ def write_annotations(root: Path, num_images: int, arguments: Arguments) -> None
         for rle in regions[image_id % len(regions)]:
             annotation = {"image_id": image_id, "category_id": int(rng.integers(92, 183)), "id": image_id}
             stuff["annotations"].append({**annotation, "segmentation": rle})
-    # In the real files neighbours are of different images, so they are here.
+    # In the real files neighbors are of different images, so they are here.
     rng.shuffle(lvis["annotations"])
     (root / "annotations").mkdir(parents=True)
     (root / "annotations" / "lvis_v1_train.json").write_text(json.dumps(lvis))

@@ -1,10 +1,10 @@
-"""Images a second from shards to normalised batches, against the bare decoding of the same bytes and two other ways.
+"""Images a second from shards to normalized batches, against the bare decoding of the same bytes and two other ways.
 
     python benchmarks/data.py
     python benchmarks/data.py --quality 96 --jitter 0.4 --loader-workers 8
 
 All cases do the same to an image: decode, scale by 0.5 to 2, crop 512, flip, batch, all in loader processes, then
-normalise in the training process (`kiloseg` leaves that to the device of the model, so it is counted for all alike).
+normalize in the training process (`kiloseg` leaves that to the device of the model, so it is counted for all alike).
 
     kiloseg        TrainBatches
     bare Pillow    JPEG and mask decoded by Pillow and nothing else: the limit that ratios are against
@@ -74,7 +74,7 @@ class Arguments:
     crop: int = 512
     batch: int = 16
     jitter: float = 0.0
-    """Strength of the change of colours; the bare cases have none."""
+    """Strength of the change of colors; the bare cases have none."""
     loader_workers: int = 2
     """Processes that decode."""
     rounds: int = 5

@@ -21,7 +21,7 @@ def dense(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
 
 
 def _unit_pixels(pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Embeddings at full resolution, normalised: (P, D)."""
+    """Embeddings at full resolution, normalized: (P, D)."""
     full_BDHW = F.interpolate(pixels_BDhw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False)
     return F.normalize(full_BDHW, dim=1).permute(0, 2, 3, 1).reshape(-1, pixels_BDhw.shape[1])
 
@@ -38,7 +38,7 @@ def torch_linear(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> T
 
 
 def official(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, *, count: int) -> Tensor:
-    """The paper's loss as its code computes it, searched by faiss as there, without its regulariser."""
+    """The paper's loss as its code computes it, searched by faiss as there, without its regularizer."""
     return official_cross_entropy(
         pixels_BDhw, table_CD, labels_BHW, count=count, temperature=TAU, search=_search_by_faiss
     )

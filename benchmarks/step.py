@@ -91,7 +91,7 @@ class Case:
         self.seconds: list[float] = []
 
     def step(self) -> None:
-        """One optimisation step."""
+        """One optimization step."""
         training_step(self.config, self.segmenter, self.optimizer, self.images, self.labels, autocast=self.autocast)
 
     def timed_step(self) -> None:

@@ -5,7 +5,7 @@
 
 The id of a pixel of X_seg.png is red // 10 * 256 + green; its name is that of the object with this `name_ndx` in X.json, so
 that nothing is unpickled. The 847 classes are those of the benchmark of MaskFormer, found by their full names, since nine
-names share a first synonym with another. Unlabelled pixels (0) and, with 847 classes, all others are ignored.
+names share a first synonym with another. Unlabeled pixels (0) and, with 847 classes, all others are ignored.
 """
 
 from __future__ import annotations

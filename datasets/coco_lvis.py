@@ -2,7 +2,7 @@
 
     python datasets/coco_lvis.py --root ARCHIVES --out data/coco_lvis
 
-A pixel is labelled by the first annotation of LVIS that covers it, else by COCO's stuff, else ignored: there is no
+A pixel is labeled by the first annotation of LVIS that covers it, else by COCO's stuff, else ignored: there is no
 background class. Ten stuff classes are LVIS classes of the same name (kiloseg/data/labels/coco_stuff_to_1284.csv). LVIS val mixes
 images of train2017 and val2017, so that stuff is looked up by image and not by split.
 """

@@ -3,7 +3,7 @@
     python datasets/coco_stuff10k.py --root ARCHIVES --out data/coco_stuff10k
 
 Ids run from 1 to 182, of which 11 were never annotated: --num-classes 182 keeps a class for each of them, as some
-published results do, and class ids are then the raw ids less one. Unlabelled pixels (0) are ignored. The archive calls its
+published results do, and class ids are then the raw ids less one. Unlabeled pixels (0) are ignored. The archive calls its
 validation split test.
 """
 

@@ -85,7 +85,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
 
 
 def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
-    """Writes beside the shards whose pictures they hold, and under which licences."""
+    """Writes beside the shards whose pictures they hold, and under which licenses."""
     lines = [
         "# Whose pictures these are",
         "",

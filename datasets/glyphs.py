@@ -1,4 +1,4 @@
-"""Builds the glyphs data set: thousands of characters on coloured plates, drawn without any download.
+"""Builds the glyphs data set: thousands of characters on colored plates, drawn without any download.
 
     python datasets/glyphs.py --out data/glyphs --num-classes 64
 

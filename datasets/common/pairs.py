@@ -41,7 +41,7 @@ def find_splits(
 ) -> dict[str, list[Pair]]:
     """The pairs of every split that is there, in a fixed random order; prints what is left out or has another size.
 
-    Shards are read from end to end, so neighbours in an archive (a city, a kind of place) must not share one.
+    Shards are read from end to end, so neighbors in an archive (a city, a kind of place) must not share one.
 
     Raises:
         DataError: no split at all, or a file of a split that is missing; the message ends in `mend`.
@@ -183,10 +183,10 @@ def make_samples(
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The ids in a PNG mask as uint8 or uint16 of shape (H, W): grey values, or palette indices.
+    """The ids in a PNG mask as uint8 or uint16 of shape (H, W): gray values, or palette indices.
 
     Raises:
-        DataError: no such file, no PNG, or one with colours instead of ids.
+        DataError: no such file, no PNG, or one with colors instead of ids.
     """
     with _opened(path, "PNG") as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):

@@ -1,4 +1,4 @@
-"""Masks as tools write them: ids in 8 or 16 bits, palettes, grey in three channels, or the colors of a table."""
+"""Masks as tools write them: ids in 8 or 16 bits, palettes, gray in three channels, or the colors of a table."""
 
 from __future__ import annotations
 

@@ -62,7 +62,7 @@ def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
 
 
 def _recolored(rng: np.random.Generator, square: np.ndarray) -> np.ndarray:
-    """Channels mixed at random, such that grey stays about as bright as it was."""
+    """Channels mixed at random, such that gray stays about as bright as it was."""
     mix = 0.5 * np.eye(3)[rng.permutation(3)] + 0.5 * rng.dirichlet((0.5,) * 3, 3)
     gains = rng.uniform(0.7, 1.3, 3)
     colors: np.ndarray = square @ (mix.T * gains).astype(np.float32)

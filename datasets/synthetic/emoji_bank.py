@@ -43,7 +43,7 @@ class Bank:
     sprites: dict[str, np.ndarray]
     """Vendor to uint8 of shape (C, SIDE, SIDE, 4), premultiplied; wholly transparent where the vendor draws no such emoji."""
     credits: dict[str, str]
-    """Vendor to package, licence and whom to name."""
+    """Vendor to package, license and whom to name."""
     photographs: list[Photograph]
 
 

@@ -1,4 +1,4 @@
-"""One object of a scene: a sprite in another size, turned, mirrored and in slightly other colours."""
+"""One object of a scene: a sprite in another size, turned, mirrored and in slightly other colors."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _LOWEST, _HIGHEST = np.transpose([CONTRAST, SATURATION, BRIGHTNESS, TINT, TINT, 
 _RANGES = _HIGHEST - _LOWEST
 _IDENTITY = np.eye(3)
 _GREY = np.repeat(np.array([[0.299], [0.587], [0.114]]), 3, axis=1)
-"""Gives each colour its luminance."""
+"""Gives each color its luminance."""
 _OPACITY = np.repeat(np.array([[0], [0], [0], [1]], np.float32), 3, axis=1)
 _MARGIN = 2
 
@@ -30,14 +30,14 @@ def draw_object(
     """A random drawing of a sprite for a scene of `size` pixels.
 
     Args:
-        rng: decides the size, the turn, whether it is mirrored, and the colours.
+        rng: decides the size, the turn, whether it is mirrored, and the colors.
         sprite: uint8 of shape (SIDE, SIDE, 4), premultiplied.
         size: side of the scene in pixels.
         mirrors: whether left and right may be exchanged.
 
     Returns:
-        Premultiplied colours and opacity, two float32 of shape (height, width, 3), 0 to 255, cropped to where the opacity
-        is not 0. Opacity comes three times over, since NumPy takes long to spread a single one over three colours.
+        Premultiplied colors and opacity, two float32 of shape (height, width, 3), 0 to 255, cropped to where the opacity
+        is not 0. Opacity comes three times over, since NumPy takes long to spread a single one over three colors.
     """
     image = Image.frombytes("RGBa", sprite.shape[1::-1], np.ascontiguousarray(sprite))
     smallest, largest = LONGEST
@@ -57,17 +57,17 @@ def draw_object(
     cropped = np.asarray(turned.crop(turned.getbbox()))
     rows = cropped.reshape(-1, 4).astype(np.float32)
     colours, opacity = rows @ _recolouring(rng), rows @ _OPACITY
-    # A premultiplied colour is never above its opacity.
+    # A premultiplied color is never above its opacity.
     np.minimum(np.maximum(colours, 0, out=colours), opacity, out=colours)
     shape = (*cropped.shape[:2], 3)
     return colours.reshape(shape), opacity.reshape(shape)
 
 
 def _recolouring(rng: np.random.Generator) -> np.ndarray:
-    """Random brightness, contrast, saturation and tint: float32 (4, 3) by which rows of premultiplied colours and
+    """Random brightness, contrast, saturation and tint: float32 (4, 3) by which rows of premultiplied colors and
     opacity are multiplied.
 
-    A colour c becomes c . matrix + offset. Of a premultiplied colour that is (c a) . matrix + offset a, so that nothing
+    A color c becomes c . matrix + offset. Of a premultiplied color that is (c a) . matrix + offset a, so that nothing
     appears where the opacity a is 0.
     """
     contrast, saturation, brightness, *tint = (_LOWEST + rng.random(6) * _RANGES).tolist()

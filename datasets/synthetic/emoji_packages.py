@@ -156,7 +156,7 @@ def _pack(package: Package, folder: Path) -> None:
 def code_of(name: str) -> str:
     """The code points of an emoji in the one spelling by which the packages agree: lower case, without fe0f.
 
-    That code point asks for a coloured picture; some packages write it and some leave it out.
+    That code point asks for a colored picture; some packages write it and some leave it out.
     """
     return "-".join(point for point in name.lower().split("-") if point != "fe0f")
 

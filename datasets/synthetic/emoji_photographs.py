@@ -41,7 +41,7 @@ class Photograph:
 
     name: str
     credit: str
-    """Whom to name, and the licence."""
+    """Whom to name, and the license."""
     sha256: str
     """Of the file it was read from, hexadecimal."""
     image: Image.Image

@@ -26,7 +26,7 @@ apart are smiling_imp/imp 0.037 and farmer/male-farmer 0.039 (Fluent), three/eig
 def sprite(picture: bytes) -> np.ndarray:
     """A picture file as uint8 of shape (SIDE, SIDE, 4): red, green, blue times opacity, and opacity.
 
-    Premultiplied, so that whatever colour a file holds where nothing is to be seen is gone for good.
+    Premultiplied, so that whatever color a file holds where nothing is to be seen is gone for good.
 
     Raises:
         ValueError: no picture.

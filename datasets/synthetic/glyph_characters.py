@@ -109,7 +109,7 @@ def _ink(character: str, fonts: list[ImageFont.FreeTypeFont]) -> np.ndarray | No
     """
     cuts = []
     for font in fonts:
-        # Grey edges would make the crop, and so the shape of a plain bar, depend on fractions of a pixel.
+        # Gray edges would make the crop, and so the shape of a plain bar, depend on fractions of a pixel.
         drawing = draw(character, font).convert("1", dither=Image.Dither.NONE).convert("L")
         box = drawing.getbbox()
         if box is None:

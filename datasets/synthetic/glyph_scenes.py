@@ -1,4 +1,4 @@
-"""The scenes of the glyphs data set: characters on coloured plates before photographs."""
+"""The scenes of the glyphs data set: characters on colored plates before photographs."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ _COUNTS, _ROUND, _SCENE = range(3)
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Output):
-    """Builds the glyphs data set: characters on coloured plates before photographs, one class per character.
+    """Builds the glyphs data set: characters on colored plates before photographs, one class per character.
 
     An equal recipe gives an equal digest, whatever the number of processes. A folder that was already built from this
     recipe is left as it is.
@@ -73,7 +73,7 @@ class Recipe(Output):
     """Class frequency in train. uniform: shuffled rounds over all classes, so that the number of objects of any two
     classes differs by at most 1. zipf: class k is drawn in proportion to 1/k. Val is always uniform."""
     mask: MaskKind = "plate"
-    """What is labelled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
+    """What is labeled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
     alone; the plate then counts as background."""
 
     def __post_init__(self) -> None:
@@ -262,7 +262,7 @@ def _place(
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Any colour for the plate; for the character one that is much darker or much lighter."""
+    """Any color for the plate; for the character one that is much darker or much lighter."""
     plate = rng.uniform(0, 255, size=3)
     glyph = rng.uniform(0, 60, size=3)
     if plate @ LUMINANCE < 128:
@@ -303,7 +303,7 @@ def _outside(placement: Placement, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _glyph(
     placement: Placement, size: int, shape: tuple[int, int], centre: tuple[float, float], cos: float, sin: float
 ) -> np.ndarray:
-    """Coverage of the turned character in a window of shape (width, height), its box centred at `centre`."""
+    """Coverage of the turned character in a window of shape (width, height), its box centered at `centre`."""
     drawing = _tight(placement.cut, placement.character, size)
     inner = INNER_RADIUS[placement.plate] * placement.radius
     scale = 2 * placement.fill * inner / math.hypot(*drawing.size)

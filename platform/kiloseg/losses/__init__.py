@@ -1,4 +1,4 @@
-"""Losses as pure functions of tensors."""
+"""This package holds the losses, as pure functions of tensors."""
 
 from kiloseg.config import Negatives
 from kiloseg.losses.dense import dense_cross_entropy

@@ -1,6 +1,7 @@
-"""The embedding loss on a CPU by a compiled kernel: the whole of it in one pass over the pixels that count.
+"""Computes the embedding loss on a CPU with a compiled kernel, in one pass over the pixels that count.
 
-Elsewhere, and where there is no compiler, `kiloseg.losses.reference` does the same with torch's operations; it is the reference.
+Elsewhere, and where there is no compiler, `kiloseg.losses.reference` computes the same with torch's operations; it is the
+reference.
 
 Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candidates shared by all pixels, K classes of a
 pixel's own.
@@ -20,16 +21,16 @@ from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
 from kiloseg.ops.tiles import TILE_BYTES
 
 BLOCK_BYTES = 2**19
-"""Size aimed at for one matrix of the pixels of a block, of which about four live at once."""
+"""The target size of one matrix of a block's pixels, in bytes. About four such matrices are alive at once."""
 
 _MIN_GROUPS = 4
-"""Groups of pixels whose weights to all classes have to find room for them to be kept."""
+"""The weights of a block to all classes are kept only if there is room for at least this many groups of pixels."""
 
-_SCALARS, _INTEGERS = 4, 3  # of a pixel, in ops/cpu/loss.h
+_SCALARS, _INTEGERS = 4, 3  # values per pixel; see ops/cpu/loss.h
 
 
 class _Loss(ctypes.Structure):
-    """`struct loss` of ops/cpu/loss.h."""
+    """Mirrors `struct loss` of ops/cpu/loss.h."""
 
     _fields_ = (
         *(
@@ -54,10 +55,10 @@ class _Loss(ctypes.Structure):
 
 
 def supports(pixels_BDhw: Tensor, negatives: ResolvedNegatives) -> bool:
-    """Whether the kernel can compute this loss: on a CPU, not in float64, D up to 256, up to 64 classes of a pixel's own.
+    """Whether the kernel can compute this loss: on a CPU, not in float64, with D up to 256 and up to 64 classes per pixel.
 
-    True for the fake tensors that memory is planned on as well, for which `embedding_loss` makes its buffers and no more.
-    KILOSEG_NATIVE=0 in the environment says no, for comparison.
+    It is also true for the fake tensors that memory is planned on; for those, `embedding_loss` only allocates its buffers.
+    KILOSEG_NATIVE=0 in the environment turns the kernel off, for comparison.
     """
     return (
         pixels_BDhw.is_cpu
@@ -81,22 +82,22 @@ def embedding_loss(
     tile_bytes: int | None,
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The mean loss of the pixels that count, and its gradients.
+    """Computes the mean loss of the pixels that count, and its gradients.
 
-    Beside the gradients about four matrices of BLOCK_BYTES live at a time and the weights of a block to all classes,
-    `tile_bytes` at most; where these find no room for a few groups of pixels they are computed twice. Threads share them, so
-    that neither memory nor the result depends on how many there are; each has 0.5 MiB of its own on its stack.
+    Besides the gradients, about four matrices of BLOCK_BYTES are alive at a time, plus the weights of a block to all classes,
+    which take at most `tile_bytes`. If a few groups of pixels do not fit, these weights are computed twice. The threads share all
+    of this, so neither memory nor the result depends on the number of threads; each thread has 0.5 MiB of its own on its stack.
 
     Args:
-        pixels_BDhw: float32.
+        pixels_BDhw: the pixel embeddings, float32.
         rows_CD: the class table, rows of unit length, float32.
         labels_BHW: int64, classes or `ignore_index`.
-        negatives: what pixels are compared with.
-        temperature: tau.
-        cosine: which of the two logits.
-        ignore_index: label of pixels that count for nothing.
-        tile_bytes: None for kiloseg.ops.tiles.TILE_BYTES.
-        wants_grad: whether to compute gradients; None is returned for them otherwise.
+        negatives: the classes that pixels are compared with.
+        temperature: the factor tau.
+        cosine: whether logits are cosines; otherwise they are distances.
+        ignore_index: the label of pixels that do not count.
+        tile_bytes: the target size of a matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES.
+        wants_grad: whether to compute gradients; if not, None is returned for them.
     """
     if cpu_cells.pays(pixels_BDhw, labels_BHW, negatives, cosine=cosine):
         return cpu_cells.embedding_loss(
@@ -122,11 +123,11 @@ def embedding_loss(
     drawn_S = column_C = candidates = grad_candidates = None
     if negatives.drawn:
         drawn_S = draw_candidates(negatives.drawn, labels_BHW.where(counts_BHW, -1), C)
-    rows = cpu.whole_rows(rows_CD, tiles=not negatives.shares)  # then only targets are read there
+    rows = cpu.whole_rows(rows_CD, tiles=not negatives.shares)  # if candidates are shared, only targets are read
     S, K = 0, negatives.own
     capacity = BLOCK_BYTES // (4 * rows.shape[1])
     if negatives.shares:
-        # Rows come times what makes a logit, or a squared distance, of their product with a pixel.
+        # The rows are premultiplied by the factor that turns their product with a pixel into a logit or a squared distance.
         scale = temperature * LOG2E if cosine else -2 * (temperature * LOG2E) ** 2
         shared = rows_CD if drawn_S is None else rows_CD[drawn_S]
         candidates, S = cpu.whole_rows(shared * scale), len(shared)

@@ -1,7 +1,7 @@
-"""The embedding loss over shared candidates on a CPU by a compiled kernel that takes scores before upsampling.
+"""Computes the embedding loss over shared candidates on a CPU, with a compiled kernel that takes scores before upsampling.
 
-The products of embeddings and table are taken at feature cells, of which there are a sixteenth as many as pixels at stride 4; the
-scores are upsampled inside a tile. `kiloseg.losses.cpu_backend` chooses between this and products at every pixel.
+The products of embeddings and table are taken at feature cells, of which there are a sixteenth as many as pixels at stride 4. The
+scores are then upsampled inside a tile. `kiloseg.losses.cpu_backend` chooses between this and products at every pixel.
 
 Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, S candidates shared by all pixels, T classes of a panel.
 """
@@ -19,13 +19,14 @@ from kiloseg.ops.logits import SAFE_EXPONENT
 from kiloseg.ops.tiles import TILE_BYTES
 
 BLOCK_CELLS = 768
-"""Cells of a block aimed at: more cost memory, fewer compute the cells at the border of two blocks twice."""
+"""The target number of cells in a block. More cells cost memory; with fewer, more cells at block borders are computed twice."""
 
 
 def pays(pixels_BDhw: Tensor, labels_BHW: Tensor, negatives: ResolvedNegatives, *, cosine: bool) -> bool:
-    """Whether scores at cells cost less than scores at pixels: for shared candidates, from an upsampling to 4 x the pixels on.
+    """Whether scores at cells cost less than scores at pixels: for shared candidates, if upsampling gives at least 4 x the pixels.
 
-    Distances, whose targets are looked at pixel by pixel, from 32 dimensions on: at 12 they took 0.9 to 1.2 x the time.
+    For distances, whose targets are computed pixel by pixel, it takes at least 32 dimensions: at 12 they took 0.9 to 1.2 x the
+    time.
     """
     _, D, h, w = pixels_BDhw.shape
     _, H, W = labels_BHW.shape
@@ -44,21 +45,22 @@ def embedding_loss(
     tile_bytes: int | None,
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The mean loss of the pixels that count, and its gradients.
+    """Computes the mean loss of the pixels that count, and its gradients.
 
-    Beside the gradients live the map and its gradient, two matrices of about `tile_bytes` (the scores of a block of cells
+    Besides the gradients, memory holds the map and its gradient, two matrices of about `tile_bytes` (the scores of a block of
+    cells
     with a chunk of the classes, and their gradients), the table in panels, and about 15 numbers for each pixel of a block.
 
     Args:
-        pixels_BDhw: float32.
+        pixels_BDhw: the pixel embeddings, float32.
         rows_CD: the class table, rows of unit length, float32.
         labels_BHW: int64, classes or `ignore_index`.
-        negatives: what pixels are compared with; they share candidates.
-        temperature: tau.
-        cosine: which of the two logits.
-        ignore_index: label of pixels that count for nothing.
-        tile_bytes: None for kiloseg.ops.tiles.TILE_BYTES.
-        wants_grad: whether to compute gradients; None is returned for them otherwise.
+        negatives: the classes that pixels are compared with; they must share candidates.
+        temperature: the factor tau.
+        cosine: whether logits are cosines; otherwise they are distances.
+        ignore_index: the label of pixels that do not count.
+        tile_bytes: the target size of a matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES.
+        wants_grad: whether to compute gradients; if not, None is returned for them.
     """
     B, D, h, w = pixels_BDhw.shape
     _, H, W = labels_BHW.shape
@@ -75,7 +77,7 @@ def embedding_loss(
         target_C = -1 - torch.arange(C)
         target_C[drawn_S] = torch.arange(len(drawn_S))
         outside_BHW = (target_C[known_BHW] < 0).logical_and_(counts_BHW)
-    if not cosine:  # a target's distance comes from the difference of the vectors, not from a candidate's score
+    if not cosine:  # a target's distance is computed from the difference of the vectors, not from a score
         target_C = -1 - torch.arange(C)
     if drawn_S is not None or not cosine:
         rows = cpu.whole_rows(rows_CD, tiles=False)

@@ -1,4 +1,4 @@
-"""Cross-entropy between pixel embeddings and a table of class embeddings, in blocks of image rows.
+"""Computes the cross-entropy between pixel embeddings and a table of class embeddings, in blocks of image rows.
 
 Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489. With unit
 vectors o (pixel) and e_c (class), a pixel of class t is charged -log(exp z_t / (exp z_t + sum_{c in N} exp z_c)), where
@@ -27,7 +27,8 @@ from kiloseg.ops.tiles import tiles
 from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 BLOCK_BYTES = 2**20
-"""Size aimed at for one P x D matrix of a block on a CPU; about ten of them live at once. On a GPU triton_backend.BLOCK_BYTES."""
+"""The target size of one P x D matrix of a block on a CPU, in bytes; about ten are alive at once. A GPU uses
+triton_backend.BLOCK_BYTES."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +41,8 @@ class _Setting:
     backend: Literal["torch", "cpu kernel", "triton"]
 
 
-# torch.compile would unroll the loops over bands and tiles into a graph of its own for every size; it leaves this out of
-# its graph instead, and says so where fullgraph=True forbids that.
+# torch.compile would unroll the loops over bands and tiles into a separate graph for every size. This keeps the loss out of its
+# graph instead; with fullgraph=True, which forbids that, torch.compile reports it.
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def embedding_cross_entropy(
     pixels_BDhw: Tensor,
@@ -54,37 +55,37 @@ def embedding_cross_entropy(
     ignore_index: int = -1,
     tile_bytes: int | None = None,
 ) -> Tensor:
-    """Mean cross-entropy over labelled pixels of embeddings against their own class and chosen negatives.
+    """Computes the mean cross-entropy over labeled pixels of embeddings against their own class and chosen negatives.
 
-    The embeddings are upsampled bilinearly (align_corners=False) to the size of the labels and normalized after that; the
-    table's rows are normalized. kind "all" is the exact softmax over C classes; "nearest" takes the K classes closest to
-    a pixel other than its own; "random" takes K classes that all pixels of the batch share, those that occur in it first,
-    the others drawn (from torch's CPU generator), its own left out; "mixed" takes K - K // 2 nearest and K // 2 of such
-    shared ones that are not among those.
+    The embeddings are upsampled bilinearly (align_corners=False) to the size of the labels and then normalized; the table's rows
+    are normalized too. The kind "all" is the exact softmax over C classes. "nearest" takes the K classes closest to a pixel other
+    than its own. "random" takes K classes that all pixels of the batch share: first those that occur in the batch, then classes
+    drawn at random (from torch's CPU generator), without the pixel's own class. "mixed" takes K - K // 2 nearest classes and K //
+    2 shared ones that are not among them.
 
-    Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes` and about ten of BLOCK_BYTES while it
-    runs, whatever C, K and H*W (16 pixels' C scores, or one row's W*D values, at the least). Gradients are computed in the
-    forward pass, in float32 (float64 if the pixels are) also under autocast, and only once: a double backward raises
-    RuntimeError, and torch.compile leaves the loss out of its graph. On a CPU a compiled kernel does all of it in float32
-    (`kiloseg.losses.cpu_backend`, which needs less memory still); on a GPU Triton kernels compute most kinds
-    (`kiloseg.losses.triton_backend`). What is done here and in `kiloseg.losses.reference` is the reference of both.
+    Memory: B*D*h*w + C*D for the gradients, h*W*D, a few matrices of `tile_bytes`, and about ten of BLOCK_BYTES while it runs,
+    whatever C, K and H*W are (at least 16 pixels' C scores, or one row's W*D values). Gradients are computed in the forward pass,
+    in float32 (float64 if the pixels are) even under autocast, and only once: a double backward raises RuntimeError, and
+    torch.compile leaves the loss out of its graph. On a CPU, a compiled kernel computes all of it in float32 with even less memory
+    (`kiloseg.losses.cpu_backend`). On a GPU, Triton kernels compute most kinds (`kiloseg.losses.triton_backend`). The code here
+    and in `kiloseg.losses.reference` is the reference for both.
 
     Args:
-        pixels_BDhw: output of the embedding head, floating point.
+        pixels_BDhw: the output of the embedding head, floating point.
         table_CD: the class table.
         labels_BHW: int64, 0 to C - 1, or `ignore_index`.
-        negatives: kind and number of the classes to compare with.
-        temperature: tau, above 0.
-        logit: "cosine" for tau o.e, "distance" for -tau ||o - e||.
-        ignore_index: label of pixels that count for nothing.
-        tile_bytes: size aimed at for one matrix of scores, None for kiloseg.ops.tiles.TILE_BYTES; changes the result by
-            rounding only.
+        negatives: the kind and number of the classes to compare with.
+        temperature: the factor tau, above 0.
+        logit: "cosine" for tau o.e, or "distance" for -tau ||o - e||.
+        ignore_index: the label of pixels that do not count.
+        tile_bytes: the target size of one matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES. It changes the
+            result only by rounding.
 
     Returns:
-        A scalar. 0, with zero gradients, where no pixel is labelled.
+        A scalar. It is 0, with zero gradients, if no pixel is labeled.
 
     Raises:
-        ValueError: shapes that do not belong together, labels that are not int64 or not classes, more negatives than
+        ValueError: Shapes do not match, labels are not int64 or not classes, or there are more negatives than
             other classes.
     """
     _check(pixels_BDhw, table_CD, labels_BHW, ignore_index)
@@ -106,7 +107,7 @@ def embedding_cross_entropy(
 
 
 def _choose_backend(pixels_BDhw: Tensor, negatives: ResolvedNegatives) -> Literal["torch", "cpu kernel", "triton"]:
-    # Kernels read float32, and Triton's nothing of the fake tensors that memory is planned on.
+    # Kernels read float32 data. Triton's cannot read the fake tensors that memory is planned on.
     readable = pixels_BDhw.dtype != torch.float64 and cpu.holds_data(pixels_BDhw) is True
     if readable and triton_backend.covers(negatives) and triton_backend.available(pixels_BDhw.device):
         return "triton"
@@ -124,13 +125,13 @@ def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, ignore_ind
             f"labels of shape {tuple(labels_BHW.shape)} and type {labels_BHW.dtype}: "
             f"expected int64 of shape (B, H, W) with B = {pixels_BDhw.shape[0]}"
         )
-    # Reading values back would stall a GPU and cannot be done on fake tensors; batches are checked where they are made.
+    # Reading values back would stall a GPU and is impossible on fake tensors. Batches are checked where they are made.
     if labels_BHW.device.type == "cpu" and type(labels_BHW) is Tensor:
         check_labels(labels_BHW, table_CD.shape[0], ignore_index)
 
 
 def check_labels(labels_BHW: Tensor, num_classes: int, ignore_index: int = -1) -> None:
-    """Raises ValueError where a label is neither a class nor `ignore_index`."""
+    """Raises ValueError if a label is neither a class nor `ignore_index`."""
     wrong = (labels_BHW != ignore_index) & ((labels_BHW < 0) | (labels_BHW >= num_classes))
     if wrong.any():
         raise ValueError(
@@ -170,12 +171,12 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
 def _loss_in_blocks(
     pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting, wants_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """The loss and its gradients by torch's operations or Triton's kernels, a block of rows at a time."""
+    """Computes the loss and its gradients with torch's operations or Triton's kernels, one block of rows at a time."""
     B, D, h, w = pixels_BDhw.shape
     _, H, W = labels_BHW.shape
     triton = setting.backend == "triton"
     upsampling = BlockwiseUpsampling((h, w), (H, W), pixels_BDhw)
-    # The mean over labelled pixels as a weight of each, which needs no value read back from the device.
+    # Writing the mean over labeled pixels as a weight for each pixel avoids reading a value back from the device.
     counts_BHW = labels_BHW != setting.ignore_index
     weight = 1 / counts_BHW.sum().clamp(min=1).to(pixels_BDhw.dtype)
     table = Table(rows_CD, wants_grad=wants_grad, grad_by_class=triton)
@@ -209,7 +210,7 @@ def _loss_in_blocks(
 
 
 def _compare_with(table: Table, known_BHW: Tensor, setting: _Setting) -> Comparison:
-    """The negatives of a batch whose labels are `known_BHW`, -1 for ignore."""
+    """Returns the negatives of a batch whose labels are `known_BHW`, with -1 for ignore."""
     negatives, candidates = setting.negatives, None
     drawn_S = draw_candidates(negatives.drawn, known_BHW, len(table.rows_CD)) if negatives.drawn else None
     if negatives.shares or drawn_S is not None:

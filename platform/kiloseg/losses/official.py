@@ -1,7 +1,7 @@
-"""The paper's loss as its own code computes it, faults included, for comparison with `embedding_cross_entropy`.
+"""Computes the paper's loss as its own code does, including its faults, for comparison with `embedding_cross_entropy`.
 
 Source: ESSNet, the code of "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU"
-(https://arxiv.org/abs/2012.07489), written anew.
+(https://arxiv.org/abs/2012.07489), rewritten here.
 
 Shapes: B batch, H W pixels, h w feature cells, P = B*H*W, D embedding, C classes, K negatives.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 from kiloseg.ops.top_k import nearest_classes
 
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
-"""Pixels (P, D), rows of the table as columns (D, C) and a number K to scores, the larger the nearer, and ids, both (P, K)."""
+"""A search maps pixels (P, D), the table's rows as columns (D, C), and K to scores (larger is nearer) and ids, both (P, K)."""
 
 
 def official_cross_entropy(
@@ -30,24 +30,24 @@ def official_cross_entropy(
     ignore_index: int = -1,
     search: Search = nearest_classes,
 ) -> Tensor:
-    """Mean cross-entropy over labelled pixels against the K classes nearest to each, by the formula of the paper's code.
+    """Computes the mean cross-entropy over labeled pixels against the K nearest classes, by the formula of the paper's code.
 
-    It differs from `embedding_cross_entropy` with "nearest" and "distance" in three things. Pixels are normalised before they
-    are upsampled, so that between feature cells |o| < 1. The search runs over all classes, and where it finds the pixel's
-    own class t, the negative is t - 1 instead (0 for t = 0, which then is its own negative: its loss is at least log 2). And
-    K + 1 vectors a pixel are gathered, so memory is O(B * H * W * K * D).
+    It differs from `embedding_cross_entropy` with "nearest" and "distance" in three ways. Pixels are normalized before they are
+    upsampled, so between feature cells |o| < 1. The search runs over all classes; where it finds the pixel's own class t, the
+    negative is t - 1 instead (for t = 0 it is 0, which is then its own negative, so its loss is at least log 2). And K + 1 vectors
+    per pixel are gathered, so memory is O(B * H * W * K * D).
 
     Args:
-        pixels_BDhw: output of the embedding head, floating point.
-        table_CD: the class table; rows are normalised here.
+        pixels_BDhw: the output of the embedding head, floating point.
+        table_CD: the class table; rows are normalized here.
         labels_BHW: int64, 0 to C - 1, or `ignore_index`.
-        count: K, 1 to C - 1.
-        temperature: tau, above 0.
-        ignore_index: label of pixels that count for nothing.
-        search: what finds the nearest classes; the paper's code takes faiss.
+        count: the number K of negatives, 1 to C - 1.
+        temperature: the factor tau, above 0.
+        ignore_index: the label of pixels that do not count.
+        search: the function that finds the nearest classes; the paper's code uses faiss.
 
     Returns:
-        A scalar. 0, with zero gradients, where no pixel is labelled.
+        A scalar. It is 0, with zero gradients, if no pixel is labeled.
     """
     B, D = pixels_BDhw.shape[:2]
     H, W = labels_BHW.shape[1:]

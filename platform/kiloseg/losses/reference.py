@@ -1,8 +1,8 @@
-"""Loss and gradients of the pixels of one block of image rows, with torch's own operations.
+"""Computes loss and gradients of the pixels of one block of image rows with torch's own operations.
 
-Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbours of each pixel, E = D for cosine
-logits and D + 1 for distances. Vectors of pixels are kept as columns, (D, P): what is done to each pixel then runs along
-rows of P and not along D values at a time.
+Shapes: P pixels, D embedding, C classes, S candidates shared by all pixels, K neighbors of each pixel, E = D for cosine logits
+and D + 1 for distances. Pixel vectors are kept as columns, (D, P), so per-pixel operations run along rows of P values instead of D
+values at a time.
 """
 
 from __future__ import annotations
@@ -25,36 +25,37 @@ _NORM_EPS = 1e-12
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What the pixels of a batch are compared with."""
+    """Says what the pixels of a batch are compared with."""
 
     temperature: float
     logit: Logit
     negatives: ResolvedNegatives
     candidates: Candidates | None
-    """Classes shared by all pixels, or those drawn of which each pixel takes some beside its nearest."""
+    """The classes shared by all pixels, or the drawn classes from which each pixel takes some besides its nearest."""
     tile_bytes: int | None
-    """Size aimed at for one matrix of scores; None for kiloseg.ops.tiles.TILE_BYTES."""
+    """The target size of one matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES."""
 
 
 class BlockLoss:
-    """Loss and gradients of P pixels; a subclass may compute them by other means than torch's operations.
+    """Computes loss and gradients of P pixels; a subclass may compute them by other means than torch's operations.
 
-    With distances the target is computed by itself, from the difference of the vectors: it is the one class whose distance
-    goes to 0, where 2 - 2 o.e has no digits left. With cosines its logit is as good as the others', so that where all
-    classes are compared it is read from their scores and its gradient rides along in their products.
+    With distances, the target is computed separately, from the difference of the vectors: it is the one class whose distance goes
+    to 0, where 2 - 2 o.e has no digits left. With cosines, its logit is as accurate as the others', so if all classes are compared
+    it is read
+    from their scores, and its gradient is part of their products.
 
-    Logits z are kept times log2(e), less a maximum where there is one.
+    Logits z are stored multiplied by log2(e), minus a maximum if there is one.
 
     Args:
-        raw_PD: embeddings before they are normalized.
+        raw_PD: the embeddings before normalization.
         table: the class table.
-        target_P: class of each pixel, int64; any class where `weight_P` is 0.
-        weight_P: share of each pixel in the loss.
+        target_P: the class of each pixel, int64; any class where `weight_P` is 0.
+        weight_P: the share of each pixel in the loss.
         comparison: the negatives.
     """
 
     reads_target_from_scores = True
-    """Whether the target's logit may come from the scores of all classes instead of a product of its own."""
+    """Whether the target's logit may come from the scores of all classes instead of a separate product."""
 
     def __init__(
         self, raw_PD: Tensor, table: Table, target_P: Tensor, weight_P: Tensor, comparison: Comparison
@@ -71,7 +72,7 @@ class BlockLoss:
         self.o_DP = self.o_EP[:D].copy_(raw_PD.T)
         self.norm_P = _lengths(self.o_DP).clamp_(min=_NORM_EPS)
         self.o_DP.div_(self.norm_P)
-        self.sums_P = torch.zeros_like(weight_P)  # of the negatives' exponentials
+        self.sums_P = torch.zeros_like(weight_P)  # sums of the negatives' exponentials
         candidates = comparison.candidates
         self.target_among_candidates = (
             self.reads_target_from_scores and self.cosine and candidates is not None and candidates.drawn_S is None
@@ -80,13 +81,13 @@ class BlockLoss:
             self.z_target_P = torch.empty_like(weight_P)
         else:
             self._score_target()
-        # Candidates write all of it, nearest classes add to it.
+        # Candidates write all of it; nearest classes add to it.
         self.grad_o_DP = torch.zeros_like(self.o_DP) if candidates is None else torch.empty_like(self.o_DP)
         self.compare()
         self.loss = self._finish()
 
     def _score_target(self) -> None:
-        """The target's logit, and its gradients along o and along e."""
+        """Computes the target's logit, and its gradients along o and along e."""
         target_DP = self.table.rows_DC[:, self.target_P]
         if self.cosine:
             self.z_target_P = (self.o_DP * target_DP).sum(0).mul_(self.tau * LOG2E)
@@ -99,12 +100,12 @@ class BlockLoss:
             self.slope_o_DP = -self.slope_e_DP
 
     def grad_raw(self) -> Tensor:
-        """Gradient of the embeddings before they are normalized, which takes away the part along o: (P, D)."""
+        """Returns the gradient of the embeddings before normalization, which removes the part along o: (P, D)."""
         radial_P = (self.grad_o_DP * self.o_DP).sum(0)
         return self.grad_o_DP.addcmul_(self.o_DP, radial_P, value=-1).div_(self.norm_P).T.contiguous()
 
     def compare(self) -> None:
-        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
+        """Sets the sums of the negatives' exponentials and their part of the gradients."""
         candidates, num_nearest = self.comparison.candidates, self.comparison.negatives.nearest
         top_P1 = None
         if num_nearest:
@@ -130,20 +131,20 @@ class BlockLoss:
         self.table.scatter_add(self.target_P, self.slope_e_DP.mul_(factor_P))
 
     def _finish(self) -> Tensor:
-        """The loss from the sums; adds the target's part of the gradients where it is not there yet."""
+        """Returns the loss from the sums, and adds the target's part of the gradients if it is not there yet."""
         if self.table.wants_grad and not self.target_among_candidates:
             factor_P = -self.sums_P / (self.sums_P + self.z_target_P.exp2()) * self.weight_P
             self.grad_o_DP.addcmul_(factor_P, self.slope_o_DP)
             self.add_target_gradient(factor_P)
-        # log(1 + sums / exp z), which keeps its digits where a pixel is nearly right and the loss is tiny.
+        # log(1 + sums / exp z) keeps its digits if a pixel is nearly right and the loss is tiny.
         return torch.dot(F.softplus((self.sums_P.log2() - self.z_target_P) / LOG2E), self.weight_P)
 
     def weigh_nearest(self, cosine_PK: Tensor) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Exponentials of each pixel's own negatives relative to the highest logit; begins the sums with theirs.
+        """Computes exponentials of each pixel's own negatives relative to the highest logit, and starts the sums with theirs.
 
         Returns:
-            The exponentials, distances times tau log2(e) (None for cosines), and the highest logits (P, 1), which are taken
-            out of the target's.
+            The exponentials, distances times tau log2(e) (None for cosines), and the highest logits (P, 1), which are subtracted
+            from the target's.
         """
         z_PK, distance_PK = self._from_cosine(cosine_PK)
         top_P1 = torch.maximum(z_PK.amax(1, keepdim=True), self.z_target_P[:, None])
@@ -153,7 +154,7 @@ class BlockLoss:
         return weight_PK, distance_PK, top_P1
 
     def _from_cosine(self, cosine: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Logits, and for distance logits tau log2(e) times the distances; in place."""
+        """Returns logits and, for distance logits, tau log2(e) times the distances; it works in place."""
         scale = self.tau * LOG2E
         if self.cosine:
             return cosine.mul_(scale), None
@@ -161,9 +162,9 @@ class BlockLoss:
         return -distance, distance
 
     def _highest(self, candidates: Candidates | None) -> Tensor:
-        """The highest logit of the target and the candidates that a pixel is compared with, (P, 1)."""
+        """Returns the highest logit of the target and the candidates that a pixel is compared with, (P, 1)."""
         assert candidates is not None
-        # Where a pixel is compared with all classes, the target may be found as well.
+        # If a pixel is compared with all classes, the search may find the target too.
         exclude_P = None if self.target_among_candidates else candidates.left_out(self.target_P)
         cosine_P1, _ = nearest_classes(
             self.o_DP.T, candidates.transposed_DS, 1, exclude_P=exclude_P, tile_bytes=self.comparison.tile_bytes
@@ -174,7 +175,7 @@ class BlockLoss:
     def _compare_with_candidates(
         self, candidates: Candidates, top_P1: Tensor | None, nearest_PK: Tensor | None
     ) -> None:
-        """Adds to `sums_P`, and to the gradients; in tiles of pixels, at most two matrices of scores live at once."""
+        """Adds to `sums_P` and to the gradients, in tiles of pixels; at most two matrices of scores are alive at once."""
         size = tile_pixels(len(candidates), self.sums_P, self.comparison.tile_bytes)
         for tile in tiles(len(self.sums_P), size):
             z_PS, distance_PS = self._logits(candidates.products(self.o_EP[:, tile].T), candidates)
@@ -193,9 +194,9 @@ class BlockLoss:
             if distance_PS is not None:
                 weight_PS.div_(distance_PS)
             if self.target_among_candidates:
-                # The gradient along the target is the opposite of the sum of all others.
+                # The gradient along the target is minus the sum of all others.
                 weight_PS.scatter_(1, self.target_P[tile, None], -self.sums_P[tile, None])
-            # Factors of a pixel are applied to D x P matrices, not to the P x S one.
+            # Per-pixel factors are applied to D x P matrices, not to the P x S one.
             factor_P = self.gradient_factor(tile)
             torch.mul(candidates.transposed_DS @ weight_PS.T, factor_P, out=self.grad_o_DP[:, tile])
             scaled_DP = self.o_DP[:, tile] * factor_P
@@ -205,7 +206,7 @@ class BlockLoss:
                 self.table.scatter_add(candidates.drawn_S, scaled_DP @ weight_PS)
 
     def _used(self, candidates: Candidates, tile: slice, nearest_PK: Tensor) -> Tensor:
-        """Which of the drawn classes each pixel of a tile is compared with beside its nearest: bool (P, S)."""
+        """Returns which drawn classes each pixel of a tile is compared with besides its nearest: bool (P, S)."""
         assert candidates.drawn_S is not None
         free_PS = candidates.drawn_S != self.target_P[tile, None]
         for nearest_P in nearest_PK.unbind(1):
@@ -213,7 +214,7 @@ class BlockLoss:
         return free_PS & (free_PS.cumsum(1) <= self.comparison.negatives.from_drawn)
 
     def _add_gradients_of_nearest(self, weight_PK: Tensor, distance_PK: Tensor | None, ids_PK: Tensor) -> None:
-        """Gradients of the pixels' own negatives, in tiles of K x D values a pixel."""
+        """Adds the gradients of the pixels' own negatives, in tiles of K x D values per pixel."""
         if distance_PK is not None:
             weight_PK.div_(distance_PK)
         K, D = weight_PK.shape[1], len(self.o_DP)
@@ -225,15 +226,15 @@ class BlockLoss:
             self.table.scatter_add(ids_PK[tile].reshape(-1), scaled_DPK.flatten(1))
 
     def _logits(self, products_PS: Tensor, candidates: Candidates) -> tuple[Tensor, Tensor | None]:
-        """Logits of `Candidates.products`, and for distance logits tau log2(e) times the distances."""
+        """Turns `Candidates.products` into logits and, for distance logits, tau log2(e) times the distances."""
         if self.cosine:
             return products_PS, None
         distance_PS = products_PS.clamp_(min=MIN_SQUARED_DISTANCE * (self.tau * LOG2E) ** 2).sqrt_()
         return candidates.negated(distance_PS), distance_PS
 
     def gradient_factor(self, tile: slice) -> Tensor:
-        """Factor of the negatives' gradients, from their sums of exponentials: (P,)."""
-        # d z / d cosine is tau for cosines and tau / distance for distances, which come times tau log2(e).
+        """Returns the factor of the negatives' gradients, from their sums of exponentials: (P,)."""
+        # d z / d cosine is tau for cosines and tau / distance for distances, which are stored times tau log2(e).
         slope = self.tau if self.cosine else self.tau * self.tau * LOG2E
         return slope * self.weight_P[tile] / (self.sums_P[tile] + self.z_target_P[tile].exp2())
 

@@ -1,9 +1,9 @@
-"""Loss and gradients over shared candidates with torch's own operations, by scores that are taken before upsampling.
+"""Computes loss and gradients over shared candidates with torch's own operations, from scores taken before upsampling.
 
-Upsampling is linear: the score of a pixel's embedding u = sum_k m_k z_k with a class e is sum_k m_k z_k.e, with z_k the few feature
-cells around the pixel and m_k its weights of interpolation. So products with the table are taken at the cells, of which there are a
-sixteenth as many as pixels at stride 4. The image is cut into patches, whose scores are one product of (P, k) weights of
-interpolation and (k, T) scores of cells; what a pixel's scores are multiplied with is multiplied into its k weights.
+Upsampling is linear: the score of a pixel's embedding u = sum_k m_k z_k with a class e is sum_k m_k z_k.e, where z_k are the few
+feature cells around the pixel and m_k its weights of interpolation. So products with the table are taken at the cells, of which
+there are a sixteenth as many as pixels at stride 4. The image is cut into patches, whose scores are one product of (P, k) weights
+of interpolation and (k, T) scores of cells. Any per-pixel factor of the scores is multiplied into the pixel's k weights.
 
 Shapes: B batch, H W pixels, h w feature cells, P pixels and k cells of a patch, D embedding, S candidates shared by all pixels, T
 candidates of a tile.
@@ -26,24 +26,24 @@ from kiloseg.ops.tiles import tile_pixels, tiles
 from kiloseg.ops.upsampling import BlockwiseUpsampling, Patch, patches
 
 PATCH_PIXELS = 128
-"""Pixels of a patch aimed at."""
+"""The target number of pixels in a patch."""
 
 BLOCK_BYTES = 2**19
-"""Size aimed at for one P x D matrix of the pixels of a block."""
+"""The target size of one P x D matrix of a block's pixels, in bytes."""
 
 MIN_DIM = 128
-"""Fewest dimensions for which this is chosen: at 1,284 classes and stride 4 it took 0.83 to 0.97 x as long at 128 (see
+"""The fewest dimensions for which this path is chosen. At 1,284 classes and stride 4 it took 0.83 to 0.97 x as long at 128 (see
 benchmarks/README.md)."""
 
 MIN_FACTOR = 16
-"""Fewest pixels for each feature cell: at stride 4, which has 16, it paid; at stride 2, which has 4, it took 1.27 x as long."""
+"""The fewest pixels per feature cell. It paid off at stride 4, which has 16; at stride 2, which has 4, it took 1.27 x as long."""
 
 MIN_CANDIDATES = 256
-"""Fewest candidates: with 256 of them it paid, with 19 it took twice as long, since calls cost more than arithmetic there."""
+"""The fewest candidates. It paid off with 256; with 19 it took twice as long, since calls cost more than arithmetic there."""
 
 
 def pays(pixels_BDhw: Tensor, size: tuple[int, int], negatives: ResolvedNegatives, num_classes: int) -> bool:
-    """Whether scores at cells cost less than scores at pixels; on a GPU, where that is not measured, they are not taken."""
+    """Whether scores at cells cost less than scores at pixels. It is False on a GPU, where this has not been measured."""
     _, D, h, w = pixels_BDhw.shape
     return (
         negatives.shares
@@ -61,17 +61,18 @@ def embedding_loss(
     table: Table,
     comparison: Comparison,
 ) -> tuple[Tensor, Tensor | None]:
-    """The loss and the gradient of the embeddings; adds to the gradient of the table.
+    """Returns the loss and the gradient of the embeddings, and adds to the gradient of the table.
 
-    Beside these live two matrices of scores of `tile_bytes` (a patch and 16 candidates at the least), the candidates' gradient
-    where they are drawn, and about ten matrices of P x D values of a block, each of BLOCK_BYTES (a patch at the least).
+    Besides these, memory holds two matrices of scores of `tile_bytes` (at least a patch and 16 candidates), the candidates'
+    gradient
+    if they are drawn, and about ten matrices of P x D values of a block, each of BLOCK_BYTES (at least a patch).
 
     Args:
-        pixels_BDhw: embeddings at feature cells.
+        pixels_BDhw: the embeddings at feature cells.
         labels_BHW: int64; any class where the weight is 0.
-        weight_BHW: share of each pixel in the loss.
+        weight_BHW: the share of each pixel in the loss.
         table: the class table.
-        comparison: the negatives; they share candidates.
+        comparison: the negatives; they must share candidates.
     """
     candidates = comparison.candidates
     assert candidates is not None
@@ -88,7 +89,7 @@ def embedding_loss(
         tile_pixels(len(candidates), pixels_BDhw, comparison.tile_bytes),
     )
     blocks = _blocks(B, patches((h, w), (H, W), PATCH_PIXELS), most)
-    # One size for all blocks, set by the one of most pixels, which then has the peak of them all.
+    # All blocks use one tile size, set by the block with the most pixels, which then has the highest peak.
     tile_candidates = tile_pixels(_block_pixels(blocks[0]), pixels_BDhw, comparison.tile_bytes)
     for one in tiles(len(blocks), 1):
         block = blocks[one.start]
@@ -114,9 +115,9 @@ def embedding_loss(
 
 
 def _blocks(B: int, groups: list[list[Patch]], most_pixels: int) -> list[list[tuple[int, Patch]]]:
-    """Patches of one size and their images, as many at a time as have `most_pixels`; the blocks of most pixels first.
+    """Groups patches of one size and their images, up to `most_pixels` at a time; the blocks with the most pixels come first.
 
-    Whatever it takes, then, the first block takes as much as any, and `kiloseg.ops.tiles.tiles` may leave others out.
+    The first block therefore takes as much memory as any other, so `kiloseg.ops.tiles.tiles` may leave others out.
     """
     blocks = []
     for group in groups:
@@ -135,20 +136,20 @@ def _num_pixels(patch: Patch) -> int:
 
 
 class BlockLossAtCells(BlockLoss):
-    """Loss and gradients of N patches of P pixels, each of which k feature cells are upsampled to.
+    """Computes loss and gradients of N patches of P pixels, each upsampled from k feature cells.
 
-    The target is always computed by itself, at the pixel. The candidates' gradient goes to the cells and to the table by way of
-    weights that are narrowed to (k, T). Normalizing takes the part along o from it, -(sum_c g_c s_c) o / ||u||, which is added at
-    the pixel.
+    The target is always computed separately, at the pixel. The candidates' gradient reaches the cells and the table through
+    weights that are reduced to (k, T). Normalization removes the part along o, -(sum_c g_c s_c) o / ||u||, which is added at the
+    pixel.
 
     Args:
-        cells_NkD: embeddings of the cells.
-        interpolation_NPk: how much each pixel has of each cell.
-        grad_DS: gradient of the candidates, which is added to; None where no gradient is wanted.
-        tile_candidates: candidates of a tile at the most.
+        cells_NkD: the embeddings of the cells.
+        interpolation_NPk: the share of each cell in each pixel.
+        grad_DS: the gradient of the candidates, which is added to; None if no gradient is wanted.
+        tile_candidates: the largest number of candidates in a tile.
         table: the class table.
-        target_P: class of the pixels, patch after patch, int64; any class where `weight_P` is 0.
-        weight_P: share of each pixel in the loss.
+        target_P: the class of the pixels, patch after patch, int64; any class where `weight_P` is 0.
+        weight_P: the share of each pixel in the loss.
         comparison: the negatives.
     """
 
@@ -172,19 +173,19 @@ class BlockLossAtCells(BlockLoss):
         super().__init__((interpolation_NPk @ cells_NkD).flatten(0, 1), table, target_P, weight_P, comparison)
 
     def compare(self) -> None:
-        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
+        """Sets the sums of the negatives' exponentials and their part of the gradients."""
         candidates = self.comparison.candidates
         assert candidates is not None
         self.grad_o_DP.zero_()  # the target's part is added to it
         self.left_out_P = candidates.left_out(self.target_P)
-        # Where cells cancel each other, as opposite ones do half-way, a score is no more exact than those of the cells are.
+        # Where cells cancel each other, as opposite ones do halfway, a score is only as exact as those of the cells.
         exact_NP1 = self.interpolation_NPk @ torch.linalg.vector_norm(self.cells_NkD, dim=2, keepdim=True)
         exact_P = exact_NP1.view(-1).mul_(8 * torch.finfo(exact_NP1.dtype).eps)
         self.length_NP1 = torch.maximum(self.norm_P, exact_P).view_as(exact_NP1)
         self.to_scores_NPk = self.interpolation_NPk / self.length_NP1
         self.scored_NkE = self.cells_NkD
         if not self.cosine:
-            # One cell more, of which every pixel has all, for the constant of a squared distance.
+            # One extra cell, with weight 1 in every pixel, carries the constant of a squared distance.
             self.to_scores_NPk = F.pad(self.to_scores_NPk, (0, 1), value=1.0)
             self.scored_NkE = F.pad(self.cells_NkD, (0, 1, 0, 1))
             self.scored_NkE[:, -1, -1] = 1
@@ -210,8 +211,8 @@ class BlockLossAtCells(BlockLoss):
                 self._add_gradients(candidates, tile, *self._weigh(candidates, tile))
 
     def grad_cells(self) -> Tensor:
-        """Gradient of the cells, (N, k, D)."""
-        # Scores come times what makes a logit of a cosine, or a squared distance.
+        """Returns the gradient of the cells, (N, k, D)."""
+        # Scores are premultiplied by the factor that turns a cosine into a logit or a squared distance.
         scale = self.tau * LOG2E if self.cosine else -2 * (self.tau * LOG2E) ** 2
         along_NP1 = self.along_NP1 * self._factor() / (scale * self.length_NP1)
         grad_PD = self.grad_raw().addcmul_(self.o_DP.T, along_NP1.view(-1, 1), value=-1)
@@ -222,11 +223,11 @@ class BlockLossAtCells(BlockLoss):
         )
 
     def _factor(self) -> Tensor:
-        """What a pixel's weights are multiplied with for the gradient of u, the part along it aside: (N, P, 1)."""
+        """Returns the factor of a pixel's weights for the gradient of u, without the part along u: (N, P, 1)."""
         return self.gradient_factor(slice(None)).view_as(self.length_NP1) / self.length_NP1
 
     def _logits_of(self, candidates: Candidates, tile: slice) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Logits (P, T) of all patches, tau log2(e) times distances where those are wanted, and scores of cells (N, k, T)."""
+        """Returns logits (P, T) of all patches, tau log2(e) times distances if those are wanted, and scores of cells (N, k, T)."""
         scores_kT = self.scored_NkE.flatten(0, 1) @ candidates.scaled_ES[:, tile]
         N, P, k = self.to_scores_NPk.shape
         scores_NkT = scores_kT.view(N, k, -1)
@@ -235,14 +236,14 @@ class BlockLossAtCells(BlockLoss):
         return *self._logits(out_NPT.flatten(0, 1), candidates), scores_NkT
 
     def _weigh(self, candidates: Candidates, tile: slice) -> tuple[Tensor, Tensor | None, Tensor]:
-        """Exponentials of the logits, 0 for what a pixel leaves out, and what else `_logits_of` gives."""
+        """Returns exponentials of the logits, 0 for what a pixel leaves out, and the other results of `_logits_of`."""
         z_PT, distance_PT, scores_NkT = self._logits_of(candidates, tile)
         if self.top_P1 is not None:
             z_PT.sub_(self.top_P1)
         return self._set_left_out(z_PT.exp2_(), tile, 0.0), distance_PT, scores_NkT
 
     def _set_left_out(self, values_PT: Tensor, tile: slice, value: float) -> Tensor:
-        """Sets the value of the candidate that a pixel leaves out, where it lies in the tile; in place."""
+        """Sets the value of the candidate that a pixel leaves out, if it lies in the tile; it works in place."""
         T = values_PT.shape[1]
         place_P = self.left_out_P - tile.start
         column_P1 = place_P.clamp(0, T - 1)[:, None]

@@ -1,6 +1,6 @@
-"""The regulariser that keeps classes apart.
+"""Computes the regularizer that keeps classes apart.
 
-Shapes: C classes, D embedding, R classes whose distance is asked for.
+Shapes: C classes, D embedding, R classes whose distance is computed.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from kiloseg.ops.top_k import nearest_classes
 
 
 def class_separation(table_CD: Tensor, *, margin: float = 0.2, sample: int | None = None) -> Tensor:
-    """Mean over classes of max(0, margin - distance to the nearest other class), rows normalised.
+    """Computes the mean over classes of max(0, margin - distance to the nearest other class), with normalized rows.
 
     Source: the separation term of https://arxiv.org/abs/2012.07489, (1/C) sum_c max(0, margin - min_{j != c} ||e_c - e_j||).
-    The nearest class is searched without gradient in tiles, so memory is O(C * D) and not C * C;
-    gradients reach both classes of each pair. Time is O(C * C * D), or O(sample * C * D).
+    The nearest class is searched without gradient in tiles, so memory is O(C * D) instead of C * C. Gradients reach both classes
+    of each pair. Time is O(C * C * D), or O(sample * C * D).
 
     Args:
-        table_CD: the class table, C >= 2.
-        margin: a distance of unit vectors, 0 to 2.
-        sample: take the mean over so many classes, drawn without replacement (from torch's CPU generator), each against
-            all others: an unbiased estimate. None, or C and more: over all classes, exact.
+        table_CD: the class table, with C >= 2.
+        margin: a distance between unit vectors, 0 to 2.
+        sample: take the mean over this many classes, drawn without replacement (from torch's CPU generator), each compared with
+            all others; this is an unbiased estimate. None, or at least C, takes all classes, which is exact.
 
     Returns:
-        A scalar, 0 to margin.
+        A scalar between 0 and margin.
 
     Raises:
-        ValueError: fewer than 2 classes, a margin outside 0 to 2, or a sample below 1.
+        ValueError: There are fewer than 2 classes, margin is outside 0 to 2, or sample is below 1.
     """
     if table_CD.dim() != 2 or table_CD.shape[0] < 2:
         raise ValueError(f"a table of shape {tuple(table_CD.shape)}: expected (C, D) with at least 2 classes")

@@ -1,4 +1,4 @@
-"""The embedding loss on a GPU, where Triton kernels keep tiles of scores in registers and shared memory.
+"""Computes the embedding loss on a GPU, where Triton kernels keep tiles of scores in registers and shared memory.
 
 Elsewhere scores go through memory in tiles; that path, `kiloseg.losses.reference`, is the reference. Triton is imported only
 when it is used. Shapes: P pixels of a block, D embedding, C classes, K negatives, S candidates.
@@ -20,16 +20,16 @@ from kiloseg.ops.logits import LOG2E
 from kiloseg.ops.triton import MAX_NEAREST
 
 BLOCK_BYTES = 4 * 2**20
-"""Size aimed at for one P x D matrix of a block on a GPU: 87,381 pixels at D = 12. Programs of 64 pixels then number 1,365,
-several for each of an H100's 132 multiprocessors. About ten such matrices live at once, which is 0.6 % of what training a
-ResNet-50 DeepLabV3+ takes at batch 10 and crop 512. Calculated, not measured."""
+"""The target size of one P x D matrix of a block on a GPU, in bytes: 87,381 pixels at D = 12. There are then 1,365 programs of 64
+pixels, several for each of an H100's 132 multiprocessors. About ten such matrices are alive at once, which is 0.6 % of what
+training a ResNet-50 DeepLabV3+ takes at batch 10 and crop 512. These figures are calculated, not measured."""
 
 
 def available(device: torch.device) -> bool:
-    """Whether the kernels can run there: a GPU of compute capability 8.0 or more (bfloat16 on tensor cores), and Triton.
+    """Whether the kernels can run there: on a GPU of compute capability 8.0 or more (bfloat16 on tensor cores), with Triton.
 
-    KILOSEG_TRITON=0 in the environment says no, for comparison. TRITON_INTERPRET=1, which has to be set before Triton is
-    imported, makes Triton interpret its kernels, so that they run, slowly, on CPU tensors.
+    KILOSEG_TRITON=0 in the environment turns them off, for comparison. TRITON_INTERPRET=1, which must be set before Triton is
+    imported, makes Triton interpret its kernels, so they run, slowly, on CPU tensors.
     """
     if os.environ.get("KILOSEG_TRITON") == "0" or not _installed():
         return False
@@ -39,7 +39,7 @@ def available(device: torch.device) -> bool:
 
 
 def covers(negatives: ResolvedNegatives) -> bool:
-    """Whether there are kernels for these negatives: not for "mixed", nor for more than MAX_NEAREST nearest."""
+    """Whether there are kernels for these negatives. There are none for "mixed" or for more than MAX_NEAREST nearest classes."""
     return negatives.shares or (negatives.from_drawn == 0 and negatives.nearest <= MAX_NEAREST)
 
 
@@ -49,12 +49,12 @@ def _installed() -> bool:
 
 
 class TritonBlockLoss(BlockLoss):
-    """Loss and gradients of P pixels by Triton kernels; its table keeps its gradient by class."""
+    """Computes loss and gradients of P pixels with Triton kernels; its table keeps its gradient by class."""
 
     reads_target_from_scores = False
 
     def compare(self) -> None:
-        """Sets the sums of the negatives' exponentials, and their part of the gradients."""
+        """Sets the sums of the negatives' exponentials and their part of the gradients."""
         # Triton starts kernels on the current device.
         with torch.cuda.device_of(self.o_DP):
             if self.comparison.candidates is None:
@@ -71,10 +71,10 @@ class TritonBlockLoss(BlockLoss):
             add_weighted_rows(self.table.grad_CD, factor_P[:, None], slope_e_PD, self.target_P[:, None].contiguous())
 
     def _compare_with_shared(self, candidates: Candidates) -> None:
-        """Softmax over every class, or over the drawn ones."""
+        """Computes the softmax over every class, or over the drawn ones."""
         from kiloseg.ops.triton.softmax import softmax_sums, softmax_table_gradient
 
-        if self.cosine:  # whose kernels keep logits below 0
+        if self.cosine:  # the kernels for cosines keep logits below 0
             self.z_target_P -= self.tau * LOG2E
         o_PD, left_out_P = self.o_DP.T.contiguous(), candidates.left_out(self.target_P)
         self.sums_P, row_sums_PD, top_P = softmax_sums(
@@ -101,7 +101,7 @@ class TritonBlockLoss(BlockLoss):
             self.table.grad_CD.index_add_(0, candidates.drawn_S, grad_SD)
 
     def _compare_with_nearest(self, count: int) -> None:
-        """Softmax over each pixel's own K classes."""
+        """Computes the softmax over each pixel's own K classes."""
         from kiloseg.ops.triton.nearest import nearest_scores
         from kiloseg.ops.triton.rows import add_weighted_rows, weighted_rows
 

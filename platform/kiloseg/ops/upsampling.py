@@ -102,7 +102,7 @@ class BlockwiseUpsampling:
         """Blocks of at most `max_rows` image rows: (rows of the image, rows of the map that they are made of)."""
         h, H = self.cells[0], self.size[0]
         for rows in tiles(H, max_rows):
-            # Pixel centres map to (y + 1/2) h / H - 1/2; a cell more on each side covers rounding.
+            # Pixel centers map to (y + 1/2) h / H - 1/2; a cell more on each side covers rounding.
             first = max(int((rows.start + 0.5) * h / H - 0.5) - 1, 0)
             last = min(int((rows.stop - 0.5) * h / H - 0.5) + 2, h - 1)
             yield rows, slice(first, last + 1)

@@ -318,7 +318,7 @@ static void settle(const struct loss *a, struct group *g, int64_t start, int cou
             along[i] += pull[i] * unit[d * GROUP + i];
         }
     }
-    // Through the normalisation the part along o vanishes.
+    // Through the normalization the part along o vanishes.
     for (int64_t d = 0; d < a->D; ++d) {
         float *pull = g->pull + d * GROUP;
         for (int i = 0; i < GROUP; ++i) pull[i] = (pull[i] - along[i] * unit[d * GROUP + i]) * g->inverse[i];

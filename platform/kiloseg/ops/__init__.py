@@ -1,1 +1,1 @@
-"""Arithmetic that losses and prediction share."""
+"""This package holds the arithmetic that losses and prediction share."""

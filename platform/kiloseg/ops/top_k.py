@@ -1,4 +1,4 @@
-"""Search for the classes nearest to pixels.
+"""Finds the classes nearest to pixels.
 
 Shapes: P pixels, D embedding, C classes, K classes sought, G groups of classes.
 """
@@ -14,11 +14,11 @@ from kiloseg.ops import cpu
 from kiloseg.ops.tiles import tile_pixels, tiles
 
 GROUPED_FROM = 4096
-"""Classes from which on the search goes by groups. 8 of 1,284 took 1.0 ms for 512 pixels either way; of 10,000 4.9 ms
-directly and 2.6 ms by groups; of 100,000, 20 pixels, 1.9 and 0.55 ms (two cores)."""
+"""The number of classes from which the search uses groups. 8 of 1,284 took 1.0 ms for 512 pixels either way; 8 of 10,000 took 4.9
+ms directly and 2.6 ms by groups; 8 of 100,000, for 20 pixels, took 1.9 and 0.55 ms (two cores)."""
 
 _GROUP = 16
-"""Classes in a group; 8 to 32 differ little, and the more classes the larger it may be."""
+"""The number of classes in a group. 8 to 32 differ little; with more classes it may be larger."""
 
 
 def nearest_classes(
@@ -29,20 +29,21 @@ def nearest_classes(
     exclude_P: Tensor | None = None,
     tile_bytes: int | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """The `count` classes of largest dot product with each pixel, in no particular order; exact.
+    """Finds the `count` classes with the largest dot product with each pixel, in no particular order; the result is exact.
 
-    For unit vectors these are the nearest: ||o - e||^2 = 2 - 2 o.e. On a CPU, in float32 and for up to 64 of them, by a
-    compiled kernel (`kiloseg.ops.cpu`), which holds no matrix of scores.
+    For unit vectors these are the nearest: ||o - e||^2 = 2 - 2 o.e. On a CPU, in float32 and for up to 64 classes, a compiled
+    kernel (`kiloseg.ops.cpu`) does this without a matrix of scores.
 
     Args:
-        pixels_PD: pixel embeddings; their lengths do not change what is found.
-        rows_DC: rows of the class table, unit vectors, as the columns of a contiguous matrix.
-        count: K, 1 to C, or to C - 1 where classes are excluded.
-        exclude_P: a class of each pixel, int64, that must not be found.
-        tile_bytes: size aimed at for the one matrix of scores that lives at a time; None for kiloseg.ops.tiles.TILE_BYTES.
+        pixels_PD: the pixel embeddings; their lengths do not change the result.
+        rows_DC: the rows of the class table, unit vectors, as the columns of a contiguous matrix.
+        count: the number K of classes, 1 to C, or to C - 1 if classes are excluded.
+        exclude_P: a class for each pixel, int64, that must not be found.
+        tile_bytes: the target size of the one matrix of scores that is alive at a time; None means
+            kiloseg.ops.tiles.TILE_BYTES.
 
     Returns:
-        Dot products (P, K) and class ids, int64 (P, K).
+        The dot products (P, K) and class ids, int64 (P, K).
     """
     P, C = len(pixels_PD), rows_DC.shape[1]
     if _cpu_kernel_supports(pixels_PD, rows_DC, count):
@@ -50,7 +51,7 @@ def nearest_classes(
     found_PK = pixels_PD.new_empty((P, count))
     ids_PK = torch.empty((P, count), dtype=torch.int64, device=pixels_PD.device)
     size = tile_pixels(C, pixels_PD, tile_bytes)
-    # One buffer for all tiles: fresh memory of this size costs more in page faults than the product itself.
+    # All tiles share one buffer: fresh memory of this size costs more in page faults than the product itself.
     scores = pixels_PD.new_empty(min(size, P) * C)
     for tile in tiles(P, size):
         num = tile.stop - tile.start
@@ -67,7 +68,7 @@ def nearest_classes(
 
 
 class _Search(ctypes.Structure):
-    """`struct nearest` of ops/cpu/nearest.c."""
+    """Mirrors `struct nearest` of ops/cpu/nearest.c."""
 
     _fields_ = (
         *((name, ctypes.c_int64) for name in ("P", "D", "C", "K", "width", "threads", "pixel_stride", "dim_stride")),
@@ -119,10 +120,10 @@ def _search_by_cpu_kernel(
 
 
 def _topk_by_groups(scores_PC: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """`topk` that looks at groups first: the K largest scores lie in the K groups whose largest scores are the largest.
+    """Does what `topk` does, but looks at groups first: the K largest scores lie in the K groups with the largest maxima.
 
-    Class c is member c // G of group c % G, so that the largest of each group is found by whole rows of G; classes
-    beyond the last full row are compared at the end.
+    Class c is member c // G of group c % G, so the maximum of each group is found over whole rows of G. Classes beyond the last
+    full row are compared at the end.
     """
     C = scores_PC.shape[1]
     G = C // _GROUP

@@ -1,7 +1,7 @@
-"""The best one or two classes of every pixel of an upsampled map, by scores at feature cells, on a CPU.
+"""Finds the best one or two classes of every pixel of an upsampled map, from scores at feature cells, on a CPU.
 
-Scores commute with upsampling, and dividing a pixel's scores by its length changes no order: the products of embeddings and table
-are taken at the cells, and their scores are upsampled inside a tile, where a running best is kept.
+Scores commute with upsampling, and dividing a pixel's scores by its length does not change their order. So the products of
+embeddings and table are taken at the cells, and their scores are upsampled inside a tile, where a running best is kept.
 
 Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, K classes sought.
 """
@@ -17,14 +17,14 @@ from kiloseg.ops import cpu
 from kiloseg.ops.tiles import TILE_BYTES
 
 MAX_BEST = 2
-"""Most classes that are kept of a pixel."""
+"""The most classes that are kept per pixel."""
 
 BLOCK_CELLS = 768
-"""Cells of a block aimed at."""
+"""The target number of cells in a block."""
 
 
 class _Best(ctypes.Structure):
-    """`struct best` of ops/cpu/cells_best.c."""
+    """Mirrors `struct best` of ops/cpu/cells_best.c."""
 
     _fields_ = (
         ("cells", cpu.Cells),
@@ -34,7 +34,7 @@ class _Best(ctypes.Structure):
 
 
 def supports(pixels_BDhw: Tensor, size: tuple[int, int], count: int) -> bool:
-    """Whether the kernel can search and pays: on a CPU, in float32, for one or two classes, upsampling to 4 x the pixels."""
+    """Whether the kernel can search and pays off: on a CPU, in float32, for one or two classes, upsampling to 4 x the pixels."""
     _, D, h, w = pixels_BDhw.shape
     return (
         pixels_BDhw.is_cpu
@@ -50,17 +50,17 @@ def supports(pixels_BDhw: Tensor, size: tuple[int, int], count: int) -> bool:
 def best_classes(
     pixels_BDhw: Tensor, rows_CD: Tensor, size: tuple[int, int], count: int, *, wants_cosines: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """The `count` classes of highest cosine for every pixel, best first: int64 (K, B, H, W), and the cosines if wanted.
+    """Finds the `count` classes of highest cosine for every pixel, best first: int64 (K, B, H, W), and the cosines if wanted.
 
-    Beside these live the map of one image, the table in panels, the scores of a block of cells with a chunk of the classes (about
-    TILE_BYTES) and 2 K numbers for each pixel of a block.
+    Besides these, memory holds the map of one image, the table in panels, the scores of a block of cells with a chunk of the
+    classes (about TILE_BYTES), and 2 K numbers for each pixel of a block.
 
     Args:
-        pixels_BDhw: float32.
-        rows_CD: rows of unit length, float32.
-        size: (H, W) of the pixels.
-        count: K, 1 or 2, C at most.
-        wants_cosines: whether to give the cosines, float32 (K, B, H, W).
+        pixels_BDhw: the pixel embeddings, float32.
+        rows_CD: the rows, of unit length, float32.
+        size: the size (H, W) in pixels.
+        count: the number K of classes, 1 or 2, and at most C.
+        wants_cosines: whether to return the cosines, float32 (K, B, H, W).
     """
     B, D, h, w = pixels_BDhw.shape
     H, W = size

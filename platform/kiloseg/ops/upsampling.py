@@ -1,4 +1,4 @@
-"""Bilinear upsampling of a feature map in blocks of rows, so that the full-resolution map is never held.
+"""Upsamples a feature map bilinearly in blocks of rows, so the full-resolution map is never held.
 
 Shapes: h w cells of the feature map, H W pixels, D channels, R rows in a block, P = R * W pixels of a block.
 """
@@ -17,24 +17,25 @@ from kiloseg.ops.tiles import tiles
 
 
 def _interpolation_matrix(cells: int, pixels: int, like: Tensor) -> Tensor:
-    """The (pixels, cells) matrix of 1-D linear interpolation; by torch's own coefficients, so equal to F.interpolate."""
+    """Returns the (pixels, cells) matrix of 1-D linear interpolation, with torch's own coefficients, so it equals
+    F.interpolate."""
     eye = torch.eye(cells, dtype=like.dtype, device=like.device)
     return F.interpolate(eye[None], size=pixels, mode="linear", align_corners=False)[0].T.contiguous()
 
 
 Piece = tuple[slice, slice]
-"""Pixels along one axis, and the cells that they are made of."""
+"""A piece is a range of pixels along one axis, and the cells that they are computed from."""
 
 Patch = tuple[Piece, Piece]
-"""Rows and columns of an image, and the rows and columns of cells that they are made of."""
+"""A patch is a range of rows and columns of an image, and the rows and columns of cells that they are computed from."""
 
 MAX_SIDE = 32
-"""Pixels along one axis of a patch at the most."""
+"""The most pixels along one axis of a patch."""
 
 
 def _pieces(cells: int, pixels: int, gaps: int) -> list[Piece]:
     """Cuts an axis into pieces that lie between `gaps` + 1 neighboring cells."""
-    # Pixel centers map to (y + 1/2) h / H - 1/2; those beyond the outermost cells are made of them.
+    # Pixel centers map to (y + 1/2) h / H - 1/2; those beyond the outermost cells are computed from these cells.
     last = max(cells - 2, 0)
     lower = [min(max(math.floor((y + 0.5) * cells / pixels - 0.5), 0), last) for y in range(pixels)]
     pieces = []
@@ -47,14 +48,14 @@ def _pieces(cells: int, pixels: int, gaps: int) -> list[Piece]:
 
 
 def patches(cells: tuple[int, int], size: tuple[int, int], aimed_pixels: int) -> list[list[Patch]]:
-    """Cuts an image into patches that few cells surround; in each list those of one size.
+    """Cuts an image into patches that few cells surround; each list holds patches of one size.
 
     A patch lies between neighboring cells and shares those at its border with the next.
 
     Args:
         cells: (h, w) of the feature map.
         size: (H, W) of the image.
-        aimed_pixels: about how many pixels a patch has; MAX_SIDE squared at the most.
+        aimed_pixels: the approximate number of pixels in a patch; at most MAX_SIDE squared.
     """
     gaps = max(round(aimed_pixels * cells[0] * cells[1] / (size[0] * size[1])), 1)
     gaps_y = math.isqrt(gaps)
@@ -67,16 +68,16 @@ def patches(cells: tuple[int, int], size: tuple[int, int], aimed_pixels: int) ->
 
 
 class BlockwiseUpsampling:
-    """Upsamples the map of one image block by block, and adds up the gradients of the map.
+    """Upsamples the map of one image block by block, and accumulates the gradients of the map.
 
     Both directions are products with the two 1-D interpolation matrices: columns once for the whole map (h x W x D
     values, a quarter of the full map at stride 4), rows once per block. The result equals
     `F.interpolate(mode="bilinear", align_corners=False)`.
 
     Args:
-        size: (H, W) of the full-resolution map.
-        cells: (h, w) of the feature map.
-        like: a tensor that gives device and dtype.
+        size: the size (H, W) of the full-resolution map.
+        cells: the size (h, w) of the feature map.
+        like: a tensor that sets device and dtype.
     """
 
     def __init__(self, cells: tuple[int, int], size: tuple[int, int], like: Tensor) -> None:
@@ -86,29 +87,29 @@ class BlockwiseUpsampling:
         self.columns_Ww = _interpolation_matrix(cells[1], size[1], like)
 
     def patch(self, patch: Patch) -> Tensor:
-        """How much each pixel of a patch has of each cell around it, (P, k); row by row both."""
+        """Returns the share of each surrounding cell in each pixel of a patch, (P, k), both in row-major order."""
         rows_yi, columns_xj = self.rows_Hh[patch[0]], self.columns_Ww[patch[1]]
         return (rows_yi[:, None, :, None] * columns_xj[None, :, None]).flatten(2).flatten(0, 1)
 
     def columns(self, map_Dhw: Tensor) -> Tensor:
-        """The map with its columns upsampled, channels last: (h, W, D)."""
+        """Returns the map with its columns upsampled, channels last: (h, W, D)."""
         return torch.matmul(self.columns_Ww, map_Dhw.permute(1, 2, 0))
 
     def columns_gradient(self, grad_hWD: Tensor) -> Tensor:
-        """Gradient of the map from that of `columns`: (D, h, w)."""
+        """Returns the gradient of the map from that of `columns`: (D, h, w)."""
         return torch.matmul(self.columns_Ww.T, grad_hWD).permute(2, 0, 1)
 
     def blocks(self, max_rows: int) -> Iterator[tuple[slice, slice]]:
-        """Blocks of at most `max_rows` image rows: (rows of the image, rows of the map that they are made of)."""
+        """Yields blocks of at most `max_rows` image rows: (rows of the image, rows of the map that they are computed from)."""
         h, H = self.cells[0], self.size[0]
         for rows in tiles(H, max_rows):
-            # Pixel centers map to (y + 1/2) h / H - 1/2; a cell more on each side covers rounding.
+            # Pixel centers map to (y + 1/2) h / H - 1/2; one extra cell on each side covers rounding.
             first = max(int((rows.start + 0.5) * h / H - 0.5) - 1, 0)
             last = min(int((rows.stop - 0.5) * h / H - 0.5) + 2, h - 1)
             yield rows, slice(first, last + 1)
 
     def rows(self, columns_hWD: Tensor, block: slice, cells: slice) -> Tensor:
-        """Pixels of a block from the result of `columns`: (P, D), rows of the image one after another."""
+        """Returns the pixels of a block from the result of `columns`: (P, D), in row-major order."""
         _, W, D = columns_hWD.shape
         return torch.mm(self.rows_Hh[block, cells], columns_hWD[cells].reshape(-1, W * D)).view(-1, D)
 

@@ -1,9 +1,9 @@
-"""Kernels in C for the loss, for prediction and for the search for nearest classes on a CPU.
+"""This package holds C kernels for the loss, for prediction, and for the search for nearest classes on a CPU.
 
-`loss.c` and `cells.c` compute the loss of a whole batch, forward and backward: the one takes scores at pixels, the other at
-feature cells. `nearest.c` searches the classes nearest to given vectors, `cells_best.c` the best one or two of every pixel by
-scores at feature cells. Scores stay in registers and in the caches of a core. All take tensors that exist, in float32; what they
-compute is tested against torch's own operations, which take over where there is no compiler.
+`loss.c` and `cells.c` compute the loss of a whole batch, forward and backward: the first takes scores at pixels, the second at
+feature cells. `nearest.c` finds the classes nearest to given vectors, and `cells_best.c` finds the best one or two classes of
+every pixel from scores at feature cells. Scores stay in the registers and caches of a core. All kernels need tensors that hold
+data, in float32. Their results are tested against torch's own operations, which take over if there is no compiler.
 """
 
 from kiloseg.ops.cpu.cells import PADDING, Cells, Division, divide, panels

@@ -1,4 +1,4 @@
-"""What the kernels that take scores at feature cells are given: `struct cells` of cells.h, and how work is divided.
+"""Holds the arguments of the kernels that take scores at feature cells: `struct cells` of cells.h, and how work is divided.
 
 Shapes: h w feature cells, H W pixels, S candidates, D embedding, T classes of a panel.
 """
@@ -14,11 +14,11 @@ from torch import Tensor
 from kiloseg.ops.cpu.tensors import cells_sizes
 
 PADDING = 24
-"""Cells beyond the last that a kernel may read and write."""
+"""The number of cells beyond the last that a kernel may read and write."""
 
 
 class Cells(ctypes.Structure):
-    """`struct cells` of ops/cpu/cells.h."""
+    """Mirrors `struct cells` of ops/cpu/cells.h."""
 
     _fields_ = (
         *(
@@ -43,7 +43,7 @@ class Cells(ctypes.Structure):
 
 
 def panels(rows_SD: Tensor) -> Tensor:
-    """The rows in panels of T, filled up with zeros, dimensions first: (panels, D, T)."""
+    """Arranges the rows in panels of T, padded with zeros, dimensions first: (panels, D, T)."""
     S, D = rows_SD.shape
     tile = cells_sizes().tile
     num_panels = -(-S // tile)
@@ -56,22 +56,22 @@ def panels(rows_SD: Tensor) -> Tensor:
 
 
 class Division(NamedTuple):
-    """How an image is divided into blocks of rows of cells, and the classes into chunks of panels."""
+    """Says how an image is divided into blocks of rows of cells, and the classes into chunks of panels."""
 
     block_rows: int
-    """Rows of intervals between cells in a block."""
+    """The rows of intervals between cells in a block."""
     chunk: int
-    """Panels whose scores are held at a time."""
+    """The number of panels whose scores are held at a time."""
     cells: int
-    """Cells between the scores of two panels."""
+    """The number of cells between the scores of two panels."""
 
     def lines(self, h: int, H: int) -> int:
-        """Rows of pixels of a block at most."""
+        """Returns the largest number of pixel rows in a block."""
         return min(H, math.ceil((self.block_rows + 1) * H / h) + 2)
 
 
 def divide(h: int, w: int, num_panels: int, tile_bytes: int, block_cells: int) -> Division:
-    """Blocks of about `block_cells` cells whose scores with a chunk of panels take about `tile_bytes`."""
+    """Chooses blocks of about `block_cells` cells whose scores with a chunk of panels take about `tile_bytes`."""
     tile, intervals = cells_sizes().tile, max(h - 1, 1)
     rows = max(min(block_cells, tile_bytes // (4 * tile)) // w - (h > 1), 1)
     blocks = -(-intervals // min(rows, intervals))

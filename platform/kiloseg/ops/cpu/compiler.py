@@ -1,4 +1,4 @@
-"""The kernels in C, compiled for this machine by its own compiler when they are first used, and loaded."""
+"""Compiles the C kernels for this machine with its own compiler when they are first used, and loads them."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from kiloseg.storage.cache_folder import cache_folder
 FOLDER = Path(__file__).parent
 SOURCES = ("loss.c", "cells.c", "cells_best.c", "nearest.c")
 
-# No -ffast-math: a NaN has to stay one, and sums keep their order. Fused multiply-adds are what the kernels are made of.
+# There is no -ffast-math: a NaN must stay a NaN, and sums must keep their order. The kernels rely on fused multiply-adds.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")
 
 _log = logging.getLogger(__name__)
 
 
 def library() -> ctypes.CDLL | None:
-    """The compiled kernels; None where KILOSEG_NATIVE=0 is in the environment, or where they cannot be had.
+    """Returns the compiled kernels, or None if KILOSEG_NATIVE=0 is in the environment or they cannot be built.
 
-    What is compiled is kept in `cache_folder()` under a name that stands for sources, flags and CPU. The reason why
-    kernels cannot be had is logged once, as a warning: what they do is then done by torch, more slowly.
+    The compiled library is kept in `cache_folder()` under a name that identifies sources, flags and CPU. If the kernels cannot be
+    built, the reason is logged once, as a warning; torch then does their work, more slowly.
     """
     return None if os.environ.get("KILOSEG_NATIVE") == "0" else _loaded()
 
@@ -48,12 +48,11 @@ def _loaded() -> ctypes.CDLL | None:
 
 
 def compiled() -> Path:
-    """The shared library, compiled unless it is there.
+    """Returns the path of the shared library, and compiles it if it does not exist.
 
-    Several processes may come here at once: each compiles to a file of its own, which then takes the name in one step.
-
+    Several processes may do this at once: each compiles to a file of its own, which is then renamed in one step.
     Raises:
-        RuntimeError: no compiler, or one that fails.
+        RuntimeError: There is no compiler, or it fails.
     """
     compiler = _compiler()
     cpu = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
@@ -83,10 +82,10 @@ def compiled() -> Path:
 
 @functools.cache
 def _threads(compiler: str) -> list[str]:
-    """OpenMP where torch brings a libgomp of the usual name: that is in memory already, so both share its threads.
+    """Returns flags for OpenMP if torch ships a libgomp of the usual name, which is already in memory, so both share its threads.
 
-    Where torch's has another name, or the compiler is clang with an OpenMP of its own, a second pool would spin beside
-    torch's; there threads are started for each call.
+    If torch's library has another name, or the compiler is clang with its own OpenMP, a second pool would spin beside torch's. In
+    that case, threads are started for each call.
     """
     try:
         named = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
@@ -120,7 +119,7 @@ def _compile(command: list[str]) -> None:
 
 
 def _cpu() -> str:
-    """What tells CPUs apart that need code of their own: a cache may lie on a disk that several machines share."""
+    """Identifies CPUs that need separate code, since a cache may be on a disk that several machines share."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

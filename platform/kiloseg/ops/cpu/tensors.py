@@ -1,4 +1,4 @@
-"""Tensors as the kernels read them.
+"""Prepares tensors in the form that the kernels read.
 
 Shapes: C classes, D embedding.
 """
@@ -16,26 +16,26 @@ from torch._subclasses.fake_tensor import FakeTensor
 from kiloseg.ops.cpu.compiler import library
 
 MAX_DIM = 256
-"""Largest D; a thread keeps a few vectors of so many values for a group of pixels on its stack."""
+"""The largest D. A thread keeps a few vectors of this many values for a group of pixels on its stack."""
 
 MAX_NEAREST = 64
-"""Most classes that a pixel holds while it searches."""
+"""The most classes that a pixel can hold while it searches."""
 
 
 class Lanes(NamedTuple):
-    """Sizes that depend on the CPU."""
+    """Holds sizes that depend on the CPU."""
 
     lanes: int
-    """float32 values in a vector: the width of a row is a multiple."""
+    """The float32 values in a vector. The width of a row is a multiple of it."""
     group: int
-    """Pixels that are computed together."""
+    """The number of pixels that are computed together."""
     tile: int
-    """Classes that are: the number of rows is a multiple."""
+    """The number of classes that are computed together. The number of rows is a multiple of it."""
 
 
 @functools.cache
 def lanes() -> Lanes:
-    """Those of the compiled kernels, which must be there."""
+    """Returns the sizes of the compiled kernels, which must be available."""
     kernels = library()
     assert kernels is not None
     values = [
@@ -46,19 +46,19 @@ def lanes() -> Lanes:
 
 
 class CellsSizes(NamedTuple):
-    """Sizes of the loss by scores at cells that depend on the CPU or on its sources."""
+    """Holds sizes of the loss by scores at cells that depend on the CPU or on its sources."""
 
     tile: int
-    """Classes of a panel."""
+    """The number of classes in a panel."""
     floats: int
-    """Numbers kept of a pixel."""
+    """The number of floats kept per pixel."""
     integers: int
-    """Integers kept of a pixel."""
+    """The number of integers kept per pixel."""
 
 
 @functools.cache
 def cells_sizes() -> CellsSizes:
-    """Those of the compiled kernels, which must be there."""
+    """Returns the sizes of the compiled kernels, which must be available."""
     kernels = library()
     assert kernels is not None
     return CellsSizes(*(ctypes.c_int64.in_dll(kernels, f"kiloseg_cells_{name}").value for name in CellsSizes._fields))
@@ -72,10 +72,10 @@ def holds_data(tensor: Tensor) -> bool | None:
 
 
 def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype = torch.float32) -> int | None:
-    """Where a tensor's values lie, None for none.
+    """Returns the address of a tensor's values, or None for None.
 
     Raises:
-        ValueError: not on a CPU, of another type, or not contiguous.
+        ValueError: The tensor is not on a CPU, has another type, or is not contiguous.
     """
     if tensor is None:
         return None
@@ -87,7 +87,8 @@ def pointer(name: str, tensor: Tensor | None, dtype: torch.dtype = torch.float32
 
 
 def whole_rows(rows_CD: Tensor, *, tiles: bool = True) -> Tensor:
-    """The rows filled up with zeros to whole vectors and, with `tiles`, to whole tiles; the same tensor where they are."""
+    """Pads the rows with zeros to whole vectors and, with `tiles`, to whole tiles; returns the same tensor if nothing is
+    missing."""
     C, D = rows_CD.shape
     size = -(-C // lanes().tile) * lanes().tile if tiles else C, -(-D // lanes().lanes) * lanes().lanes
     if size == (C, D):

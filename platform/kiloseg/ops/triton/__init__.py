@@ -1,4 +1,4 @@
-"""Kernels in Triton for GPUs. Triton is imported by the modules of this folder only, and these only where they are used."""
+"""This package holds Triton kernels for GPUs. Only its modules import Triton, and they are imported only where they are used."""
 
 MAX_NEAREST = 64
-"""Classes that a pixel can hold in registers while it searches."""
+"""The most classes that a pixel can hold in registers while it searches."""

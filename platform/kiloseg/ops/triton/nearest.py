@@ -1,10 +1,10 @@
-"""The K classes nearest to each pixel on a GPU: score tiles and the best so far stay in registers.
+"""Finds the K classes nearest to each pixel on a GPU: score tiles and the best classes so far stay in registers.
 
-One walk over the classes. Of a tile a pixel looks at its highest score; where that beats the worst of the K that it holds,
-the score is taken in and the next one looked at. In random order a pixel takes in about K (1 + ln(C / K)) classes, most
-of them in the first tiles. Counted for K = 8 and 64 pixels that look together, in tiles of 32, every score is looked at
-about 4 times at 1,284 classes, 2.3 times at 10,000 and 1.4 times at 100,000, where K rounds for every tile are 8 and
-a sorting network (`tl.topk`) about ten, each with exchanges between threads.
+The kernel walks over the classes once. In each tile, a pixel looks at its highest score; if that beats the worst of the K that it
+holds, the score is taken in and the next one is considered. In random order a pixel takes in about K (1 + ln(C / K)) classes, most
+of them in the first tiles. Counted for K = 8 and 64 pixels that look together, in tiles of 32, every score is looked at about 4
+times at 1,284 classes, 2.3 times at 10,000 and 1.4 times at 100,000. K rounds for every tile would look 8 times, and a sorting
+network (`tl.topk`) about ten, each with exchanges between threads.
 
 Shapes: P pixels, C classes, D embedding, K nearest.
 """
@@ -21,18 +21,18 @@ from kiloseg.ops.triton.scores import check, load_pieces, pieces, product, split
 
 
 def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> tuple[Tensor, Tensor]:
-    """The K classes of largest o.e other than the target, in any order: cosines_PK and ids_PK (int64).
+    """Finds the K classes with the largest o.e other than the target, in any order: cosines_PK and ids_PK (int64).
 
-    Exact up to ties, of which any is taken.
+    The result is exact up to ties, of which any is taken.
 
     Args:
-        o_PD: pixels, (P, D), contiguous float32, of unit length.
-        rows_CD: classes, (C, D), likewise.
-        target_P: int64, the row that a pixel leaves out; an id that is no row, -1 for one, leaves out none.
-        K: 1 to C - 1, and MAX_NEAREST at most.
+        o_PD: the pixels, (P, D), contiguous float32, of unit length.
+        rows_CD: the classes, (C, D), likewise.
+        target_P: int64, the row that a pixel leaves out; an id that is not a row, such as -1, leaves out none.
+        K: the number of classes, 1 to C - 1, and at most MAX_NEAREST.
 
     Raises:
-        ValueError: K outside that range; tensors of another type or layout, or on several devices.
+        ValueError: K is outside that range, or tensors have another type or layout or are on several devices.
     """
     check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P)
     if not 1 <= K <= min(len(rows_CD) - 1, MAX_NEAREST):
@@ -84,7 +84,7 @@ def _nearest(
     o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
     target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
     slots = tl.arange(0, SLOTS)
-    # Slots beyond K hold infinity and so are never the worst.
+    # Slots beyond K hold infinity, so they are never the worst.
     held = tl.zeros((BLOCK_P, SLOTS), tl.float32) + tl.where(slots < K, -float("inf"), float("inf"))[None, :]
     held_ids = tl.zeros((BLOCK_P, SLOTS), tl.int32)
     worst = tl.min(held, 1)
@@ -95,7 +95,7 @@ def _nearest(
         cosines = tl.where((ids[None, :] == target[:, None]) | (ids >= C)[None, :], -float("inf"), cosines)
         best = tl.max(cosines, 1)
         while tl.max((best > worst).to(tl.int32), 0) > 0:
-            # Of equal scores the highest id, so that each is taken in by itself.
+            # Among equal scores the highest id is taken, so each one is taken in separately.
             best_id = tl.max(tl.where(cosines == best[:, None], ids[None, :], -1), 1)
             slot = tl.argmin(held, 1)
             taken = (slots[None, :] == slot[:, None]) & (best > worst)[:, None]

@@ -1,4 +1,4 @@
-"""Weighted sums of the K rows that each pixel names, and the way back, without the P x K x D vectors in between.
+"""Computes weighted sums of the K rows that each pixel names, and their gradients, without P x K x D intermediate vectors.
 
 Shapes: P pixels, C classes, D embedding, K rows named by a pixel.
 """
@@ -15,10 +15,11 @@ _BLOCK_P = 64
 
 
 def weighted_rows(weight_PK: Tensor, rows_CD: Tensor, ids_PK: Tensor) -> Tensor:
-    """Sum over k of weight_pk rows_CD[ids_pk]: (P, D). Weights and rows are contiguous float32, ids int64 and all rows.
+    """Computes the sum over k of weight_pk rows_CD[ids_pk]: (P, D). Weights and rows are contiguous float32; ids are int64 and
+    valid rows.
 
     Raises:
-        ValueError: tensors of another type or layout, or on several devices.
+        ValueError: Tensors have another type or layout, or are on several devices.
     """
     check(weight_PK=weight_PK, rows_CD=rows_CD, ids_PK=ids_PK)
     P, K = ids_PK.shape
@@ -33,12 +34,12 @@ def weighted_rows(weight_PK: Tensor, rows_CD: Tensor, ids_PK: Tensor) -> Tensor:
 def add_weighted_rows(grad_CD: Tensor, weight_PK: Tensor, vectors_PD: Tensor, ids_PK: Tensor) -> None:
     """Adds weight_pk vectors_PD[p] to row ids_pk of grad_CD, for all p and k.
 
-    Pixels side by side mostly name the same rows, and a GPU adds to one address one after another. So a program first
-    sums over its pixels, then adds once for each row that they name. The order of these additions, and with it the last
-    bits, change from run to run, as with `index_add_` on a GPU.
+    Neighboring pixels mostly name the same rows, and a GPU serializes additions to one address. So a program first sums over its
+    pixels, then adds once for each row that they name. The order of these additions, and with it the last bits, change from run to
+    run, as with `index_add_` on a GPU.
 
     Raises:
-        ValueError: tensors of another type or layout, or on several devices.
+        ValueError: Tensors have another type or layout, or are on several devices.
     """
     check(grad_CD=grad_CD, weight_PK=weight_PK, vectors_PD=vectors_PD, ids_PK=ids_PK)
     P, K = ids_PK.shape
@@ -102,7 +103,7 @@ def _scatter(
     named = (pixels < P)[:, None] & (slots < K)[None, :]
     place = pixels[:, None] * K + slots[None, :]
     weight = tl.load(weight_ptr + place, mask=named, other=0.0)
-    # What is left to add; ignored pixels have weights of 0.
+    # This adds what is left; ignored pixels have weights of 0.
     ids = tl.where(weight != 0.0, tl.load(ids_ptr + place, mask=named, other=-1), -1)
     row = tl.max(tl.max(ids, 1), 0)
     while row >= 0:

@@ -1,14 +1,14 @@
-"""What the Triton kernels of the losses share: exact products on tensor cores, weights of classes from cosines, tuning.
+"""Holds what the Triton kernels of the losses share: exact products on tensor cores, class weights from cosines, and tuning.
 
 Shapes: P pixels, C classes, N rows of a matrix, D embedding, W the power of two that holds D, at least 16.
 
-Precision. A distance comes from 2 - 2 o.e, so an error of the cosine counts most where classes are close: at a distance
-of 0.05 and tau = 20, products in TF32 are wrong by 0.3 in a logit. So vectors and weights are split into three bfloat16
-pieces, which together hold the 24 bits of a float32, and a product is the sum of the six products of pieces that count in
-float32. In the interpreter cosines are wrong by 2.9e-8 (root mean square, D = 12; 4.9e-8 at D = 64), by torch in float32
-by 4.3e-8 (1.1e-7). Tensor cores multiply bfloat16 at twice the rate of TF32, so this costs what three products in TF32
-would ("tf32x3", which keeps two bits less and has to move the weights between threads); float32 arithmetic ("ieee")
-would leave the tensor cores idle.
+Precision. A distance comes from 2 - 2 o.e, so an error of the cosine matters most where classes are close: at a distance of 0.05
+and tau = 20, products in TF32 are wrong by 0.3 in a logit. So vectors and weights are split into three bfloat16 pieces, which
+together hold the 24 bits of a float32, and a product is the sum of the six products of pieces that matter in float32. In the
+interpreter, cosines have an error of 2.9e-8 (root mean square, D = 12; 4.9e-8 at D = 64); with torch in float32 it is 4.3e-8
+(1.1e-7). Tensor cores multiply bfloat16 at twice the rate of TF32, so this costs what three products in TF32 would ("tf32x3",
+which keeps two bits less and has to move the weights between threads); float32 arithmetic ("ieee") would leave the tensor cores
+idle.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import triton.language as tl
 from torch import Tensor
 
 FAR = tl.constexpr(1e30)
-"""Stands for an infinite distance, without the NaN of inf - inf."""
+"""This value stands for an infinite distance, without the NaN of inf - inf."""
 
 _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
@@ -30,7 +30,7 @@ _BLOCK_N = 64
 
 
 def pieces(rows_ND: Tensor) -> Tensor:
-    """Three bfloat16 matrices (3, N, W) that add up to the rows, with zeros beyond D."""
+    """Splits the rows into three bfloat16 matrices (3, N, W) that add up to them, with zeros beyond D."""
     N, D = rows_ND.shape
     pieces_3NW = torch.empty(3, N, width(D), dtype=torch.bfloat16, device=rows_ND.device)
     _split_rows[(triton.cdiv(N, _BLOCK_N),)](rows_ND, pieces_3NW, N, D=D, W=width(D), BLOCK_N=_BLOCK_N)
@@ -38,12 +38,12 @@ def pieces(rows_ND: Tensor) -> Tensor:
 
 
 def width(D: int) -> int:
-    """W of a D; products on tensor cores want 16 at least."""
+    """Returns the W of a D; products on tensor cores need at least 16."""
     return max(triton.next_power_of_2(D), 16)
 
 
 def check(**tensors: Tensor | None) -> None:
-    """Raises ValueError where a tensor is not what a kernel reads: contiguous, float32 (ids int64), all on one device."""
+    """Raises ValueError if a tensor is not what a kernel reads: contiguous, float32 (ids int64), all on one device."""
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     device = next(iter(given.values())).device
     for name, tensor in given.items():
@@ -57,10 +57,11 @@ def check(**tensors: Tensor | None) -> None:
 
 @triton.jit
 def split(values, ROUND: tl.constexpr):
-    """Three bfloat16 tensors that add up to the values, by rounding (vectors) or cutting off (weights, an operation less).
+    """Splits the values into three bfloat16 tensors that add up to them, by rounding (vectors) or truncation (weights, one
+    operation less).
 
-    In integers, since a GPU turns few bfloat16 a clock back into the float32 that leaves the rest. Cutting off makes pieces
-    of one sign, and the products that are left out of a cosine would add up.
+    It uses integers, because a GPU converts few bfloat16 values per clock back into the float32 that leaves the rest. Truncation
+    makes pieces of one sign, so the products that are left out of a cosine would add up.
     """
     half: tl.constexpr = 0x8000 if ROUND else 0
     first = ((values.to(tl.int32, bitcast=True) + half) & -0x10000).to(tl.float32, bitcast=True)
@@ -76,7 +77,7 @@ def _split_rows(rows_ptr, pieces_ptr, N, D: tl.constexpr, W: tl.constexpr, BLOCK
     inside = (ids < N)[:, None]
     values = tl.load(rows_ptr + ids[:, None] * D + dims[None, :], mask=inside & (dims < D)[None, :], other=0.0)
     first, second, third = split(values, ROUND=True)
-    # 64-bit: a matrix may have more than 2^31 values.
+    # This is 64-bit because a matrix may have more than 2^31 values.
     place = pieces_ptr + ids[:, None] * W + dims[None, :]
     step = N.to(tl.int64) * W
     tl.store(place, first, mask=inside)
@@ -86,7 +87,7 @@ def _split_rows(rows_ptr, pieces_ptr, N, D: tl.constexpr, W: tl.constexpr, BLOCK
 
 @triton.jit
 def load_pieces(pieces_ptr, ids, N, W: tl.constexpr):
-    """The three pieces of the rows `ids`, each (len(ids), W); zeros for rows beyond N."""
+    """Loads the three pieces of the rows `ids`, each (len(ids), W), with zeros for rows beyond N."""
     place = pieces_ptr + ids.to(tl.int64)[:, None] * W + tl.arange(0, W)[None, :]
     inside = (ids < N)[:, None]
     step = N.to(tl.int64) * W
@@ -98,7 +99,7 @@ def load_pieces(pieces_ptr, ids, N, W: tl.constexpr):
 
 @triton.jit
 def product(a1, a2, a3, b1, b2, b3):
-    """(a1 + a2 + a3) @ (b1 + b2 + b3) without the three products that are below float32, small ones first."""
+    """Computes (a1 + a2 + a3) @ (b1 + b2 + b3) without the three products that are below float32 precision, small ones first."""
     out = _dot(a2, b2, tl.zeros((a1.shape[0], b1.shape[1]), tl.float32))
     out = _dot(a3, b1, out)
     out = _dot(a1, b3, out)
@@ -110,7 +111,7 @@ def product(a1, a2, a3, b1, b2, b3):
 @triton.jit
 def _dot(a, b, out):
     if _INTERPRETED:
-        # The interpreter would multiply the integers that it keeps bfloat16 in.
+        # The interpreter stores bfloat16 as integers and would multiply those.
         return tl.dot(a.to(tl.float32), b.to(tl.float32), out, input_precision="ieee")
     else:
         return tl.dot(a, b, out)
@@ -118,10 +119,10 @@ def _dot(a, b, out):
 
 @triton.jit
 def logits_of(cosines, beyond, excluded, factor, least, COSINE: tl.constexpr):
-    """Logits to base 2, at most 0, and the inverse of tau log2(e) times the distance (with COSINE: 1).
+    """Returns logits to base 2, at most 0, and the inverse of tau log2(e) times the distance (with COSINE: 1).
 
-    `factor` is tau log2(e), `least` the smallest squared distance that is distinguished from 0. Classes that are `beyond` the last
-    get a weight of 0 by the constant of a fused multiply-add, which is free, `excluded` pairs by a choice.
+    `factor` is tau log2(e), and `least` is the smallest squared distance that is distinguished from 0. Classes `beyond` the last
+    get a weight of 0 through the constant of a fused multiply-add, which is free; `excluded` pairs get it through a select.
     """
     if COSINE:
         logits = cosines * factor + tl.where(beyond, -FAR, -factor)
@@ -129,18 +130,19 @@ def logits_of(cosines, beyond, excluded, factor, least, COSINE: tl.constexpr):
     else:
         scale = 2.0 * factor * factor
         squared = tl.maximum(cosines * -scale + tl.where(beyond, FAR, scale), least * factor * factor)
-        # One special function gives the distance and its inverse; these are what a GPU has least of.
+        # One special function gives the distance and its inverse; a GPU has fewest units for these functions.
         inverse = tl.rsqrt(squared)
         logits = -squared * inverse
     return tl.where(excluded, -FAR, logits), inverse
 
 
 def tuned(configs: Sequence[tuple[int, int, int, int]], key: Sequence[str]) -> Callable[[Any], Any]:
-    """`triton.autotune` over (BLOCK_P, BLOCK_C, warps, stages), once for each value of `key`; the interpreter takes the first.
+    """Applies `triton.autotune` over (BLOCK_P, BLOCK_C, warps, stages), once for each value of `key`; the interpreter takes the
+    first.
 
-    Kernels have a `magnitude` for it, the number of bits of C: candidates of a batch may vary in number from step to step.
-    Timed on the call at hand, five times, without the 256 MiB that Triton's own timing clears caches with: in a training
-    step that would be the peak of memory.
+    For this, kernels have a `magnitude`, the number of bits of C, since the number of a batch's candidates may vary from step to
+    step. Configurations are timed on the current call, five times, without the 256 MiB that Triton's own timing clears caches
+    with: in a training step that would be the peak of memory.
     """
     choices = [
         triton.Config({"BLOCK_P": pixels, "BLOCK_C": classes}, num_warps=warps, num_stages=stages)

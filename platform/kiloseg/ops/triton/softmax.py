@@ -1,8 +1,8 @@
-"""Softmax over every class on a GPU: score tiles stay in registers and are computed anew for the table's gradient.
+"""Computes the softmax over every class on a GPU: score tiles stay in registers and are recomputed for the table's gradient.
 
-Two kernels, as in flash attention: one has its pixels and walks over the classes, the other has its classes and walks over
-the pixels. What they read and write in memory is P x D and C x D, never P x C. `kiloseg.losses.reference` has the same
-softmax in tiles that go through memory; it is the reference.
+There are two kernels, as in flash attention: one holds its pixels and walks over the classes, the other holds its classes and
+walks over the pixels. They read and write P x D and C x D values in memory, never P x C. `kiloseg.losses.reference` computes the
+same softmax in tiles that go through memory; it is the reference.
 
 Shapes: P pixels, C classes, D embedding.
 """
@@ -28,8 +28,8 @@ from kiloseg.ops.triton.scores import (
 )
 
 _PROGRAMS_PER_PROCESSOR = 4
-"""Programs of the table's gradient for each multiprocessor of the GPU; with fewer classes than that gives, pixels are
-divided as well."""
+"""The number of programs for the table's gradient per multiprocessor of the GPU. If there are too few classes for that, pixels are
+divided too."""
 
 
 def softmax_sums(
@@ -42,26 +42,26 @@ def softmax_sums(
     floor_P: Tensor | None = None,
     wants_row_sums: bool = True,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """Sums over every class but the target of w = exp2(z - top), and of w times the class's row.
+    """Computes sums over every class but the target of w = exp2(z - top), and of w times the class's row.
 
-    z is tau log2(e) (o.e - 1) with cosine logits and -tau log2(e) ||o - e|| with distances. Vectors are of unit length,
-    so z is at least -2 tau log2(e), and only for tau above 40 a maximum is needed.
+    z is tau log2(e) (o.e - 1) with cosine logits and -tau log2(e) ||o - e|| with distances. Vectors have unit length, so z is at
+    least -2 tau log2(e), and a maximum is needed only for tau above 40.
 
     Args:
-        o_PD: pixels, (P, D), contiguous float32, of unit length.
-        rows_CD: classes, (C, D), likewise.
-        target_P: int64, the row that a pixel leaves out; an id that is no row, -1 for one, leaves out none.
-        temperature: tau.
-        cosine: which of the two logits.
-        floor_P: the least that `top` may be: the target's own logit.
+        o_PD: the pixels, (P, D), contiguous float32, of unit length.
+        rows_CD: the classes, (C, D), likewise.
+        target_P: int64, the row that a pixel leaves out; an id that is not a row, such as -1, leaves out none.
+        temperature: the factor tau.
+        cosine: whether logits are cosines; otherwise they are distances.
+        floor_P: the smallest allowed value of `top`: the target's own logit.
         wants_row_sums: whether to compute the second sum.
 
     Returns:
-        sums_P; row_sums_PD, the sum of w e, with distance logits that of w / (tau log2(e) ||o - e||) e (None unless wanted);
-        top_P, the largest z or floor of each pixel where tau is above 40, else None for 0.
+        sums_P; row_sums_PD, the sum of w e, or with distance logits that of w / (tau log2(e) ||o - e||) e (None unless wanted);
+        top_P, the largest z or floor of each pixel if tau is above 40, and otherwise None, which means 0.
 
     Raises:
-        ValueError: tensors of another type or layout, or on several devices.
+        ValueError: Tensors have another type or layout, or are on several devices.
     """
     online = 2 * temperature > SAFE_EXPONENT
     P, D = o_PD.shape
@@ -102,10 +102,10 @@ def softmax_table_gradient(
     *,
     cosine: bool,
 ) -> Tensor:
-    """Sum over pixels of f w o for every class, with distance logits of f w / (tau log2(e) ||o - e||) o: (C, D).
+    """Computes the sum over pixels of f w o for every class, with distance logits of f w / (tau log2(e) ||o - e||) o: (C, D).
 
-    The weights w are those of `softmax_sums`, relative to the same `top_P`; arguments likewise. `factor_P` holds f, a pixel's
-    factor, 0 for pixels that do not count. The order of sums is fixed, so equal input gives equal bits.
+    The weights w are those of `softmax_sums`, relative to the same `top_P`, and so are the arguments. `factor_P` holds f, a
+    pixel's factor, which is 0 for pixels that do not count. The order of sums is fixed, so equal input gives equal bits.
     """
     check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, factor_P=factor_P, top_P=top_P)
     P, D = o_PD.shape
@@ -134,7 +134,7 @@ def softmax_table_gradient(
 
 
 def _num_processors(device: torch.device) -> int:
-    # The interpreter runs one program after another; two shares for few classes are enough to go through their sum.
+    # The interpreter runs one program after another; two shares for few classes are enough to exercise their sum.
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
@@ -192,7 +192,7 @@ def _sums(
         sums += tl.sum(weight, 1)
         if ROW_SUMS:
             w1, w2, w3 = split(weight * inverse, ROUND=False)
-            # Added outside the product, whose accumulator is cut off where float32 addition rounds.
+            # This is added outside the product, whose accumulator truncates where float32 addition rounds.
             row_sums += product(w1, w2, w3, e1, e2, e3)
     tl.store(sums_ptr + pixels, sums, mask=inside)
     if ROW_SUMS:

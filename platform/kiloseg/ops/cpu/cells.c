@@ -1,4 +1,5 @@
-// The loss of a batch over shared candidates, by scores at feature cells; cells.h says how. kiloseg.losses.cpu_cells calls it.
+// Computes the loss of a batch over shared candidates from scores at feature cells; cells.h explains the method.
+// kiloseg.losses.cpu_cells calls it.
 
 #include "cells_backward.h"
 #include "cells_forward.h"
@@ -11,7 +12,7 @@ static void store_row(const struct cells *a, int64_t image, int64_t j) {
     }
 }
 
-// All chunks, once: their highest logits, or their sums. The scores of the last stay.
+// Walks over all chunks once, for their highest logits or their sums. The scores of the last chunk stay.
 static void compare_block(struct team *team, struct block *b, int tops, int scored) {
     const struct cells *a = b->a;
     int64_t across = (intervals(a->w) + PATCHES - 1) / PATCHES, panels = all_panels(a);
@@ -30,7 +31,7 @@ static void compare_block(struct team *team, struct block *b, int tops, int scor
 static void differentiate_block(struct team *team, struct block *b) {
     const struct cells *a = b->a;
     int64_t panels = all_panels(a), rows = b->last - b->first;
-    for (int parity = 0; a->rows && parity < 2; ++parity) {  // rows side by side share cells
+    for (int parity = 0; a->rows && parity < 2; ++parity) {  // adjacent rows share cells
         for (int64_t task; 2 * (task = next_task(team)) + parity < rows;) differentiate_outside(b, b->first + 2 * task + parity);
         meet(team);
     }
@@ -80,7 +81,7 @@ void kiloseg_cells(struct cells *a) {
     struct block shared = {.a = a};
     divide_axis(a->H, a->h, a->y_starts, a->y_parts);
     divide_axis(a->W, a->w, a->x_starts, a->x_parts);
-    int64_t useful = a->B * a->H * a->W * a->S / 65536;  // a thread's start costs about as much as so many scores
+    int64_t useful = a->B * a->H * a->W * a->S / 65536;  // starting a thread costs about this many scores
     run_team(run, &shared, a->threads < useful ? a->threads : useful);
     *a->result = (float)(shared.total * a->weight);
 }

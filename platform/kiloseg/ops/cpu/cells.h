@@ -1,12 +1,11 @@
-// The softmax over shared candidates, with scores taken at feature cells and upsampled inside a tile.
+// This is the softmax over shared candidates, with scores taken at feature cells and upsampled inside a tile.
 //
-// A pixel's embedding is u = sum_i w_i z_i over four cells, so its score with class c is sum_i w_i (z_i . e_c): products cost as
-// much as there are cells, not pixels. Backward the same: the weights of pixels and classes are brought to the cells (the
-// transpose of upsampling) before they meet the table and the cells; what normalizing takes away, the part of the gradient
-// along u, is -(sum_c g_c s_c) u / ||u||^2, a 4 x 4 matrix on the cells of each patch.
-//
-// An image is divided into blocks of rows of cells, the table into chunks of panels of TILE classes. A patch holds the pixels
-// between four cells; the pixels of one of its rows are a segment. Each sum has one order, whatever the number of threads.
+// A pixel's embedding is u = sum_i w_i z_i over four cells, so its score with class c is sum_i w_i (z_i . e_c): products cost in
+// proportion to the cells, not the pixels. The backward pass works the same way: the weights of pixels and classes are brought to
+// the cells (the transpose of upsampling) before they are multiplied with the table and the cells. Normalization removes the part
+// of the gradient along u, -(sum_c g_c s_c) u / ||u||^2, which becomes a 4 x 4 matrix on the cells of each patch. // An image is
+// divided into blocks of rows of cells, and the table into chunks of panels of TILE classes. A patch holds the pixels between four
+// cells; the pixels of one of its rows are a segment. Each sum has a fixed order, whatever the number of threads.
 
 #ifndef KILOSEG_CELLS_H
 #define KILOSEG_CELLS_H
@@ -17,14 +16,14 @@
 
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
-#define LEAST 1e-7f  // squared distance that is distinguished from 0
+#define LEAST 1e-7f  // the smallest squared distance that is distinguished from 0
 #define NORM_EPS 1e-12f
 #define PIECE 32  // pixels of a segment whose sums are held at a time
 
 struct cells {
     int64_t B, D, h, w, H, W;
     int64_t S;             // candidates that pixels are compared with
-    int64_t width;         // D, filled up to whole vectors
+    int64_t width;         // D, padded to whole vectors
     int64_t block_rows;    // rows of intervals of a block
     int64_t chunk;         // panels whose scores are held at a time
     int64_t capacity;      // pixels of a block
@@ -34,13 +33,13 @@ struct cells {
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
     const float *candidates;   // (S, width) of unit length
-    const float *panels;       // (panels, D, TILE): the same, transposed, filled up to whole panels
+    const float *panels;       // (panels, D, TILE): the same, transposed, padded to whole panels
     const float *rows;         // (C, width): the table; null where every target's score is a candidate's
     const int64_t *target;     // (C): the candidate that a class is, -1 - its id where it is none; null: all are
     const int64_t *left_out;   // (C): the candidate that pixels of a class are not compared with; null: their own
     float *grad_pixels;
-    float *grad_candidates;    // (S filled up to whole panels, width), zeros
-    float *grad_rows;          // (C, width), zeros; of targets that are no candidates
+    float *grad_candidates;    // (S padded to whole panels, width), zeros
+    float *grad_rows;          // (C, width), zeros; for targets that are not candidates
     float *result;             // 1
     // Buffers:
     float *map, *grad_map;     // (h * w + padding, width), zeros beyond D and in the padding
@@ -49,14 +48,14 @@ struct cells {
     int32_t *integers;         // INTEGERS x capacity
     int32_t *segments;         // 2 x rows x intervals: first pixel, number of pixels
     float *losses;             // rows x intervals
-    float *stencils;           // block_rows x intervals x 10: what normalizing takes away
+    float *stencils;           // block_rows x intervals x 10: what normalization removes
     int32_t *y_starts, *x_starts;  // first pixel of each interval
     float *y_parts, *x_parts;      // share of the second cell of each pixel
 };
 
-// Of a pixel: factors of its two columns of cells for a logit, and for a gradient; share of the second column; 1 / length; the
-// highest logit; sums of exponentials, and of these times slopes and what the gradient along the pixel needs; the target's logit,
-// its slope and its cosine.
+// These are the values per pixel: factors of its two columns of cells for a logit, and for a gradient; share of the second column;
+// 1 / length; the highest logit; sums of exponentials, and of these times slopes and what the gradient along the pixel needs; the
+// target's logit, its slope and its cosine.
 enum { LEFT, RIGHT, LEFT_GRAD, RIGHT_GRAD, SHARE, INVERSE, TOP, SUM, DOT, OWN, OWN_SLOPE, OWN_COSINE, FLOATS };
 enum { TARGET, LEFT_OUT, INTEGERS };
 
@@ -65,7 +64,7 @@ struct block {
     int64_t image;
     int64_t first, last;       // rows of intervals
     int64_t cell, count;       // the first cell, and how many
-    int64_t stride;            // cells between panels of scores, `count` filled up
+    int64_t stride;            // cells between panels of scores, `count` padded
     int64_t panel, panels;     // the first panel of the chunk, and how many
     double total;
 };
@@ -74,13 +73,13 @@ INLINE float *floats(const struct cells *a, int which) { return a->floats + whic
 INLINE int32_t *integers_of(const struct cells *a, int which) { return a->integers + which * a->capacity; }
 INLINE int64_t all_panels(const struct cells *a) { return (a->S + TILE - 1) / TILE; }
 
-// Vectors of a panel that hold all its candidates: 1, 2 or VECTORS.
+// Returns the vectors of a panel that hold all its candidates: 1, 2 or VECTORS.
 INLINE int64_t panel_vectors(const struct cells *a, int64_t panel) {
     int64_t left = (a->S - panel * TILE + LANES - 1) / LANES;
     return left > 2 ? VECTORS : left;
 }
 
-// The pixels of one row of a patch, and the scores that they lie between.
+// A segment holds the pixels of one row of a patch, and the scores that they lie between.
 struct segment {
     int64_t first, count;
     float part;                // share of the lower cells
@@ -91,7 +90,7 @@ INLINE int64_t segment_number(const struct block *b, int64_t y, int64_t i) {
     return (y - b->a->y_starts[b->first]) * intervals(b->a->w) + i;
 }
 
-// A row of a patch without its pixels.
+// Describes a row of a patch without its pixels.
 INLINE struct segment segment_at(const struct block *b, int64_t j, int64_t i, int64_t y) {
     const struct cells *a = b->a;
     int64_t below = a->h > 1 ? a->w : 0, beside = a->w > 1, corner = (j - b->first) * a->w + i;
@@ -108,7 +107,7 @@ INLINE struct segment segment_of(const struct block *b, int64_t j, int64_t i, in
     return s;
 }
 
-// The scores of a segment's two columns of cells at its row.
+// Computes the scores of a segment's two columns of cells at its row.
 INLINE void columns_of(const float *scores, const struct segment *s, int vectors, vec left[VECTORS], vec right[VECTORS]) {
     vec part = splat(s->part);
     for (int u = 0; u < vectors; ++u) {
@@ -119,7 +118,7 @@ INLINE void columns_of(const float *scores, const struct segment *s, int vectors
     }
 }
 
-// What the logit of a distance is made of: with t = tau log2(e), a product of scores and -2 t^2 / length is -2 t^2 cosine.
+// These are the constants of a distance's logit: with t = tau log2(e), a product of scores and -2 t^2 / length is -2 t^2 cosine.
 struct distances {
     float constant;  // 2 t^2, which makes the product a squared distance times t^2
     float least;     // t^2 LEAST
@@ -130,8 +129,8 @@ INLINE struct distances distances_of(const struct cells *a) {
     return (struct distances){2 * scale, LEAST * scale};
 }
 
-// Logits to base 2 of one pixel less its highest. `slope` is 1 / (t distance), or 1 for cosines; `along` the cosine, for cosine
-// logits the logit.
+// Computes logits to base 2 of one pixel minus its highest. `slope` is 1 / (t distance), or 1 for cosines; `along` is the cosine,
+// or for cosine logits the logit.
 INLINE vec logit_of(
     vec left, vec right, float left_factor, float right_factor, float top, const struct distances *distances, int cosine,
     vec *slope, vec *along
@@ -147,7 +146,7 @@ INLINE vec logit_of(
     return -product * *slope - splat(top);
 }
 
-// All ones where a column is not compared with: the one that a pixel leaves out, and those from S on.
+// Returns all ones for columns that are not compared with: the one that a pixel leaves out, and those from S on.
 INLINE ivec excluded(int64_t column, int32_t left_out, int64_t S) {
     ivec ids;
     for (int l = 0; l < LANES; ++l) ids[l] = l;
@@ -155,7 +154,7 @@ INLINE ivec excluded(int64_t column, int32_t left_out, int64_t S) {
     return (ids == isplat(left_out)) | (ids >= isplat((int32_t)S));
 }
 
-// Whether a panel holds a column that a pixel is not compared with.
+// Returns whether a panel holds a column that a pixel is not compared with.
 INLINE int masked(const struct cells *a, int64_t panel, int32_t left_out) {
     return left_out / TILE == panel || (panel + 1) * TILE > a->S;
 }

@@ -1,11 +1,11 @@
-// Backward: weights of pixels brought to the cells, then to the rows of the table and to the map.
+// Backward pass: the weights of pixels are brought to the cells, then to the rows of the table and to the map.
 
 #ifndef KILOSEG_CELLS_BACKWARD_H
 #define KILOSEG_CELLS_BACKWARD_H
 
 #include "cells.h"
 
-// Weights of one panel and a segment's pixels, brought to the four cells.
+// Brings the weights of one panel and a segment's pixels to the four cells.
 INLINE void narrow_segment(const struct block *b, const struct segment *s, int64_t panel, int vectors, int cosine) {
     const struct cells *a = b->a;
     int64_t place = (panel - b->panel) * b->stride * TILE;
@@ -44,7 +44,7 @@ INLINE void narrow_segment(const struct block *b, const struct segment *s, int64
     }
 }
 
-// The gradient of the targets' scores: the opposite of the sum of all others.
+// Computes the gradient of the targets' scores: minus the sum of all others.
 static void narrow_targets(const struct block *b, const struct segment *s, int64_t panel) {
     const struct cells *a = b->a;
     float *grads = a->grads + (panel - b->panel) * b->stride * TILE;
@@ -60,7 +60,7 @@ static void narrow_targets(const struct block *b, const struct segment *s, int64
     }
 }
 
-// The gradients of the scores of one panel at the cells, and of its rows.
+// Computes the gradients of the scores of one panel at the cells, and of its rows.
 static void differentiate_panel(const struct block *b, int64_t panel) {
     const struct cells *a = b->a;
     float *grads = a->grads + (panel - b->panel) * b->stride * TILE;
@@ -85,7 +85,7 @@ static void differentiate_panel(const struct block *b, int64_t panel) {
     }
 }
 
-// The gradient of the map from targets that are no candidates, of the pixels in row j of intervals.
+// Computes the gradient of the map from targets that are not candidates, for the pixels in row j of intervals.
 static void differentiate_outside(const struct block *b, int64_t j) {
     const struct cells *a = b->a;
     for (int64_t i = 0; i < intervals(a->w); ++i) {
@@ -112,7 +112,7 @@ static void differentiate_outside(const struct block *b, int64_t j) {
     }
 }
 
-// The gradient of the classes that are targets of the block's pixels and no candidates, of those that `share` has.
+// Computes the gradient of the classes of `share` that are targets of the block's pixels but not candidates.
 static void add_outside(const struct block *b, int64_t share, int64_t shares) {
     const struct cells *a = b->a;
     for (int64_t j = b->first; j < b->last; ++j) {
@@ -143,7 +143,7 @@ static void add_outside(const struct block *b, int64_t share, int64_t shares) {
     }
 }
 
-// What normalizing takes away at one cell: products with the cells of the patches around it.
+// Applies what normalization removes at one cell: products with the cells of the patches around it.
 static void add_stencils(const struct block *b, int64_t cell) {
     const struct cells *a = b->a;
     static const int place[4][4] = {{0, 1, 2, 3}, {1, 4, 5, 6}, {2, 5, 7, 8}, {3, 6, 8, 9}};
@@ -163,7 +163,7 @@ static void add_stencils(const struct block *b, int64_t cell) {
     }
 }
 
-// The gradient of STRIP cells of the block from the chunk's panels.
+// Computes the gradient of STRIP cells of the block from the chunk's panels.
 static void differentiate_cells(const struct block *b, int64_t cell, int first) {
     const struct cells *a = b->a;
     float *to = a->grad_map + (b->cell + cell) * a->width;

@@ -1,10 +1,11 @@
-// The one or two classes of highest score for every pixel, by scores at feature cells. kiloseg.ops.upsampled_search calls it.
+// Finds the one or two classes of highest score for every pixel, from scores at feature cells. kiloseg.ops.upsampled_search calls
+// it.
 
 #include "cells_scores.h"
 
 #define MAX_BEST 2
 
-// A running best over the panels: scores are not divided by a pixel's length, which changes no order.
+// This is a running best over the panels. Scores are not divided by a pixel's length, which would not change their order.
 struct best {
     struct cells cells;
     int64_t K;        // 1 or 2
@@ -14,7 +15,7 @@ struct best {
     float *cosines;   // likewise, or null
 };
 
-// Takes in a score that is higher than the lowest of the K.
+// Inserts a score that is higher than the lowest of the K.
 INLINE void insert(struct best *a, int64_t place, float score, int32_t id) {
     float *scores = a->scores + place;
     int32_t *ids = a->ids + place;
@@ -29,7 +30,7 @@ INLINE void insert(struct best *a, int64_t place, float score, int32_t id) {
     }
 }
 
-// One panel for one row of a patch: pixels x from `from` to `to` - 1, whose places begin at `line`.
+// Searches one panel for one row of a patch: pixels x from `from` to `to` - 1, whose places begin at `line`.
 INLINE void search_panel(
     struct best *a, const struct block *b, const struct segment *s, int64_t panel, int64_t line, int64_t from, int64_t to,
     int vectors, int partial
@@ -76,7 +77,7 @@ static float inverse_length(const struct cells *a, const struct block *b, const 
     return 1 / (length < NORM_EPS ? NORM_EPS : length);
 }
 
-// One row of a patch against the panels of the chunk.
+// Compares one row of a patch with the panels of the chunk.
 static void search_segment(struct best *best, const struct block *b, int64_t j, int64_t i, int64_t y, int first, int last) {
     const struct cells *a = &best->cells;
     struct segment s = segment_at(b, j, i, y);
@@ -141,7 +142,7 @@ void kiloseg_best(struct best *a) {
     struct cells *cells = &a->cells;
     divide_axis(cells->H, cells->h, cells->y_starts, cells->y_parts);
     divide_axis(cells->W, cells->w, cells->x_starts, cells->x_parts);
-    int64_t useful = cells->B * cells->H * cells->W * cells->S / 131072;  // a thread's start costs as much as so many scores
+    int64_t useful = cells->B * cells->H * cells->W * cells->S / 131072;  // starting a thread costs this many scores
     run_team(run, a, cells->threads < useful ? cells->threads : useful);
 }
 

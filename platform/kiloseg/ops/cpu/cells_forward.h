@@ -1,12 +1,12 @@
-// Forward: pixels of a block, their sums of exponentials, their losses and the factors of their gradients.
+// Forward pass: the pixels of a block, their sums of exponentials, their losses, and the factors of their gradients.
 
 #ifndef KILOSEG_CELLS_FORWARD_H
 #define KILOSEG_CELLS_FORWARD_H
 
 #include "cells_scores.h"
 
-// The logit of a target that is no candidate, or of one at a distance: that comes from the difference of the vectors, since the
-// target is the one class whose distance goes to 0, where 2 - 2 cosine has no digits left.
+// Computes the logit of a target that is not a candidate, or of one at a distance. It uses the difference of the vectors, because
+// the target is the one class whose distance goes to 0, where 2 - 2 cosine has no digits left.
 static void score_outside(const struct cells *a, int64_t p, const float *left, const float *right, int64_t class) {
     float share = floats(a, SHARE)[p], inverse = floats(a, INVERSE)[p], scale = a->tau * LOG2E;
     vec sum = {0};
@@ -25,7 +25,7 @@ static void score_outside(const struct cells *a, int64_t p, const float *left, c
     floats(a, OWN_COSINE)[p] = 1 - squared / 2;
 }
 
-// Lists the pixels of row j of intervals that count, patch by patch, with their lengths.
+// Lists the pixels that count in row j of intervals, patch by patch, with their lengths.
 static void list_pixels(const struct block *b, int64_t j) {
     const struct cells *a = b->a;
     float left[MAX_DIM] ALIGNED, right[MAX_DIM] ALIGNED;
@@ -171,21 +171,21 @@ static void raise_segment(const struct block *b, const struct segment *s) {
             float top = floats(a, TOP)[p];
             for (int l = 0; l < LANES; ++l) {
                 float other = tops[(p - start) * LANES + l];
-                top = top >= other ? top : other;  // the other where either is NaN
+                top = top >= other ? top : other;  // the other if either is NaN
             }
             floats(a, TOP)[p] = top;
         }
     }
 }
 
-// The loss of a segment's pixels, the factors of their gradients, and what these add to the patch's stencil.
+// Computes the loss of a segment's pixels and the factors of their gradients, and adds to the patch's stencil.
 static void finish_segment(const struct block *b, const struct segment *s, int64_t number, float *stencil) {
     const struct cells *a = b->a;
     float loss = 0;
     for (int64_t p = s->first; p < s->first + s->count; ++p) {
         float own = floats(a, OWN)[p] - floats(a, TOP)[p], sum = floats(a, SUM)[p], inverse = floats(a, INVERSE)[p];
         float target = exp2f(own), whole = sum + target;
-        // log(1 + sum / exp z) keeps its digits where a pixel is nearly right and the loss is tiny.
+        // log(1 + sum / exp z) keeps its digits when a pixel is nearly right and the loss is tiny.
         loss += sum < 0.5f * target ? log1pf(sum / target) : logf(whole) - LN2 * own;
         if (!a->wants_grad) continue;
         // d z / d cosine is tau for cosines and tau / distance for distances, whose slope is that over tau^2 log2(e).
@@ -206,7 +206,8 @@ static void finish_segment(const struct block *b, const struct segment *s, int64
     a->losses[number] = loss;
 }
 
-// Patches `from` to `to` - 1 of row j of intervals against the panels of the chunk. `tops`: only their highest logits.
+// Compares patches `from` to `to` - 1 of row j of intervals with the panels of the chunk. With `tops`, it finds only their highest
+// logits.
 static void compare_patches(const struct block *b, int64_t j, int64_t from, int64_t to, int tops, int last) {
     const struct cells *a = b->a;
     for (int64_t i = from; i < to; ++i) {

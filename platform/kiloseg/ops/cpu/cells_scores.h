@@ -1,12 +1,12 @@
-// An image's map, its division into blocks and the table's into chunks, and the scores of both.
+// Prepares an image's map, divides it into blocks and the table into chunks, and computes the scores of both.
 
 #ifndef KILOSEG_CELLS_SCORES_H
 #define KILOSEG_CELLS_SCORES_H
 
 #include "cells.h"
 
-#define PATCHES 4         // of a task
-#define CELLS (8 * ROWS)  // of a task of scores; a multiple of ROWS
+#define PATCHES 4         // per task
+#define CELLS (8 * ROWS)  // per task of scores; a multiple of ROWS
 
 static void load_row(const struct cells *a, int64_t image, int64_t j) {
     const float *from = a->pixels + image * a->image_stride + j * a->row_stride;
@@ -26,7 +26,7 @@ static void choose_block(struct block *b) {
     b->stride = (b->count + 23) / 24 * 24;  // a multiple of ROWS and of STRIP
 }
 
-// The scores of one panel with some cells of the block.
+// Computes the scores of one panel with some cells of the block.
 static void score_panel(const struct block *b, int64_t panel, int64_t cell, int64_t count) {
     const struct cells *a = b->a;
     score_cells(
@@ -35,7 +35,7 @@ static void score_panel(const struct block *b, int64_t panel, int64_t cell, int6
     );
 }
 
-// Sets `b` to a chunk, alike in all threads.
+// Sets `b` to a chunk, in the same way in all threads.
 static void choose_chunk(struct block *b, int64_t panel) {
     int64_t left = all_panels(b->a) - panel;
     b->panel = panel;

@@ -1,4 +1,4 @@
-// The gradients of a block added up: for some classes of the table, for a row of the map.
+// Adds up the gradients of a block: for some classes of the table, or for a row of the map.
 
 #ifndef KILOSEG_GATHER_H
 #define KILOSEG_GATHER_H
@@ -25,7 +25,7 @@ ADD_ROWS(2)
 ADD_ROWS(3)
 ADD_ROWS(4)
 
-// Classes first to last - 1, a multiple of SUMS, of one group; `weights` (last - first, GROUP).
+// Handles classes first to last - 1, a multiple of SUMS, of one group; `weights` is (last - first, GROUP).
 static void add_chunk(const float *weights, const float *o, float *grad, int64_t classes, int64_t width) {
     for (int64_t v = 0; v < width; v += 4 * LANES) {
         int64_t vectors = (width - v) / LANES < 4 ? (width - v) / LANES : 4, step = SUMS / vectors;
@@ -42,7 +42,7 @@ static void add_chunk(const float *weights, const float *o, float *grad, int64_t
     }
 }
 
-// The candidates' gradient of the classes first to last - 1.
+// Adds up the candidates' gradient of the classes first to last - 1.
 static void gather_classes(
     const struct loss *a, struct group *g, const struct state *now, int parity, int64_t first, int64_t last
 ) {
@@ -56,7 +56,7 @@ static void gather_classes(
         } else {
             const int32_t *targets = integers(a, parity, TARGET) + start;
             vec sums[VECTORS] = {0};
-            for (int i = 0; i < GROUP; ++i) {  // targets beyond the last pixel are of no weight, but have to be classes
+            for (int i = 0; i < GROUP; ++i) {  // targets beyond the last pixel have weight 0 but must be valid classes
                 int32_t target = start + i < now->count[parity] ? targets[i] : 0;
                 g->left_out[i] = a->left_out ? (int32_t)a->left_out[target] : target;
             }
@@ -74,7 +74,7 @@ INLINE void add_row(const struct loss *a, int32_t id, float weight, const float 
     for (int64_t d = 0; d < a->width; d += LANES) store(grad + d, load(grad + d) + weight * load(o + d));
 }
 
-// The targets' gradient, of those pixels whose class `is mine`: first to last - 1, or where last is 0, one of `shares`.
+// Adds up the targets' gradient for the pixels whose class `is mine`: first to last - 1, or if last is 0, one of `shares`.
 INLINE int mine(int32_t id, int64_t first, int64_t last, int64_t share, int64_t shares) {
     if (last) return id >= first && id < last;
     return (int64_t)(((uint64_t)((uint32_t)id * 2654435769u) * (uint64_t)shares) >> 32) == share;
@@ -92,7 +92,7 @@ static void gather_targets(
     }
 }
 
-// The gradient of the pixels' own classes.
+// Adds up the gradient of the pixels' own classes.
 static void gather_own(const struct loss *a, const struct state *now, int parity, int64_t share, int64_t shares) {
     for (int64_t p = 0; p < now->count[parity]; ++p) {
         int64_t place = p / GROUP * GROUP * a->K + p % GROUP;
@@ -104,7 +104,7 @@ static void gather_own(const struct loss *a, const struct state *now, int parity
     }
 }
 
-// The gradient of row j of the map.
+// Adds up the gradient of row j of the map.
 static void gather_map_row(const struct loss *a, const struct state *now, int parity, int64_t j) {
     const int32_t *rows = integers(a, parity, ROW), *columns = integers(a, parity, COLUMN);
     float *to = a->grad_map + j * a->w * a->width;

@@ -1,4 +1,4 @@
-// Where pixels lie between feature cells, as F.interpolate with align_corners=False has it.
+// Computes where pixels lie between feature cells, as F.interpolate does with align_corners=False.
 
 #ifndef KILOSEG_GEOMETRY_H
 #define KILOSEG_GEOMETRY_H
@@ -20,10 +20,10 @@ INLINE struct between between(int64_t pixel, int64_t pixels, int64_t cells) {
     return (struct between){first, first + 1 < cells ? first + 1 : first, at - (float)first};
 }
 
-// Pairs of neighboring cells along one axis; an axis of one cell has one pair, that cell twice.
+// Returns the pairs of neighboring cells along one axis; an axis of one cell has one pair, which is that cell twice.
 INLINE int64_t intervals(int64_t cells) { return cells > 1 ? cells - 1 : 1; }
 
-// The interval of each pixel of an axis, as the first pixel of each interval (and the number of pixels at the end), and the
+// Finds the interval of each pixel of an axis, as the first pixel of each interval (and the number of pixels at the end), and the
 // share of its second cell. Pixels beyond the last cell's center belong to the last interval with a share of 1.
 INLINE void divide_axis(int64_t pixels, int64_t cells, int32_t *starts, float *parts) {
     int64_t filled = 0;

@@ -1,4 +1,4 @@
-// Everything that concerns the pixels of one group: their vectors, logits, loss and gradient.
+// Computes everything that concerns the pixels of one group: their vectors, logits, loss and gradient.
 
 #ifndef KILOSEG_GROUP_H
 #define KILOSEG_GROUP_H
@@ -7,10 +7,10 @@
 
 #define LOG2E 1.4426950408889634f
 #define LN2 0.6931471805599453f
-#define LEAST 1e-7f  // squared distance that is told from 0
+#define LEAST 1e-7f  // the smallest squared distance that is distinguished from 0
 #define NORM_EPS 1e-12f
 
-// The candidates' logits as they are computed: products with scaled rows, to which a constant is added.
+// Holds the candidates' logits as they are computed: products with scaled rows, plus a constant.
 struct logits {
     const float *rows;
     int64_t D, S, width;
@@ -25,7 +25,7 @@ INLINE struct logits logits_of(const struct loss *a) {
     };
 }
 
-// Logits to base 2 less `top` from products; `slope` is 1 / (tau log2(e) distance), or 1 for cosines.
+// Computes logits to base 2 minus `top` from products; `slope` is 1 / (tau log2(e) distance), or 1 for cosines.
 INLINE vec logit(const struct logits *l, vec product, vec top, int cosine, vec *slope) {
     if (cosine) {
         *slope = splat(1);
@@ -36,7 +36,7 @@ INLINE vec logit(const struct logits *l, vec product, vec top, int cosine, vec *
     return -product * *slope - top;
 }
 
-// Weights of the classes first to last - 1 into `weights` (classes, GROUP): exp2 of the logit, times its slope. Adds the
+// Writes weights of the classes first to last - 1 into `weights` (classes, GROUP): exp2 of the logit, times its slope. It adds the
 // exponentials to `sums`.
 INLINE void weigh(
     const struct logits *l, const float *o, int64_t first, int64_t last, const float *top, const int32_t *left_out,
@@ -63,7 +63,7 @@ INLINE void weigh(
     }
 }
 
-// As `weigh` by the shortest way: classes that nobody leaves out and that all exist need no mask.
+// Does what `weigh` does, faster: classes that nobody leaves out and that all exist need no mask.
 static void weigh_chunk(
     const struct logits *l, const float *o, int64_t first, int64_t last, const float *top, const int32_t *left_out,
     vec sums[VECTORS], float *weights, int cosine
@@ -132,14 +132,14 @@ static void pull_chunk(const struct logits *l, int64_t first, int64_t last, cons
     }
 }
 
-// What a thread has of the group that it is at.
+// Holds a thread's values for its current group.
 struct group {
-    float away[MAX_DIM * GROUP] ALIGNED;  // (D, GROUP): the target's row, or what leads from it to the pixel
-    float pull[MAX_DIM * GROUP] ALIGNED;  // (D, GROUP): the negatives' part of the gradient, then all of it
+    float away[MAX_DIM * GROUP] ALIGNED;  // (D, GROUP): the target's row, or the difference from it to the pixel
+    float pull[MAX_DIM * GROUP] ALIGNED;  // (D, GROUP): the negatives' part of the gradient, then the whole gradient
     float weights[CHUNK * GROUP] ALIGNED;
-    float inverse[GROUP] ALIGNED;  // of the length
+    float inverse[GROUP] ALIGNED;  // 1 / length
     float target[GROUP] ALIGNED;   // its logit to base 2
-    float slope[GROUP] ALIGNED;    // of that
+    float slope[GROUP] ALIGNED;    // slope of the target's logit
     float top[GROUP] ALIGNED;
     float sums[GROUP] ALIGNED;
     int32_t left_out[GROUP] ALIGNED;
@@ -148,7 +148,7 @@ struct group {
     struct found found;
 };
 
-// Upsamples the pixels into `o` and, of unit length, into `unit`; lanes beyond the last pixel get zeros.
+// Upsamples the pixels into `o` and, normalized to unit length, into `unit`; lanes beyond the last pixel get zeros.
 static void take(const struct loss *a, int parity, int64_t start, int count, float *o, float *unit, float *inverse) {
     const int32_t *rows = integers(a, parity, ROW) + start, *columns = integers(a, parity, COLUMN) + start;
     for (int i = 0; i < GROUP; ++i) {
@@ -179,7 +179,7 @@ static void take(const struct loss *a, int parity, int64_t start, int count, flo
     }
 }
 
-// The target's logit and its slope, for distances from the difference of the vectors: the target is the one class whose
+// Computes the target's logit and its slope. Distances use the difference of the vectors: the target is the one class whose
 // distance goes to 0, where 2 - 2 o.e has no digits left.
 static void look_at_target(const struct loss *a, struct group *g, const float *unit) {
     float factor = a->tau * LOG2E;
@@ -210,7 +210,7 @@ static void look_at_target(const struct loss *a, struct group *g, const float *u
     }
 }
 
-// Softmax over the candidates that all pixels share.
+// Computes the softmax over the candidates that all pixels share.
 static void compare_with_candidates(const struct loss *a, struct group *g, const float *unit, float *kept) {
     struct logits l = logits_of(a);
     int64_t whole = whole_tiles(a->S);
@@ -226,12 +226,12 @@ static void compare_with_candidates(const struct loss *a, struct group *g, const
         if (a->wants_grad) pull_chunk(&l, first, last, weights, g->pull);
     }
     for (int u = 0; u < VECTORS; ++u) store(g->sums + u * LANES, sums[u]);
-    // Rows are scaled for the products: by tau log2(e), or by -2 of its square.
+    // Rows are scaled for the products: by tau log2(e), or by -2 times its square.
     float factor = a->tau * LOG2E, unscale = 1 / (a->cosine ? factor : -2 * factor * factor);
     for (int64_t i = 0; a->wants_grad && i < a->D * GROUP; ++i) g->pull[i] *= unscale;
 }
 
-// Those drawn for the batch that are neither a pixel's own class nor among its nearest, up to K of its own in all.
+// Adds the classes drawn for the batch that are neither a pixel's own class nor among its nearest, up to K classes per pixel.
 static void take_drawn(const struct loss *a, struct group *g, const float *unit, int i) {
     int64_t held = a->searched;
     for (int64_t s = 0; s < a->num_drawn && held < a->K; ++s) {
@@ -244,13 +244,13 @@ static void take_drawn(const struct loss *a, struct group *g, const float *unit,
         g->found.scores[held][i] = score;
         g->found.ids[held++][i] = id;
     }
-    for (; held < a->K; ++held) {  // only where scores are NaN
+    for (; held < a->K; ++held) {  // only if scores are NaN
         g->found.scores[held][i] = NAN;
         g->found.ids[held][i] = 0;
     }
 }
 
-// Softmax over each pixel's own K classes.
+// Computes the softmax over each pixel's own K classes.
 static void compare_with_own(const struct loss *a, struct group *g, const float *unit, float *weights, int32_t *ids) {
     float factor = a->tau * LOG2E;
     struct logits l = {.constant = 0, .least = LEAST * factor * factor};
@@ -290,7 +290,7 @@ static void compare_with_own(const struct loss *a, struct group *g, const float 
     }
 }
 
-// Loss and gradient from the sums of exponentials.
+// Computes loss and gradient from the sums of exponentials.
 static void settle(const struct loss *a, struct group *g, int64_t start, int count, float *o, const float *unit) {
     float *push = scalars(a, PUSH) + start, *own = scalars(a, OWN) + start, *part = scalars(a, PART) + start;
     float *grad = a->grad + start * a->width;
@@ -304,7 +304,7 @@ static void settle(const struct loss *a, struct group *g, int64_t start, int cou
         float sum = g->sums[i], whole = sum + target[i];
         push[i] = scale / whole;
         own[i] = -sum * g->slope[i];
-        // log(1 + sum / exp z) keeps its digits where a pixel is nearly right and the loss is tiny.
+        // log(1 + sum / exp z) keeps its digits when a pixel is nearly right and the loss is tiny.
         part[i] = sum < 0.5f * target[i] ? log1pf(sum / target[i]) : logf(whole) - LN2 * (g->target[i] - g->top[i]);
     }
     for (int i = count; i < GROUP; ++i) push[i] = part[i] = 0;
@@ -318,7 +318,7 @@ static void settle(const struct loss *a, struct group *g, int64_t start, int cou
             along[i] += pull[i] * unit[d * GROUP + i];
         }
     }
-    // Through the normalization the part along o vanishes.
+    // Normalization removes the part along o.
     for (int64_t d = 0; d < a->D; ++d) {
         float *pull = g->pull + d * GROUP;
         for (int i = 0; i < GROUP; ++i) pull[i] = (pull[i] - along[i] * unit[d * GROUP + i]) * g->inverse[i];

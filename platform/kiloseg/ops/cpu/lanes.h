@@ -1,7 +1,6 @@
-// Vectors of LANES floats, and how many of them fit into the registers of the CPU that this is compiled for.
-//
-// A group is VECTORS vectors of pixels side by side; a tile is ROWS classes of a group, whose ROWS x VECTORS sums stay in
-// registers while products are added up.
+// Defines vectors of LANES floats, and how many of them fit into the registers of the CPU that this is compiled for. // A group is
+// VECTORS vectors of pixels side by side. A tile is ROWS classes of a group, whose ROWS x VECTORS sums stay in registers while
+// products are added up.
 
 #ifndef KILOSEG_LANES_H
 #define KILOSEG_LANES_H
@@ -27,7 +26,7 @@
 
 #define ROWS 6
 #define GROUP (LANES * VECTORS)
-#define MAX_DIM 256  // bounds what a thread keeps on its stack
+#define MAX_DIM 256  // limits the stack memory of a thread
 #define ALIGNED __attribute__((aligned(64)))
 #define INLINE static inline __attribute__((always_inline))
 
@@ -39,7 +38,7 @@ INLINE void store(float *to, vec value) { *(vec *)to = value; }
 INLINE vec splat(float value) { return value - (vec){0}; }
 INLINE ivec isplat(int32_t value) { return value - (ivec){0}; }
 
-// The second where either is NaN, so that a NaN among scores is not lost.
+// Returns the second value if either is NaN, so a NaN among scores is not lost.
 #if LANES == 16
 INLINE vec vmax(vec a, vec b) { return (vec)_mm512_max_ps((__m512)a, (__m512)b); }
 INLINE vec vmin(vec a, vec b) { return (vec)_mm512_min_ps((__m512)a, (__m512)b); }
@@ -62,13 +61,13 @@ INLINE unsigned at_least(vec a, vec b) {
 }
 #endif
 
-// 0 where `which` is all ones, else the value.
+// Returns 0 where `which` is all ones, and otherwise the value.
 INLINE vec unless(ivec which, vec value) { return (vec)(~which & (ivec)value); }
 
-// 1 / sqrt(x), to 2e-7 of itself.
+// Computes 1 / sqrt(x) with a relative error of 2e-7.
 INLINE vec rsqrt(vec x) {
 #if LANES == 16
-    vec y = (vec)_mm512_rsqrt14_ps((__m512)x);  // and a step of Newton's, cheaper than root and division
+    vec y = (vec)_mm512_rsqrt14_ps((__m512)x);  // plus a Newton step: cheaper than root and division
     return y * (1.5f - (0.5f * x) * (y * y));
 #else
     vec y;
@@ -77,18 +76,18 @@ INLINE vec rsqrt(vec x) {
 #endif
 }
 
-// 2^x, to 2e-7 of itself, for x below 127; 0 or nearly (2^-126) where it would be less.
+// Computes 2^x with a relative error of 2e-7, for x below 127; the result is 0 or nearly (2^-126) if it would be smaller.
 INLINE vec exp2v(vec x) {
 #if LANES == 16
     vec whole = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
     x = vmax(splat(-126.0f), x);
-    const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which stands in the low bits
+    const vec magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to an integer, which is in the low bits
     vec shifted = x + magic;
     vec whole = shifted - magic;
 #endif
     vec part = x - whole;
-    // Minimax on -1/2 to 1/2, 7.5e-8 of the value.
+    // This is the minimax polynomial on -1/2 to 1/2; its relative error is 7.5e-8.
     vec y = splat(1.3276471257e-3f);
     y = y * part + 9.6755413286e-3f;
     y = y * part + 5.5507132758e-2f;

@@ -1,4 +1,5 @@
-// The whole loss of a batch, forward and backward, on CPU threads. kiloseg.losses.cpu_backend calls it; loss.h says how it is divided.
+// Computes the whole loss of a batch, forward and backward, on CPU threads. kiloseg.losses.cpu_backend calls it; loss.h explains
+// the division of work.
 
 #include "gather.h"
 
@@ -36,14 +37,15 @@ static void store_map_row(const struct loss *a, int64_t image, int64_t j) {
     }
 }
 
-// Tasks of the second phase: some classes each (or a share of them, for classes that are not a run), then rows of the map.
+// Runs the tasks of the second phase: some classes each (or a share of them, if the classes are not contiguous), then rows of the
+// map.
 static void gather(struct team *team, struct group *g, const struct state *now, int parity) {
     const struct loss *a = now->a;
     int64_t count = now->count[parity], whole = whole_tiles(a->S);
     int64_t size = (whole / (4 * team->threads) + SUMS - 1) / SUMS * SUMS;
     size = size < SUMS ? SUMS : size > CHUNK ? CHUNK : size;
     int64_t chunks = (whole + size - 1) / size;
-    int all = a->S && a->grad_candidates == a->grad_rows;  // then a task of classes has their targets as well
+    int all = a->S && a->grad_candidates == a->grad_rows;  // then a task of classes also handles their targets
     int64_t shares = all ? 0 : team->threads;
     int64_t top = between(integers(a, parity, ROW)[0], a->H, a->h).first;
     int64_t bottom = between(integers(a, parity, ROW)[count - 1], a->H, a->h).second;
@@ -98,12 +100,12 @@ static void loss_run(struct team *team, int thread) {
 
 void kiloseg_loss(struct loss *a) {
     struct state state = {.a = a};
-    // A thread's start costs about as much as so many scores.
+    // Starting a thread costs about this many scores.
     int64_t useful = a->B * a->H * a->W * (a->S ? a->S : a->C) / 16384;
     run_team(loss_run, &state, a->threads < useful ? a->threads : useful);
     *a->result = (float)(state.total * a->weight);
 }
 
-// What Python has to know to make the buffers.
+// Returns the sizes that Python needs to make the buffers.
 const int64_t kiloseg_lanes = LANES, kiloseg_group = GROUP, kiloseg_max_dim = MAX_DIM, kiloseg_max_nearest = MAX_NEAREST;
 const int64_t kiloseg_scalars = SCALARS, kiloseg_integers = INTEGERS, kiloseg_tile = SUMS;

@@ -1,9 +1,8 @@
-// What one call of the loss is given, and what its threads share.
-//
-// Pixels that count are gathered into blocks, whatever their rows; a block is a number of groups. Of each group one thread
-// computes everything that concerns its pixels (kiloseg_group), then of each few classes and of each row of the map one
-// thread adds up the block's gradients (gather.h). So every sum has an order of its own, and the result does not depend on
-// the number of threads; and no thread needs gradients of its own to the whole table.
+// Defines the arguments of one call of the loss, and what its threads share. // Pixels that count are gathered into blocks,
+// regardless of their rows; a block is a number of groups. For each group, one thread computes everything that concerns its pixels
+// (kiloseg_group). Then, for each few classes and for each row of the map, one thread adds up the block's gradients (gather.h). So
+// every sum has a fixed order, the result does not depend on the number of threads, and no thread needs separate gradients for the
+// whole table.
 
 #ifndef KILOSEG_LOSS_H
 #define KILOSEG_LOSS_H
@@ -12,35 +11,35 @@
 #include "search.h"
 #include "team.h"
 
-#define CHUNK 48  // classes whose weights lie in the first cache; a multiple of ROWS and of SUMS
+#define CHUNK 48  // classes whose weights fit in the L1 cache; a multiple of ROWS and of SUMS
 #define SUMS 12   // registers in which a block's gradients of some classes are added up
 
 struct loss {
     int64_t B, D, h, w, H, W;
     int64_t C, S;          // classes of the table; candidates shared by all pixels, 0 for none
-    int64_t K, searched;   // classes of a pixel's own, and how many of those are its nearest; the others are drawn
-    int64_t width;         // D, filled up to whole vectors
+    int64_t K, searched;   // negatives per pixel, and how many of those are its nearest; the others are drawn
+    int64_t width;         // D, padded to whole vectors
     int64_t capacity;      // pixels of a block, a multiple of GROUP
-    int64_t keeps_weights; // whether the weights of a block are kept, or computed again for the table's gradient
+    int64_t keeps_weights; // whether the weights of a block are kept, or recomputed for the table's gradient
     int64_t threads, cosine, ignore, wants_grad, needs_top;
     int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
     float tau, weight;     // weight: share of each pixel in the loss
     const float *pixels;
     const int64_t *labels;     // (B, H, W)
-    const float *rows;         // (C, width) of unit length, filled up to whole tiles
+    const float *rows;         // (C, width) of unit length, padded to whole tiles
     const float *candidates;   // (S, width), likewise, times `scale` below
     const int64_t *left_out;   // (C): the candidate that pixels of a class leave out; null: their own
-    const int64_t *drawn;      // (num_drawn): ids of the drawn classes where each pixel has nearest ones as well
+    const int64_t *drawn;      // (num_drawn): ids of the drawn classes if each pixel also has nearest ones
     int64_t num_drawn;
     float *grad_pixels;
     float *grad_rows;          // (C, width), zeros; of the targets and the pixels' own classes
     float *grad_candidates;    // (S, width), zeros; the same memory as grad_rows where candidates are all classes
     float *result;             // 1
-    // Buffers, which hold zeros where a row is wider than D:
+    // Buffers; the part of a row beyond D holds zeros:
     float *map, *grad_map;     // (h, w, width): an image's embeddings and their gradient
     float *o, *grad;           // (capacity, width): pixels times their factor; the gradient of what was upsampled
     float *unit;               // (capacity / GROUP, D, GROUP): the pixels
-    float *kept;               // (capacity / GROUP, S and what fills up a tile, GROUP), if keeps_weights
+    float *kept;               // (capacity / GROUP, S padded to whole tiles, GROUP), if keeps_weights
     float *scalars;            // SCALARS x capacity
     int32_t *integers;         // INTEGERS x 2 x capacity
     float *own_weights;        // (capacity / GROUP, K, GROUP)

@@ -1,4 +1,4 @@
-// Products of small dense matrices whose sums stay in registers.
+// Computes products of small dense matrices whose sums stay in registers.
 
 #ifndef KILOSEG_MATRIX_H
 #define KILOSEG_MATRIX_H
@@ -7,12 +7,12 @@
 
 #define TILE (LANES * VECTORS)  // classes side by side in a panel of scores
 #if LANES == 16
-#define STRIP 8  // rows of a product that are summed up together
+#define STRIP 8  // rows of a product that are computed together
 #else
 #define STRIP 4
 #endif
 
-// scores (ROWS, TILE) = vectors (ROWS, width) x panel (D, TILE), the first COUNT vectors of each row.
+// Computes scores (ROWS, TILE) = vectors (ROWS, width) x panel (D, TILE), the first COUNT vectors of each row.
 #define SCORE_ROWS(COUNT)                                                                                             \
     static void score_rows_##COUNT(const float *vectors, int64_t width, const float *panel, int64_t D, float *scores) { \
         vec sums[ROWS][COUNT] = {0};                                                                                  \
@@ -31,7 +31,7 @@ SCORE_ROWS(2)
 SCORE_ROWS(4)
 #endif
 
-// Scores of `count` cells, a multiple of ROWS, with the classes of one panel, of which the first `classes` are wanted.
+// Computes the scores of `count` cells, a multiple of ROWS, with the first `classes` classes of one panel.
 static void score_cells(
     const float *cells, int64_t width, int64_t count, const float *panel, int64_t D, int64_t classes, float *scores
 ) {
@@ -46,8 +46,8 @@ static void score_cells(
     }
 }
 
-// out (STRIP, COUNT vectors) += factors (STRIP, count) x vectors (count, COUNT vectors); a factor of row r and vector k lies at
-// r * row_step + k * step.
+// Computes out (STRIP, COUNT vectors) += factors (STRIP, count) x vectors (count, COUNT vectors). The factor of row r and vector k
+// lies at r * row_step + k * step.
 #define ADD_PRODUCTS(COUNT)                                                                                          \
     static void add_products_##COUNT(                                                                                \
         float *out, int64_t width, const float *factors, int64_t row_step, int64_t step, const float *vectors,       \

@@ -1,4 +1,4 @@
-// Search for the classes nearest to pixels, for kiloseg.ops.top_k.
+// Finds the classes nearest to pixels, for kiloseg.ops.top_k.
 
 #include "search.h"
 #include "team.h"
@@ -7,7 +7,7 @@ struct nearest {
     int64_t P, D, C, K, width, threads;
     int64_t pixel_stride, dim_stride;
     const float *pixels;      // P x D by these strides
-    const float *rows;        // (C, width), filled up to whole tiles
+    const float *rows;        // (C, width), padded to whole tiles
     const int64_t *excluded;  // (P), or null
     float *scores;            // (P, K)
     int64_t *ids;             // (P, K)
@@ -41,7 +41,7 @@ static void nearest_run(struct team *team, int thread) {
 
 void kiloseg_nearest(struct nearest *a) {
     int64_t groups = (a->P + GROUP - 1) / GROUP;
-    int64_t useful = groups * GROUP * a->C / 16384;  // a thread's start costs about as much as so many scores
+    int64_t useful = groups * GROUP * a->C / 16384;  // starting a thread costs about this many scores
     int64_t threads = a->threads < groups ? a->threads : groups;
     run_team(nearest_run, a, threads < useful ? threads : useful);
 }

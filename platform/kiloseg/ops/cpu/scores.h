@@ -1,11 +1,11 @@
-// Products of a group of pixels with rows of a class table, a tile at a time.
+// Computes products of a group of pixels with rows of a class table, one tile at a time.
 
 #ifndef KILOSEG_SCORES_H
 #define KILOSEG_SCORES_H
 
 #include "lanes.h"
 
-// ROWS x VECTORS products, added to `sums`. `o` is (D, GROUP), `rows` is (ROWS, width).
+// Adds ROWS x VECTORS products to `sums`. `o` is (D, GROUP), `rows` is (ROWS, width).
 INLINE void products(const float *o, const float *rows, int64_t D, int64_t width, vec sums[ROWS][VECTORS]) {
     for (int64_t d = 0; d < D; ++d) {
         vec pixels[VECTORS];

@@ -1,9 +1,7 @@
-// The K classes of largest product with each pixel of a group.
-//
-// Scores of SPAN classes at a time lie in the cache. First a network of minima and maxima keeps, for each pixel, the K largest
-// of the highest scores of small sets of classes; the least of these is a bound that K scores reach. Then those few that
-// reach it are taken in one by one. In random order some 8.5 of 1,284 reach the bound of K = 8, where a pixel that holds its
-// best 8 so far would take in about 49.
+// Finds the K classes with the largest product for each pixel of a group. // Scores of SPAN classes at a time stay in the cache.
+// First, a network of minima and maxima keeps for each pixel the K largest of the highest scores of small sets of classes; the
+// smallest of these is a bound that K scores reach. Then the few scores that reach it are taken in one by one. In random order
+// about 8.5 of 1,284 reach the bound for K = 8, where a pixel that holds its best 8 so far would take in about 49.
 
 #ifndef KILOSEG_SEARCH_H
 #define KILOSEG_SEARCH_H
@@ -25,7 +23,7 @@ struct search {
     int32_t worst[GROUP];
 };
 
-// Classes in a set: the more, the fewer steps of the network, and the looser the bound.
+// Returns the number of classes in a set: the larger it is, the fewer steps the network takes and the looser the bound.
 static int64_t set_size(int64_t C, int64_t K) {
     static const int64_t sizes[] = {24, 12, 6, 3, 2};
     for (int i = 0; i < 5; ++i) {
@@ -54,7 +52,7 @@ static void score_span(
     }
 }
 
-// The network: the K largest of what went in, largest first.
+// This is the network: it keeps the K largest of its inputs, largest first.
 static void raise_bounds(struct search *s, int64_t count, int64_t K, int64_t size) {
     for (int64_t c = 0; c < count; c += size) {
         vec highest[VECTORS];
@@ -134,10 +132,10 @@ static void search_one(
     }
 }
 
-// Fills K places of `found` for each pixel, in no particular order. Where scores are NaN, a place has a score of NaN and
-// class 0, so that ids stay classes.
+// Fills K places of `found` for each pixel, in no particular order. If scores are NaN, a place has a score of NaN and class 0, so
+// ids stay valid classes.
 //
-// o (D, GROUP), rows (C and what fills up a tile, width), excluded (GROUP) a class each or -1.
+// o is (D, GROUP), rows is (C padded to whole tiles, width), and excluded (GROUP) holds a class each, or -1.
 static void search(
     struct search *s, struct found *found, const float *o, const float *rows, int64_t D, int64_t width, int64_t C, int64_t K,
     const int32_t *excluded
@@ -157,7 +155,7 @@ static void search(
     for (int i = 0; i < GROUP; ++i) s->held[i] = s->worst[i] = 0;
     for (int64_t first = 0; first < C; first += SPAN) {
         int64_t count = C - first < SPAN ? C - first : SPAN;
-        int64_t whole = (count + 23) / 24 * 24;  // sets of every size end here
+        int64_t whole = (count + 23) / 24 * 24;  // a multiple of every set size
         score_span(s, o, rows, D, width, C, first, (count + ROWS - 1) / ROWS * ROWS, excluded);
         for (int64_t c = (count + ROWS - 1) / ROWS * ROWS; c < whole; ++c) {
             for (int i = 0; i < GROUP; ++i) s->scores[c][i] = -INFINITY;

@@ -1,6 +1,6 @@
-// Threads that work on one call: those of OpenMP where that is compiled in, which are torch's own (see compiler.py), else new
-// ones that end with the call. OpenMP's are there and have found their cores: beside 30 other processes a loss over 19 classes
-// took 9 ms with them and 16 ms with new ones.
+// Runs threads that work on one call. With OpenMP compiled in, they are OpenMP's threads, which are torch's own (see compiler.py);
+// otherwise they are new threads that end with the call. OpenMP's threads already exist and have found their cores: beside 30
+// other processes, a loss over 19 classes took 9 ms with them and 16 ms with new ones.
 
 #ifndef KILOSEG_TEAM_H
 #define KILOSEG_TEAM_H
@@ -24,12 +24,12 @@ struct team {
     atomic_llong next;
 };
 
-// The next task of this phase, counted from 0; tasks are taken as threads come free.
+// Returns the next task of this phase, counted from 0; threads take tasks as they become free.
 static inline int64_t next_task(struct team *team) {
     return atomic_fetch_add_explicit(&team->next, 1, memory_order_relaxed);
 }
 
-// Ends a phase: waits for all threads, and counts tasks from 0 again.
+// Ends a phase: it waits for all threads, then counts tasks from 0 again.
 static inline void meet(struct team *team) {
     int generation = atomic_load_explicit(&team->generation, memory_order_relaxed);
     if (atomic_fetch_add_explicit(&team->arrived, 1, memory_order_acq_rel) == team->threads - 1) {
@@ -39,7 +39,7 @@ static inline void meet(struct team *team) {
         return;
     }
     for (int tries = 0; atomic_load_explicit(&team->generation, memory_order_acquire) == generation; ++tries) {
-        if (tries < 4000) {  // about 50 us; then the others have no core, perhaps
+        if (tries < 4000) {  // about 50 us; after that the others may have no core
 #if defined(__x86_64__)
             __builtin_ia32_pause();
 #endif
@@ -81,7 +81,7 @@ static void start(struct team *team, int64_t threads) {
     pthread_attr_t attributes;
     pthread_attr_init(&attributes);
     pthread_attr_setstacksize(&attributes, 2 << 20);
-    pthread_mutex_lock(&team->gate);  // nobody starts before it is known for how many to wait
+    pthread_mutex_lock(&team->gate);  // no thread starts before the number to wait for is known
     for (; team->threads < threads; ++team->threads) {
         members[team->threads] = (struct member){team, team->threads};
         if (pthread_create(&handles[team->threads], &attributes, begin, &members[team->threads]) != 0) break;
@@ -94,7 +94,7 @@ static void start(struct team *team, int64_t threads) {
 
 #endif
 
-// Runs `run` on so many threads, the calling one among them; on fewer where no more can be made.
+// Runs `run` on this many threads, including the calling one, or on fewer if no more can be created.
 static void run_team(void (*run)(struct team *, int), void *work, int64_t threads) {
     struct team team = {.threads = 1, .work = work, .run = run, .gate = PTHREAD_MUTEX_INITIALIZER};
     threads = threads < MAX_THREADS ? threads : MAX_THREADS;

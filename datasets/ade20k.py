@@ -2,7 +2,7 @@
 
     python datasets/ade20k.py --root ARCHIVES --out data/ade20k
 
-Id 0 of the masks, "other", is ignored, so that class ids are the raw ids less one.
+Id 0 of the masks, "other", is ignored, so class ids are the raw ids minus one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kiloseg.data.writing.build import Output
 
 NAME = "ade20k"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 FOLDER = "ADEChallengeData2016"
 FOLDERS = {"train": "training", "val": "validation"}
@@ -31,18 +31,18 @@ class Arguments(Output):
     """Builds ADE20K: the 150 classes of the scene parsing challenge."""
 
     root: Path
-    """Folder that holds ADEChallengeData2016."""
+    """The folder that holds ADEChallengeData2016."""
 
 
 def build_ade20k(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there; raises as `build_archive`."""
+    """Builds the splits that exist; raises the same errors as `build_archive`."""
     rows = read_table(NAME)
     class_ids = {0: IGNORE_ID} | {int(row["raw_id"]): int(row["class_id"]) for row in rows}
     return build_archive(ARCHIVE, arguments, arguments.root, class_names(rows), class_ids)
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """All images of a split with the masks that they should have."""
+    """Lists all images of a split with the masks that they should have."""
     folder = FOLDERS[split]
     return [
         Pair(

@@ -3,9 +3,9 @@
     python datasets/ade20k_full.py --root ARCHIVES --out data/ade20k_847
     python datasets/ade20k_full.py --root ARCHIVES --out data/ade20k_full --classes all
 
-The id of a pixel of X_seg.png is red // 10 * 256 + green; its name is that of the object with this `name_ndx` in X.json, so
-that nothing is unpickled. The 847 classes are those of the benchmark of MaskFormer, found by their full names, since nine
-names share a first synonym with another. Unlabeled pixels (0) and, with 847 classes, all others are ignored.
+The id of a pixel of X_seg.png is red // 10 * 256 + green. Its name is that of the object with this `name_ndx` in X.json, so
+nothing is unpickled. The 847 classes are those of the benchmark of MaskFormer, found by their full names, since nine names share a
+first synonym with another. Unlabeled pixels (0) and, with 847 classes, all others are ignored.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from kiloseg.storage.errors import DataError
 
 NAME = "ade20k_full"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 FOLDER = "ADE20K_2021_17_01/images/ADE"
 FOLDERS = {"train": "training", "val": "validation"}
@@ -42,9 +42,10 @@ class Arguments(Output):
     """Builds the full ADE20K: 847 classes of the benchmark, or all that were named."""
 
     root: Path
-    """Folder that holds ADE20K_2021_17_01."""
+    """The folder that holds ADE20K_2021_17_01."""
     classes: Literal["847", "all"] = "847"
-    """847: the classes of the benchmark. all: every name that an object of an image has, in the order of the raw ids."""
+    """847 builds the classes of the benchmark. all builds every name that an object of an image has, in the order of the raw
+    ids."""
 
 
 class _Object(msgspec.Struct, gc=False):
@@ -61,10 +62,10 @@ class _Content(msgspec.Struct, gc=False):
 
 
 def build_ade20k_full(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there.
+    """Builds the splits that exist.
 
     Raises:
-        DataError: a json file that names an id in two ways, or as `build_archive`.
+        DataError: A json file names an id in two ways, or as for `build_archive`.
     """
     pairs = {split: list_pairs(arguments.root, split) for split in FOLDERS}
     jsons = [Path(pair.image).with_suffix(".json") for found in pairs.values() for pair in found]
@@ -76,7 +77,7 @@ def build_ade20k_full(arguments: Arguments) -> DatasetInfo:
     else:
         order = sorted(names)
         classes = [names[raw_id] for raw_id in order]
-        if len(set(classes)) < len(classes):  # two ids of one name stay two classes
+        if len(set(classes)) < len(classes):  # two ids with the same name remain two classes
             classes = [
                 f"{name} ({raw_id})" if classes.count(name) > 1 else name
                 for name, raw_id in zip(classes, order, strict=True)
@@ -88,7 +89,7 @@ def build_ade20k_full(arguments: Arguments) -> DatasetInfo:
 
 @functools.cache
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """All images of a split, in folders by scene, with the masks that they should have."""
+    """Lists all images of a split, in folders by scene, with the masks that they should have."""
     images = sorted((root / FOLDER / FOLDERS[split]).rglob("ADE_*.jpg"))
     # The folder of an image's own name holds masks of its objects.
     return [
@@ -102,10 +103,10 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
 
 
 def read_names(root: Path, jsons: Iterable[Path]) -> dict[int, str]:
-    """Raw id to the full name of the class, from the objects of all images.
+    """Maps raw ids to the full names of their classes, from the objects of all images.
 
     Raises:
-        DataError: a file that is missing or holds something else, or an id with two names.
+        DataError: A file is missing or holds something else, or an id has two names.
     """
     decoder = msgspec.json.Decoder(_Content)
     names: dict[int, str] = {}
@@ -115,7 +116,7 @@ def read_names(root: Path, jsons: Iterable[Path]) -> dict[int, str]:
             try:
                 content = decoder.decode(data)
             except (msgspec.ValidationError, UnicodeDecodeError):
-                content = decoder.decode(data.decode("latin-1").encode())  # some files are
+                content = decoder.decode(data.decode("latin-1").encode())  # some files are Latin-1
         except FileNotFoundError:
             raise DataError(f"{root / json} is missing: expected the names of its objects. {ARCHIVE.layout}") from None
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
@@ -132,7 +133,7 @@ def read_names(root: Path, jsons: Iterable[Path]) -> dict[int, str]:
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """uint16 raw ids of shape (H, W) of an X_seg.png; raises DataError."""
+    """Reads the raw ids of an X_seg.png as uint16 of shape (H, W); raises DataError."""
     try:
         with Image.open(path, formats=["PNG"]) as image:
             if image.mode not in ("RGB", "RGBA"):

@@ -2,8 +2,8 @@
 
     python datasets/cityscapes.py --root ARCHIVES --out data/cityscapes
 
-Masks are read from labelIds and mapped to the 19 classes of the benchmark; every other label is ignored. The test split
-has no public labels and is left alone.
+Masks are read from labelIds and mapped to the 19 classes of the benchmark; every other label is ignored. The test split has no
+public labels and is not built.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kiloseg.data.writing.build import Output
 
 NAME = "cityscapes"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +28,11 @@ class Arguments(Output):
     """Builds Cityscapes: 19 classes of street scenes."""
 
     root: Path
-    """Folder that holds leftImg8bit and gtFine."""
+    """The folder that holds leftImg8bit and gtFine."""
 
 
 def build_cityscapes(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there; raises as `build_archive`."""
+    """Builds the splits that exist; raises the same errors as `build_archive`."""
     rows = read_table(NAME)
     # Raw id -1, the license plate, is never drawn into a mask.
     class_ids = {int(row["raw_id"]): ignore_or(row["class_id"]) for row in rows if int(row["raw_id"]) >= 0}
@@ -40,7 +40,7 @@ def build_cityscapes(arguments: Arguments) -> DatasetInfo:
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """All images of a split with the masks that they should have."""
+    """Lists all images of a split with the masks that they should have."""
     pairs = []
     for image in sorted((root / "leftImg8bit" / split).glob("*/*_leftImg8bit.png")):
         key = image.name.removesuffix("_leftImg8bit.png")

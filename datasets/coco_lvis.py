@@ -2,9 +2,10 @@
 
     python datasets/coco_lvis.py --root ARCHIVES --out data/coco_lvis
 
-A pixel is labeled by the first annotation of LVIS that covers it, else by COCO's stuff, else ignored: there is no
-background class. Ten stuff classes are LVIS classes of the same name (kiloseg/data/labels/coco_stuff_to_1284.csv). LVIS val mixes
-images of train2017 and val2017, so that stuff is looked up by image and not by split.
+A pixel gets the label of the first annotation of LVIS that covers it, otherwise COCO's stuff label; if there is neither, it is
+ignored. There is no background class. Ten stuff classes are LVIS classes of the same name
+(kiloseg/data/labels/coco_stuff_to_1284.csv). LVIS val mixes images of train2017 and val2017, so stuff is looked up by image, not
+by split.
 """
 
 from __future__ import annotations
@@ -30,11 +31,11 @@ from kiloseg.storage.errors import DataError
 
 NAME = "coco_lvis"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 NUM_LVIS = 1203
 STUFF_OTHER = 183
-"""COCO's stuff category for everything that is a thing."""
+"""This is COCO's stuff category for everything that is a thing."""
 SPLITS = {"train": ("lvis_v1_train.json", 100170), "val": ("lvis_v1_val.json", 19809)}
 STUFF = {"train2017": "stuff_train2017.json", "val2017": "stuff_val2017.json"}
 MEND = (
@@ -52,20 +53,20 @@ class Arguments(Output):
     """Builds COCO+LVIS: 1,203 objects of LVIS v1 and 81 stuff classes of COCO."""
 
     root: Path
-    """Folder that holds train2017, val2017 and annotations."""
+    """The folder that holds train2017, val2017 and annotations."""
     official_chaining: bool = False
-    """Label two stuff classes as the official code of the paper does, to compare with its results: cabinet as
-    window-other and blanket as desk-stuff, since it replaces ids one after another."""
+    """Labels two stuff classes as the official code of the paper does, to compare with its results: cabinet as window-other and
+    blanket as desk-stuff, because that code replaces ids one after another."""
     index: Path | None = None
-    """Folder for the annotations sorted by image (about as large as their zip files), which are made once and kept; on
-    storage that all machines see, if there are several. Default: annotations/kiloseg in `root`."""
+    """The folder for the annotations sorted by image (about as large as their zip files), which are made once and kept. It must be
+    on storage that all machines can read if there are several. Default: annotations/kiloseg in `root`."""
 
 
 def build_coco_lvis(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there.
+    """Builds the splits that exist.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     root = arguments.root
     stores = index_annotations(root, arguments.index or root / "annotations" / "kiloseg", arguments.official_chaining)
@@ -89,7 +90,7 @@ def build_coco_lvis(arguments: Arguments) -> DatasetInfo:
 
 
 def stuff_class_ids(official_chaining: bool) -> dict[int, int]:
-    """COCO stuff id (92 to 182) to class id."""
+    """Maps COCO stuff ids (92 to 182) to class ids."""
     class_ids = {int(row["coco_stuff_id"]): int(row["class_id"]) for row in read_table("coco_stuff_to_1284")}
     if not official_chaining:
         return class_ids
@@ -102,13 +103,13 @@ def stuff_class_ids(official_chaining: bool) -> dict[int, int]:
 
 
 def index_annotations(root: Path, folder: Path, official_chaining: bool) -> dict[str, tuple[Path, dict[str, Any]]]:
-    """Sorts the annotations of every split that is there by image, unless that was done before.
+    """Sorts the annotations of every existing split by image, unless that was done before.
 
     Returns:
-        For each split its store and what it was made from.
+        For each split, its store and what it was made from.
 
     Raises:
-        DataError: no split at all, or files that are missing or hold something else.
+        DataError: There is no split at all, or files are missing or hold something else.
     """
     jsons = root / "annotations"
     splits = {}
@@ -150,10 +151,10 @@ def index_annotations(root: Path, folder: Path, official_chaining: bool) -> dict
 
 
 def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int, int]) -> Iterator[AnnotatedImage]:
-    """Each image with its objects first, which lie on top, then its stuff.
+    """Yields each image with its objects first, which lie on top, then its stuff.
 
     Raises:
-        DataError: an image that no stuff file lists, or a category that is not of LVIS v1 or COCO-Stuff.
+        DataError: No stuff file lists an image, or a category is not of LVIS v1 or COCO-Stuff.
     """
     if {category.id for category in lvis.categories} != set(range(1, NUM_LVIS + 1)):
         raise DataError(
@@ -194,7 +195,7 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
 
 
 def _locate(image: Image, json_path: Path) -> tuple[str, str]:
-    """Key and file of an image. LVIS says in `coco_url` alone which of COCO's folders it is in."""
+    """Returns the key and file of an image. In LVIS, only `coco_url` says which of COCO's folders it is in."""
     parts = image.coco_url.split("/")[-2:]
     if len(parts) != 2 or parts[0] not in STUFF or not parts[1]:
         raise DataError(

@@ -2,9 +2,9 @@
 
     python datasets/coco_stuff10k.py --root ARCHIVES --out data/coco_stuff10k
 
-Ids run from 1 to 182, of which 11 were never annotated: --num-classes 182 keeps a class for each of them, as some
-published results do, and class ids are then the raw ids less one. Unlabeled pixels (0) are ignored. The archive calls its
-validation split test.
+Ids run from 1 to 182, of which 11 were never annotated: --num-classes 182 keeps a class for each of them, as some published
+results do, and class ids are then the raw ids minus one. Unlabeled pixels (0) are ignored. The archive calls its validation split
+test.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from kiloseg.data.writing.build import Output
 
 NAME = "coco_stuff10k"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
 
@@ -35,14 +35,14 @@ class Arguments(Output):
     """Builds COCO-Stuff 10k v1.1: 171 classes of things and stuff."""
 
     root: Path
-    """Folder that holds images, annotations and imageLists."""
+    """The folder that holds images, annotations and imageLists."""
     num_classes: Literal[171, 182] = 171
-    """171: the classes that were annotated. 182: all ids of COCO, of which 11 never occur; mIoU is over those that do, but
-    a network has outputs for all, so say which of the two a result was made with."""
+    """171 builds the classes that were annotated. 182 builds all ids of COCO, of which 11 never occur. mIoU is taken over those
+    that occur, but a network has outputs for all, so say which of the two a result was made with."""
 
 
 def build_coco_stuff10k(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there; raises as `build_archive`."""
+    """Builds the splits that exist; raises the same errors as `build_archive`."""
     column = f"class_id_{arguments.num_classes}"
     rows = read_table("coco_stuff")
     return build_archive(
@@ -56,7 +56,7 @@ def build_coco_stuff10k(arguments: Arguments) -> DatasetInfo:
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """All images of a split with the masks that they should have."""
+    """Lists all images of a split with the masks that they should have."""
     names = read_list(root / LISTS[split])
     return [Pair(key=name, image=f"images/{name}.jpg", mask=f"annotations/{name}.mat") for name in names]
 

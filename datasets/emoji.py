@@ -2,14 +2,14 @@
 
     python datasets/emoji.py --out data/emoji
 
-Class 0 is the background, classes 1 to 1,536 are emoji, so a network has 1,537 classes to tell apart. `train` shows the
-drawings of five vendors; `val` shows the same drawings in new scenes before other photographs; `val_style` shows two vendors that
-`train` never shows, so that it asks for what is meant and not for a picture that was seen before. Class k is drawn in proportion
-to 1/k in training, so `data.num_classes` = N keeps the N - 1 most frequent emoji and makes background of the others.
-`--recipe-version 1` builds the first version, of three vendors, whose `val` shows a vendor that `train` never shows.
+Class 0 is the background, and classes 1 to 1,536 are emoji, so a network has 1,537 classes to tell apart. `train` shows the
+drawings of five vendors. `val` shows the same drawings in new scenes before other photographs. `val_style` shows two vendors that
+`train` never shows, so it tests the meaning instead of pictures that were seen before. Class k is drawn in proportion to 1/k in
+training, so `data.num_classes` = N keeps the N - 1 most frequent emoji and turns the others into background. `--recipe-version 1`
+builds the first version, of three vendors, whose `val` shows a vendor that `train` never shows.
 
-npm brings the sprites, 160 MB, the first time. They become a bank of 30 MB, with which datasets/emoji_shards.py draws the
-same data set where there is neither npm nor pyarrow nor resvg.
+npm downloads the sprites, 160 MB, the first time. They become a bank of 30 MB, from which datasets/emoji_shards.py draws the same
+data set on machines without npm, pyarrow and resvg.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class Arguments(Scenes, Output):
     """
 
     bank: Path | None = None
-    """File with sprites and backgrounds, 20 to 30 MB. Where it exists nothing else is needed; else it is made there. None:
-    bank-2.tar in runs/emoji, or bank.tar for version 1."""
+    """The file with sprites and backgrounds, 20 to 30 MB. If it exists, nothing else is needed; otherwise it is made there. None
+    means bank-2.tar in runs/emoji, or bank.tar for version 1."""
     tarballs: Path = WORK
-    """Folder with the npm packages as `npm pack` writes them; those that are missing are brought into it."""
+    """The folder with the npm packages as `npm pack` writes them; missing packages are downloaded into it."""
     backgrounds: Path | None = None
-    """Folder of photographs (jpg, png, webp) to draw on beside the nine that scikit-learn and scikit-image ship; every third
-    of all is kept for val. What a file ATTRIBUTION, COPYING, copyright or LICENSE in it says becomes their credit."""
+    """The folder of photographs (jpg, png, webp) to draw on, besides the nine that scikit-learn and scikit-image ship. Every third
+    of all photographs is kept for val. The text of a file ATTRIBUTION, COPYING, copyright or LICENSE in it becomes their
+    credit."""
 
     def __post_init__(self) -> None:
         Scenes.__post_init__(self)
@@ -61,16 +62,16 @@ class Arguments(Scenes, Output):
 
     @property
     def bank_file(self) -> Path:
-        """Where the bank is or will be."""
+        """Returns where the bank is or will be."""
         return self.bank or WORK / ("bank.tar" if self.recipe_version == 1 else f"bank-{self.recipe_version}.tar")
 
 
 def build_emoji(arguments: Arguments) -> DatasetInfo:
-    """Builds the data set unless it is there already, and prints how often each validation split shows the rarest class.
+    """Builds the data set unless it already exists, and prints how often each validation split shows the rarest class.
 
     Raises:
-        DataError: sprites cannot be had, `bank` holds other photographs than those asked for, or as `build`.
-        ModuleNotFoundError: a package that ships photographs is missing.
+        DataError: Sprites cannot be obtained, `bank` holds other photographs than requested, or as for `build`.
+        ModuleNotFoundError: A package that ships photographs is missing.
     """
     if not arguments.bank_file.is_file():
         _make_bank(arguments)
@@ -85,7 +86,7 @@ def build_emoji(arguments: Arguments) -> DatasetInfo:
     ]
     scenes = Scenes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scenes)})
     path = str(arguments.bank_file.absolute())
-    _complete_index(arguments.out)  # before `build` looks whether the data set is complete
+    _complete_index(arguments.out)  # before `build` checks whether the data set is complete
     info = build(arguments, info, tasks, functools.partial(_samples, scenes=scenes, bank=path, digest=digest))
     write_attribution(arguments.out, bank, scenes)
     for split in arguments.recipe.validation_splits:
@@ -112,7 +113,7 @@ def _make_bank(arguments: Arguments) -> None:
 
 
 def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
-    """Raises DataError where the bank was made with other photographs than those of the folder."""
+    """Raises DataError if the bank was made with other photographs than those of the folder."""
     added = [photograph.sha256 for photograph in bank.photographs[len(PACKAGED) :]]
     if added != [photograph.sha256 for photograph in in_folder(folder)]:
         raise DataError(
@@ -122,7 +123,7 @@ def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
 
 
 def _complete_index(out: str) -> None:
-    """Makes index.parquet from the rows that datasets/emoji_shards.py left beside a data set, which has no index else."""
+    """Makes index.parquet from the rows that datasets/emoji_shards.py left beside a data set, which otherwise has no index."""
     folder = open_folder(out)
     entries = folder.entries()
     if {ROWS, DESCRIPTION} <= set(entries):

@@ -1,9 +1,9 @@
-"""Builds the emoji data set from a bank on a machine that has NumPy and Pillow, and nothing else.
+"""Builds the emoji data set from a bank on a machine that has only NumPy and Pillow.
 
     PYTHONPATH=platform python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
 
-The shards are those of datasets/emoji.py, byte for byte. The rows of the index wait in index.jsonl, since Parquet takes
-pyarrow: datasets/emoji.py with the same arguments makes index.parquet of them.
+The shards are those of datasets/emoji.py, byte for byte. The rows of the index are kept in index.jsonl, since Parquet needs
+pyarrow: datasets/emoji.py with the same arguments makes index.parquet from them.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from synthetic.emoji_scenes import NAME, Scenes, describe, make_scenes
 ROWS = "index.jsonl"
 ATTRIBUTION = "ATTRIBUTION.md"
 ENOUGH = 5
-"""Samples of a validation split that should show a class, so that its IoU says something."""
+"""The number of samples of a validation split that should show a class, so that its IoU is meaningful."""
 
 Part = tuple[str, int, int, int]
-"""Split, number of the shard, first sample, end of the samples."""
+"""A part is a split, the number of a shard, its first sample, and the end of its samples."""
 
 
 def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, processes: int) -> DatasetInfo:
-    """Writes shards, index.jsonl, ATTRIBUTION.md and dataset.json, unless `out` holds that data set already.
+    """Writes shards, index.jsonl, ATTRIBUTION.md and dataset.json, unless `out` already holds that data set.
 
     Raises:
-        DataError: no bank, or `out` holds something else.
+        DataError: There is no bank, or `out` holds something else.
     """
     bank, digest = read_bank(bank_path)
     info = describe(
@@ -85,7 +85,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
 
 
 def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
-    """Writes beside the shards whose pictures they hold, and under which licenses."""
+    """Writes, beside the shards, whose pictures they hold and under which licenses."""
     lines = [
         "# Whose pictures these are",
         "",
@@ -106,7 +106,7 @@ def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
 
 
 def coverage(samples_per_class: Iterable[int], split: str, num_samples: int) -> str:
-    """A line on how often a validation split shows the rarest class; `samples_per_class` begins with the background."""
+    """Returns a line on how often a validation split shows the rarest class; `samples_per_class` begins with the background."""
     fewest = min(list(samples_per_class)[1:])
     line = f"every class is labelled in at least {fewest} samples of {split}"
     if fewest < ENOUGH:
@@ -123,10 +123,10 @@ def _write(
 
 
 def _found(out: Path, info: DatasetInfo) -> DatasetInfo | None:
-    """The same data set if it is complete in `out`; None where there is nothing.
+    """Returns the same data set if it is complete in `out`, or None if there is nothing.
 
     Raises:
-        DataError: there is something else.
+        DataError: There is something else.
     """
     entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if DESCRIPTION in entries:
@@ -164,7 +164,7 @@ def _command(bank: Path, scenes: Scenes, out: Path, shard_size: int) -> str:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """The command line; argparse, since tyro is not there either."""
+    """Runs the command line, with argparse because tyro is missing too."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--bank", type=Path, required=True, help="file that datasets/emoji.py made")
     parser.add_argument("--out", type=Path, required=True, help="folder for the data set, new or empty")

@@ -5,11 +5,11 @@
     python datasets/folder.py --images DIR --annotations instances.json --out DIR
 
 PATH is a folder or file that an annotation tool exported: COCO json (CVAT, Roboflow, FiftyOne, ...), labelme, CVAT's xml,
-YOLO polygons, Label Studio, Supervisely, or images with masks. What it is taken for is printed; --format chooses where there
-are several readings.
+YOLO polygons, Label Studio, Supervisely, or images with masks. The detected format is printed; --format chooses one if several
+fit.
 
-Folders called train, val, test or the like (training, valid, val2017, ...) are the splits; without them a share of the images
-is set aside as val. A report at the end says what was left out and what looks wrong.
+Folders called train, val, test or the like (training, valid, val2017, ...) are the splits; without them, a share of the images is
+set aside as val. A report at the end says what was left out and what looks wrong.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from kiloseg.storage.errors import DataError
 
 
 def build_folder(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there.
+    """Builds the splits that exist.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     if arguments.path is not None:
         found = detect(arguments)

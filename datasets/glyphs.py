@@ -2,9 +2,9 @@
 
     python datasets/glyphs.py --out data/glyphs --num-classes 64
 
-Class 0 is the background (scikit-learn's two photographs), every other class is a character of the DejaVu fonts that
-matplotlib ships. No two classes look alike in any cut. `train` uses seven cuts of the typeface; `val` uses the eighth,
-DejaVu Serif, so that validation asks for the character and not for a picture that was seen before.
+Class 0 is the background (scikit-learn's two photographs); every other class is a character of the DejaVu fonts that matplotlib
+ships. No two classes look alike in any font style. `train` uses seven styles of the typeface; `val` uses the eighth, DejaVu Serif,
+so validation tests the character instead of a picture that was seen before.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ LICENCE = (
 
 
 def build_glyphs(recipe: Recipe) -> DatasetInfo:
-    """Builds the data set of `recipe` unless its folder holds it already, and prints a line about it.
+    """Builds the data set of `recipe` unless its folder already holds it, and prints a line about it.
 
     Raises:
         DataError: `recipe.out` holds something else.
-        ValueError: more classes than there are distinguishable characters.
+        ValueError: There are more classes than distinguishable characters.
     """
     found = finished(recipe, recipe.content())
-    if found is not None:  # before the characters are chosen, which takes seconds
+    if found is not None:  # checked before the characters are chosen, which takes seconds
         return found
     characters = distinct_characters(recipe.num_classes - 1)
     if len(characters) < recipe.num_classes - 1:

@@ -1,11 +1,11 @@
-"""Builds PASCAL VOC 2012: 21 classes with the background, with the additional masks of SBD where they are at hand.
+"""Builds PASCAL VOC 2012: 21 classes including the background, with the additional masks of SBD if they are available.
 
     python datasets/voc.py --root ARCHIVES --out data/voc
 
-Split train is `trainaug`, the 10,582 images that results are commonly given for, if --root holds SBD's benchmark_RELEASE,
-and otherwise the 1,464 of VOC itself; val is VOC's, 1,449 images. trainaug = (VOC train + SBD train + SBD val) - VOC val:
-without the subtraction one would train on images of val. Where both have a mask of an image VOC's is taken, which is
-finer and marks boundaries as ignored.
+Split train is `trainaug`, the 10,582 images that results are commonly reported for, if --root holds SBD's benchmark_RELEASE, and
+otherwise the 1,464 of VOC itself. val is VOC's, 1,449 images. trainaug = (VOC train + SBD train + SBD val) - VOC val: without the
+subtraction, one would train on images of val. If both have a mask of an image, VOC's is used, which is finer and marks boundaries
+as ignored.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from kiloseg.storage.errors import DataError
 
 NAME = "voc"
 VERSION = 1
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 VOC = "VOCdevkit/VOC2012"
 SBD = "benchmark_RELEASE/dataset"
@@ -41,17 +41,17 @@ LAYOUT = (
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(Output):
-    """Builds PASCAL VOC 2012: 21 classes with the background; train is trainaug where SBD is at hand."""
+    """Builds PASCAL VOC 2012: 21 classes including the background; train is trainaug if SBD is available."""
 
     root: Path
-    """Folder that holds VOCdevkit and, for the 10,582 images of trainaug, SBD's benchmark_RELEASE."""
+    """The folder that holds VOCdevkit and, for the 10,582 images of trainaug, SBD's benchmark_RELEASE."""
 
 
 def build_voc(arguments: Arguments) -> DatasetInfo:
-    """Builds the splits that are there.
+    """Builds the splits that exist.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     root = arguments.root
     has_sbd = (root / SBD).is_dir()
@@ -78,7 +78,7 @@ def build_voc(arguments: Arguments) -> DatasetInfo:
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
-    """All images of a split with the masks that they should have; train is trainaug where SBD is there."""
+    """Lists all images of a split with the masks that they should have; train is trainaug if SBD is there."""
     pairs = [_voc_pair(name) for name in read_list(root / LISTS / f"{split}.txt")]
     if split == "train" and (root / SBD).is_dir():
         for file in ("train.txt", "val.txt"):
@@ -103,7 +103,7 @@ def _voc_pair(name: str) -> Pair:
 
 
 def read_either(path: Path) -> np.ndarray:
-    """Ids of shape (H, W), from VOC's palette PNG or SBD's .mat; raises DataError."""
+    """Reads ids of shape (H, W) from VOC's palette PNG or SBD's .mat; raises DataError."""
     return read_matlab(path, ("GTcls", "Segmentation")) if path.suffix == ".mat" else read_ids(path)
 
 

@@ -1,8 +1,7 @@
-"""Annotations sorted by image in a Parquet file, from which each process reads those of its shard and no others.
+"""Stores annotations sorted by image in a Parquet file, from which each process reads only those of its shard.
 
-COCO's json files hold annotations in no useful order, so that whoever wants those of one image reads all. They are read
-once for a machine (or a cluster, where the file is on shared storage), written here in the order of the samples, and
-kept for the next build.
+COCO's json files hold annotations in no useful order, so reading those of one image means reading all. They are read once per
+machine (or per cluster, if the file is on shared storage), written here in the order of the samples, and kept for the next build.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from kiloseg.storage.atomic import whole_file
 from kiloseg.storage.errors import DataError
 
 GROUP = 250
-"""Images in a row group, the least that is read at once: half a shard."""
+"""The number of images in a row group, the smallest unit that is read: half a shard."""
 
 SCHEMA = pyarrow.schema(
     [
@@ -36,7 +35,7 @@ _RECIPE, _CLASSES = b"kiloseg.recipe", b"kiloseg.classes"
 
 
 class AnnotatedImage(NamedTuple):
-    """An image with its regions, the first of which lies on top; `image` is a file, relative to the images' root."""
+    """Holds an image with its regions, the first of which lies on top; `image` is a file, relative to the images' root."""
 
     key: str
     image: str
@@ -44,17 +43,17 @@ class AnnotatedImage(NamedTuple):
     width: int
     class_ids: list[int]
     segmentations: list[bytes]
-    """Polygons or RLE as json text, one a region."""
+    """The polygons or RLE as json text, one per region."""
 
 
 def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedImage], classes: list[str]) -> None:
     """Writes the file; it appears under its name only when it is complete.
 
     Args:
-        path: the file; its folder is made.
-        recipe: what it is made from, JSON-able; see `is_current`.
-        images: in the order of the samples.
-        classes: a name per class id.
+        path: the file; its folder is created.
+        recipe: what it is made from, as JSON-able values; see `is_current`.
+        images: the images, in the order of the samples.
+        classes: one name per class id.
 
     Raises:
         DataError: the folder cannot be written.
@@ -74,7 +73,7 @@ def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedIm
 
 
 def is_current(path: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the file is there, whole, and of this recipe."""
+    """Whether the file exists, is complete, and was made from this recipe."""
     try:
         metadata = pyarrow.parquet.read_schema(path).metadata or {}
     except (OSError, pyarrow.ArrowInvalid):
@@ -83,22 +82,22 @@ def is_current(path: Path, recipe: dict[str, Any]) -> bool:
 
 
 def read_classes(path: Path) -> list[str]:
-    """A name per class id."""
+    """Returns one name per class id."""
     return json.loads(pyarrow.parquet.read_schema(path).metadata[_CLASSES])
 
 
 def num_images(path: Path) -> int:
-    """How many images the file holds."""
+    """Returns how many images the file holds."""
     return pyarrow.parquet.read_metadata(path).num_rows
 
 
 def read_column(path: Path, column: str) -> list[str]:
-    """A value per image, such as all keys."""
+    """Returns one value per image, such as all keys."""
     return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
 
 
 def read_store(path: Path, start: int, stop: int) -> Iterator[AnnotatedImage]:
-    """Images `start` to `stop` - 1."""
+    """Yields images `start` to `stop` - 1."""
     with pyarrow.parquet.ParquetFile(path) as file:
         for number in range(start // GROUP, (stop - 1) // GROUP + 1):
             rows = file.read_row_group(number).to_pylist()
@@ -108,10 +107,10 @@ def read_store(path: Path, start: int, stop: int) -> Iterator[AnnotatedImage]:
 
 
 def source(path: Path) -> list[str | int]:
-    """Name, size and time of a file: what a store remembers of it to see that it changed.
+    """Returns name, size and time of a file, which a store remembers to detect changes.
 
     Raises:
-        DataError: no such file.
+        DataError: There is no such file.
     """
     try:
         status = path.stat()

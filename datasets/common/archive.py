@@ -1,4 +1,4 @@
-"""A published archive of images with masks, and how it is built: what the archives' own modules have in common."""
+"""Builds a published archive of images with masks: the part that the archives' own modules share."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from kiloseg.data.writing.build import Output
 
 @dataclass(frozen=True, kw_only=True)
 class Archive:
-    """What is known of an archive before it is opened."""
+    """Describes what is known of an archive before it is opened."""
 
     name: str
-    """Of the data set; its command is datasets/NAME.py."""
+    """The name of the data set; its command is datasets/NAME.py."""
     version: int
-    """Raised with every change that changes a sample."""
+    """The version is raised with every change that changes a sample."""
     places: Mapping[str, Place]
-    """Where each split is, and how large it is in full."""
+    """Where each split is, and how large the complete split is."""
     list_pairs: Callable[[Path, str], list[Pair]]
-    """All images of a split, in the archive at a root, with the masks that they should have."""
+    """Lists all images of a split, in the archive at a root, with the masks that they should have."""
     layout: str
     """A sentence that says what to unpack where."""
     ids: str
     """A sentence that says which ids its masks hold."""
     license: str
     read_ids: Callable[[Path], np.ndarray] = read_ids
-    """Ids of shape (H, W) from a mask's file."""
+    """Reads ids of shape (H, W) from a mask's file."""
 
 
 def build_archive(
@@ -47,19 +47,19 @@ def build_archive(
     background: int | None = None,
     recipe: Mapping[str, Any] | None = None,
 ) -> DatasetInfo:
-    """Builds the splits of an archive that are there.
+    """Builds the splits of an archive that exist.
 
     Args:
-        archive: which one.
-        arguments: where to, and with what.
-        root: folder of the archive.
+        archive: the archive to build.
+        arguments: the output location and further options.
+        root: the folder of the archive.
         classes: a name per class id.
-        class_ids: raw id to class id, or to IGNORE_ID.
-        background: class id of the background, if there is one.
-        recipe: further settings that decide the bytes.
+        class_ids: maps raw ids to class ids, or to IGNORE_ID.
+        background: the class id of the background, if there is one.
+        recipe: further settings that determine the bytes.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     splits = find_splits(archive.name, root, archive.places, archive.list_pairs, archive.layout)
     info = DatasetInfo(
@@ -75,5 +75,5 @@ def build_archive(
 
 
 def read_mask(path: Path, *, archive_ids: str, read: Callable[[Path], np.ndarray], table: np.ndarray) -> np.ndarray:
-    """uint16 class ids of shape (H, W) from a mask's file; raises DataError."""
+    """Reads uint16 class ids of shape (H, W) from a mask's file; raises DataError."""
     return to_class_ids(read(path), table, path, f"{archive_ids}; restore the file")

@@ -1,4 +1,4 @@
-"""A user's table of classes, in any of the forms that tools write: ids, names, and colors where masks have colors.
+"""Reads a user's table of classes, in any of the forms that tools write: ids, names, and colors if masks have colors.
 
 id,name / Pixel Value,Class / name;r;g;b     csv with commas, semicolons or tabs, headers in any case
 sky                                           a name a line
@@ -25,19 +25,19 @@ ID_COLUMNS = ("id", "idx", "index", "pixelvalue", "value", "labelid", "classid",
 NAME_COLUMNS = ("name", "class", "label", "classname", "labelname", "category", "categoryname", "readable")
 COLORS = (("r", "g", "b"), ("red", "green", "blue"))
 LISTS = ("categories", "labels", "classes", "names", "items")
-"""Fields of a json object that hold a list of classes."""
+"""These fields of a json object may hold a list of classes."""
 
 Color = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
 class NameTable:
-    """What a table of classes says."""
+    """Holds what a table of classes says."""
 
     names: dict[int, str]
-    """Raw id to name; an id with an empty name is to be ignored. Without ids in the table they count from 0."""
+    """Maps raw ids to names; an id with an empty name is ignored. If the table has no ids, they count from 0."""
     colors: dict[Color, int]
-    """Color to raw id, where the table has colors."""
+    """Maps colors to raw ids, if the table has colors."""
 
 
 @dataclass(frozen=True)
@@ -48,16 +48,16 @@ class _Row:
 
 
 def read_names(path: Path) -> dict[int, str]:
-    """Raw id to class name from a user's own table; ids with an empty name are to be ignored; raises as `read_table`."""
+    """Maps raw ids to class names from a user's own table; ids with an empty name are ignored; raises as `read_table`."""
     return read_name_table(path).names
 
 
 def read_name_table(path: Path, *, with_colors: bool = True) -> NameTable:
-    """Reads a table of classes, and the colors of its classes where it has some and they are asked for.
+    """Reads a table of classes and, if requested, the colors of its classes.
 
     Raises:
-        DataError: no such file, a form that is none of the above, an id, name or color that comes twice, or an id beyond
-            16 bits; names the line where it is one.
+        DataError: There is no such file, its form is none of the above, an id, name or color occurs twice, or an id exceeds 16
+            bits. The message names the line if there is one.
     """
     try:
         text = read_text(path)
@@ -90,7 +90,7 @@ def read_name_table(path: Path, *, with_colors: bool = True) -> NameTable:
 
 
 def read_text(path: Path) -> str:
-    """A text file in UTF-8 with or without a byte order mark, UTF-16 with one, or else Latin-1, which is warned of."""
+    """Reads a text file in UTF-8 with or without a byte order mark, UTF-16 with one, or otherwise Latin-1, with a warning."""
     data = path.read_bytes()
     if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return data.decode("utf-16")
@@ -117,7 +117,7 @@ def _rows(path: Path, text: str) -> list[_Row]:
 
 
 def _labelmap(line: str, number: int) -> _Row:
-    """A line of CVAT's labelmap.txt: name:r,g,b:parts:actions. Names may hold colons."""
+    """Parses a line of CVAT's labelmap.txt: name:r,g,b:parts:actions. Names may contain colons."""
     name, color, *_ = line.rsplit(":", 3)
     if not color:
         raise ValueError(f"line {number} has no color")
@@ -142,7 +142,7 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
     rows = []
     for number, line in lines[1:]:
         cells = next(csv.reader([line], delimiter=delimiter, strict=True))
-        if len(cells) > len(header) and name == len(header) - 1:  # a name with commas, not quoted
+        if len(cells) > len(header) and name == len(header) - 1:  # an unquoted name that contains commas
             cells[name:] = [delimiter.join(cells[name:])]
         if len(cells) != len(header):
             raise ValueError(
@@ -154,7 +154,7 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
 
 
 def _bare(line: str, number: int) -> _Row:
-    """A line of a file without header: a name, or an id and a name."""
+    """Parses a line of a file without a header: a name, or an id and a name."""
     found = re.fullmatch(r"\s*(\d+)\s*[,;:\t ]\s*(\S.*)", line)
     if found is None:
         return _Row(line.strip())
@@ -168,7 +168,7 @@ def _color(parts: list[Any]) -> Color:
 
 
 def _from_content(content: Any) -> list[_Row]:
-    """Rows of json or yaml."""
+    """Returns rows from json or yaml."""
     if isinstance(content, dict):
         key = next((key for key in LISTS if isinstance(content.get(key), list | dict)), None)
         if key is not None:
@@ -200,7 +200,7 @@ def _from_entry(entry: Any) -> _Row:
     name = next((entry[column] for column in ("name", "label", "title", "class") if column in entry), None)
     if not isinstance(name, str):
         raise KeyError("name")
-    if entry.get("evaluate") is False:  # Mapillary Vistas says so of what its benchmark ignores
+    if entry.get("evaluate") is False:  # Mapillary Vistas marks what its benchmark ignores this way
         name = ""
     color = entry.get("color")
     return _Row(

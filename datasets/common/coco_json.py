@@ -1,8 +1,8 @@
-"""Annotations in COCO's json format, which LVIS and many tools share, without holding a gigabyte of them as objects.
+"""Reads annotations in COCO's json format, which LVIS and many tools share, without holding a gigabyte of them as objects.
 
-pycocotools.coco.COCO turns every number of every polygon into a Python object: several times the size of the file. Here
-the file stays on disk (mapped, not read), each segmentation is kept as the place of its text in there, and what is
-parsed is its image, its category and that place.
+pycocotools.coco.COCO turns every number of every polygon into a Python object, which takes several times the size of the file.
+Here the file stays on disk (mapped, not read), and each segmentation is kept as the position of its text in the file. Only its
+image, its category and that position are parsed.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from kiloseg.storage.errors import DataError
 
 
 class Image(msgspec.Struct, gc=False):
-    """An image; LVIS has only `coco_url`, COCO has both names, most tools have only `file_name`."""
+    """Holds an image; LVIS has only `coco_url`, COCO has both names, most tools have only `file_name`."""
 
     id: int
     height: int = 0
-    """0 where the file does not say."""
+    """The height in pixels, or 0 if the file does not say."""
     width: int = 0
     file_name: str = ""
     coco_url: str = ""
 
 
 class Annotation(msgspec.Struct, gc=False):
-    """A region of an image: polygons or RLE in `segmentation`, as json text."""
+    """Holds a region of an image: polygons or RLE in `segmentation`, as json text."""
 
     image_id: int
     category_id: int
@@ -39,7 +39,7 @@ class Annotation(msgspec.Struct, gc=False):
 
 
 class Category(msgspec.Struct, gc=False):
-    """A category, whose id need not be its position."""
+    """Holds a category, whose id need not be its position."""
 
     id: int
     name: str
@@ -53,7 +53,7 @@ class _Content(msgspec.Struct, gc=False):
 
 
 class _LenientImage(msgspec.Struct, gc=False):
-    """An image as tools write it that have no size or URL: null."""
+    """Holds an image as written by tools that have no size or URL: null."""
 
     id: int
     height: int | None = None
@@ -75,11 +75,11 @@ _NO_NUMBER = re.compile(rb"(?<=[:,\[\s])-?(?:NaN|Infinity)(?=[\s,}\]])")
 
 
 def _decode(text: mmap.mmap) -> _Content:
-    """The content; what is lenient is this: null or nothing for sizes, file_name and coco_url, numbers as text, whole
-    numbers with a point (20.0), a byte order mark, and NaN, which Python's json writes, as null.
+    """Returns the content. It accepts null or nothing for sizes, file_name and coco_url, numbers as text, whole numbers with a
+    point (20.0), a byte order mark, and NaN, which Python's json writes, as null.
 
     Raises:
-        msgspec.DecodeError: anything else; names the place, such as $.annotations[3].category_id.
+        msgspec.DecodeError: Anything else; the message names the place, such as $.annotations[3].category_id.
     """
     try:
         return msgspec.json.decode(text, type=_Content)
@@ -96,10 +96,10 @@ def _decode(text: mmap.mmap) -> _Content:
 
 
 class CocoJson:
-    """The content of one file.
+    """Holds the content of one file.
 
     Raises:
-        DataError: no such file, no json, another structure, or an annotation of an image that is not listed.
+        DataError: There is no such file, it is not json or has another structure, or an annotation's image is not listed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -132,11 +132,11 @@ class CocoJson:
             )
 
     def annotations(self, image_id: int) -> Iterator[Annotation]:
-        """Those of an image, in the order of the file; none for an image that has none or is not listed."""
+        """Yields the annotations of an image, in the order of the file; none for an image that has none or is not listed."""
         start, stop = np.searchsorted(self._image_ids, [image_id, image_id + 1])
         for number in self._order[start:stop]:
             yield self._annotations[number]
 
     def used_categories(self) -> set[int]:
-        """Ids of the categories that have an annotation."""
+        """Returns the ids of the categories that have an annotation."""
         return {annotation.category_id for annotation in self._annotations}

@@ -1,4 +1,4 @@
-"""How a builder runs as a command: mistakes in its input end it with their message, not with a stack of calls."""
+"""Runs a builder as a command: mistakes in its input end it with their message instead of a traceback."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ ArgumentsT = TypeVar("ArgumentsT")
 
 
 def run(build: Callable[[ArgumentsT], object], arguments: type[ArgumentsT]) -> None:
-    """Parses the command line and builds; exits with 1 where the input cannot be built from, or a filesystem or cluster
-    does not answer."""
+    """Parses the command line and builds; exits with 1 if the input cannot be used, or if a filesystem or cluster does not
+    answer."""
     try:
         build(tyro.cli(arguments))
     except (ConnectionError, ValueError) as error:  # DataError is a ValueError

@@ -1,4 +1,5 @@
-"""Images as people have them: found in folders, decoded once by the decoder of training, and stored as JPEG or PNG."""
+"""Handles images as people have them: finds them in folders, decodes them once as training does, and stores them as JPEG or
+PNG."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from kiloseg.storage.errors import DataError
 
 JPEG = (".jpg", ".jpeg", ".jpe", ".jfif", ".mpo")
 OTHERS = (".webp", ".bmp", ".tif", ".tiff", ".gif")
-"""Decoded by Pillow and stored as PNG."""
+"""These are decoded by Pillow and stored as PNG."""
 SUFFIXES = (*JPEG, ".png", *OTHERS)
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 PICTURES = (
@@ -36,18 +37,18 @@ PICTURES = (
     ".exr",
     ".npy",
 )
-"""Suffixes of files that are pictures too, and that are not read; they are counted in the report."""
+"""Files with these suffixes are pictures too but are not read; the report counts them."""
 
 Exif = Literal["refuse", "apply", "ignore"]
 ORIENTATION = 0x0112
-"""EXIF tag that says how an image is to be turned; 1 is not at all."""
+"""This EXIF tag says how to turn an image; 1 means not at all."""
 
 
 def walk(root: Path) -> Iterator[str]:
-    """All files below a folder, as paths relative to it, sorted; hidden ones are skipped and links followed once.
+    """Yields all files below a folder, as paths relative to it, sorted; hidden ones are skipped and links followed once.
 
-    Hidden are names that begin with a dot, such as the copies in .ipynb_checkpoints and macOS's companions of files on
-    other file systems, and __MACOSX.
+    Hidden names begin with a dot, such as the copies in .ipynb_checkpoints and macOS's companions of files on other file systems;
+    __MACOSX is hidden too.
     """
     visited: set[str] = set()
     for folder, folders, files in os.walk(root, followlinks=True):
@@ -74,35 +75,35 @@ def is_image(file: str) -> bool:
 
 
 def count_unread(files: Iterator[str]) -> Counter[str]:
-    """How many files are pictures of a kind that is not read, by their suffix."""
+    """Counts files that are pictures of a kind that is not read, by their suffix."""
     suffixes = (Path(file).suffix.lower() for file in files)
     return Counter(f"{suffix} files" for suffix in suffixes if suffix in PICTURES)
 
 
 def composed(name: str) -> str:
-    """A name in the composed form of Unicode: macOS spells é as e and an accent, others as one letter."""
+    """Returns a name in the composed form of Unicode: macOS spells é as e plus an accent, others as one letter."""
     return unicodedata.normalize("NFC", name)
 
 
 def image_size(path: Path, exif: Exif) -> tuple[int, int]:
-    """(height, width) as `read_stored` gives it, from the header; raises DataError."""
+    """Returns (height, width) as `read_stored` gives it, from the header; raises DataError."""
     with _opened(path) as image:
         turned = exif == "apply" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_stored(path: Path, *, exif: Exif) -> bytes:
-    """The bytes that are stored of an image: its own, or a PNG of its pixels where it is neither JPEG nor PNG or is turned.
+    """Returns the bytes to store for an image: its own, or a PNG of its pixels if it is neither JPEG nor PNG or is turned.
 
-    The image is decoded once, as training will, so that a truncated file is found by its own name.
+    The image is decoded once, as in training, so a truncated file is reported by its own name.
 
     Args:
-        path: its file, of any format in FORMATS whatever its suffix says.
-        exif: what to do where EXIF data says that it is to be shown turned.
+        path: its file, in any format in FORMATS regardless of its suffix.
+        exif: what to do if EXIF data says that it is to be shown turned.
 
     Raises:
-        DataError: no such file, no image, more than one, 16 bits a channel, too many pixels, or a turned image where
-            `exif` is refuse.
+        DataError: There is no such file, it is not an image or holds more than one, it has 16 bits per channel or too many
+            pixels, or it is turned and `exif` is refuse.
     """
     with _opened(path) as image:
         if image.mode.startswith(("I", "F")):
@@ -133,7 +134,7 @@ def _as_png(image: Image.Image, turned: bool, path: Path) -> bytes:
         if pixels.mode not in ("L", "RGB"):
             pixels = pixels.convert("RGB")
         buffer = io.BytesIO()
-        pixels.save(buffer, "PNG")  # without loss, unlike a second JPEG
+        pixels.save(buffer, "PNG")  # lossless, unlike a second JPEG
         return buffer.getvalue()
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore or remove it") from error

@@ -1,4 +1,4 @@
-"""Label tables: kiloseg/data/labels/*.csv, and the way from the ids in an archive's masks to the ids of a data set."""
+"""Reads label tables, kiloseg/data/labels/*.csv, and maps the ids in an archive's masks to the ids of a data set."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from kiloseg.data.codec import IGNORE_ID
 from kiloseg.storage.errors import DataError
 
 LABELS = Path(kiloseg.data.__file__).parent / "labels"
-"""Part of the package, so that an installed kiloseg has them too."""
+"""The tables are part of the package, so an installed kiloseg has them too."""
 
 MAX_RAW_ID = 65535
 UNKNOWN = -1
 
 
 def read_table(name: str) -> list[dict[str, str]]:
-    """The rows of kiloseg/data/labels/NAME.csv: column name to text, empty where the table says nothing."""
+    """Returns the rows of kiloseg/data/labels/NAME.csv: column name to text, empty where the table has no entry."""
     with (LABELS / f"{name}.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
 def class_names(rows: list[dict[str, str]], column: str = "class_id") -> list[str]:
-    """A name per class, in the order of the ids in `column`; rows without an id there are no class.
+    """Returns one name per class, in the order of the ids in `column`; rows without an id there are not classes.
 
     Raises:
-        ValueError: ids that are not 0, 1, 2, ... once each.
+        ValueError: The ids are not 0, 1, 2, ... once each.
     """
     names = {int(row[column]): row["name"] for row in rows if row[column]}
     if sorted(names) != list(range(len([row for row in rows if row[column]]))):
@@ -38,10 +38,10 @@ def class_names(rows: list[dict[str, str]], column: str = "class_id") -> list[st
 
 
 def lookup(class_ids: Mapping[int, int]) -> np.ndarray:
-    """Raw id to class id (or IGNORE_ID) as an int32 array of 65,536 entries, UNKNOWN for ids that mean nothing.
+    """Maps raw ids to class ids (or IGNORE_ID) as an int32 array of 65,536 entries, with UNKNOWN for ids that mean nothing.
 
-    One table, looked up once: replacing ids one after another in a mask chains the replacements where a new id is
-    also an old one.
+    Masks are looked up once in a single table. Replacing ids one after another would chain the replacements if a new id is also an
+    old one.
     """
     table = np.full(MAX_RAW_ID + 1, UNKNOWN, np.int32)
     for raw_id, class_id in class_ids.items():
@@ -50,16 +50,16 @@ def lookup(class_ids: Mapping[int, int]) -> np.ndarray:
 
 
 def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path, mend: str) -> np.ndarray:
-    """A mask of raw ids as uint16 of class ids.
+    """Converts a mask of raw ids to uint16 class ids.
 
     Args:
         raw_HW: integers of any type, or floats without fractions (as MATLAB stores numbers by default).
-        table: as `lookup` makes it.
+        table: the table made by `lookup`.
         path: the mask's file, for messages.
         mend: what the user can do about an id that the table lacks.
 
     Raises:
-        DataError: an id that means nothing in this archive.
+        DataError: An id means nothing in this archive.
     """
     if raw_HW.ndim != 2 or raw_HW.dtype.kind not in "iufb":
         raise DataError(f"{path}: mask has shape {raw_HW.shape} and type {raw_HW.dtype}: expected ids of shape (H, W)")
@@ -81,5 +81,5 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path, mend: str) -
 
 
 def ignore_or(class_id: str) -> int:
-    """A class id of a table as a number; IGNORE_ID where it is empty."""
+    """Returns a class id of a table as a number, or IGNORE_ID if it is empty."""
     return int(class_id) if class_id else IGNORE_ID

@@ -1,4 +1,4 @@
-"""Label maps in MATLAB's .mat files, as SBD and COCO-Stuff 10k have them."""
+"""Reads label maps in MATLAB's .mat files, as SBD and COCO-Stuff 10k use them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from kiloseg.storage.errors import DataError
 
 
 def read_matlab(path: Path, names: tuple[str, ...]) -> np.ndarray:
-    """A label map of shape (H, W) in the type of the file: variable `names[0]`, or a field inside that struct.
+    """Reads a label map of shape (H, W) in the type of the file: variable `names[0]`, or a field inside that struct.
 
     Raises:
-        DataError: no such file, no .mat file of version 5, or other contents.
+        DataError: There is no such file, it is not a .mat file of version 5, or it has other contents.
     """
     try:
         from scipy.io import loadmat
@@ -23,7 +23,7 @@ def read_matlab(path: Path, names: tuple[str, ...]) -> np.ndarray:
         raise DataError(f"{path} is missing: restore it")
     try:
         content = loadmat(path, variable_names=names[:1])
-    except Exception as error:  # SciPy raises many kinds, also its own reader's, for a file that is cut off
+    except Exception as error:  # SciPy raises many kinds, including its reader's own, for a truncated file
         raise DataError(f"{path} is no readable .mat file ({error}): restore it from the archive") from error
     try:
         value = content[names[0]]

@@ -1,4 +1,4 @@
-"""Pairs of an image and its mask, as archives hold them: found, checked, and read into samples."""
+"""Finds pairs of an image and its mask, as archives hold them, checks them, and reads them into samples."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from kiloseg.storage.errors import DataError
 
 
 class Pair(NamedTuple):
-    """One sample of an archive; `image` and `mask` are files, relative to the archive's root."""
+    """Holds one sample of an archive; `image` and `mask` are files, relative to the archive's root."""
 
     key: str
     image: str
@@ -29,22 +29,22 @@ class Pair(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a split of an archive is, and how large it is in full."""
+    """Says where a split of an archive is, and how large the complete split is."""
 
     path: str
-    """File or folder, relative to the root, whose presence means that the split is there."""
+    """The file or folder, relative to the root, whose presence means that the split exists."""
     samples: int
 
 
 def find_splits(
     name: str, root: Path, places: Mapping[str, Place], list_pairs: Callable[[Path, str], list[Pair]], mend: str
 ) -> dict[str, list[Pair]]:
-    """The pairs of every split that is there, in a fixed random order; prints what is left out or has another size.
+    """Returns the pairs of every split that exists, in a fixed random order; prints what is left out or has another size.
 
     Shards are read from end to end, so neighbors in an archive (a city, a kind of place) must not share one.
 
     Raises:
-        DataError: no split at all, or a file of a split that is missing; the message ends in `mend`.
+        DataError: There is no split at all, or a file of a split is missing; the message ends in `mend`.
     """
     splits = {}
     for split, place in places.items():
@@ -67,12 +67,12 @@ def find_splits(
 
 
 def order(key: str) -> bytes:
-    """What samples are sorted by: random, and the same for a key whatever else is there."""
+    """Returns the key that samples are sorted by: random, and the same for a key whatever else exists."""
     return hashlib.sha256(key.encode()).digest()
 
 
 def check_count(name: str, split: str, samples: int, full: int) -> None:
-    """Prints a warning where a split has another size than the published one."""
+    """Prints a warning if a split's size differs from the published one."""
     if samples != full:
         print(
             f"warning: {name} {split} has {samples:,} samples here and {full:,} as published; results on a part, or on "
@@ -81,9 +81,9 @@ def check_count(name: str, split: str, samples: int, full: int) -> None:
 
 
 def check_files(root: Path, files: list[str], what: str, mend: str) -> None:
-    """Raises DataError with the first file that is missing, and how many are; `what` they are, in plural."""
+    """Raises DataError with the first missing file and the number of missing files; `what` names them, in the plural."""
     there = set()
-    # One listing per folder: a question per file takes minutes on a network file system.
+    # This lists each folder once: one query per file takes minutes on a network file system.
     for folder in {str(Path(file).parent) for file in files}:
         if (root / folder).is_dir():
             there |= {Path(folder, path.name) for path in (root / folder).iterdir()}
@@ -94,7 +94,7 @@ def check_files(root: Path, files: list[str], what: str, mend: str) -> None:
 
 
 def fingerprint(root: Path, files: Iterable[str]) -> str:
-    """sha256 over the names, sizes and times of files: a changed file makes a new recipe, without reading any."""
+    """Returns a sha256 over the names, sizes and times of files: a changed file makes a new recipe, without reading any."""
     digest = hashlib.sha256()
     for file in files:
         status = (root / file).stat()
@@ -103,10 +103,10 @@ def fingerprint(root: Path, files: Iterable[str]) -> str:
 
 
 def read_image(path: Path) -> bytes:
-    """The bytes of a JPEG or PNG file; one without its end is decoded, as training would, to see whether it is whole.
+    """Returns the bytes of a JPEG or PNG file; one without its end is decoded, as in training, to see whether it is complete.
 
     Raises:
-        DataError: no such file, another format, 16 bits a channel, or a file that is cut off.
+        DataError: There is no such file, it has another format or 16 bits per channel, or it is truncated.
     """
     with _opened(path, "JPEG", "PNG") as image:
         if image.mode.startswith("I"):
@@ -131,19 +131,19 @@ def build_pairs(
     masks: Path | None = None,
     read_image: Callable[[Path], bytes] = read_image,
 ) -> DatasetInfo:
-    """Builds the data set of these pairs; adds the files to the recipe.
+    """Builds the data set of these pairs and adds the files to the recipe.
 
     Args:
-        output: where to.
-        info: without splits.
-        root: of the images.
-        splits: pairs in the order of the samples.
-        read_mask: uint16 class ids of shape (H, W) of a mask's file.
-        masks: root of the masks, if it is another one.
-        read_image: JPEG or PNG bytes of an image's file.
+        output: the output location.
+        info: the data set without splits.
+        root: the root of the images.
+        splits: the pairs in the order of the samples.
+        read_mask: reads uint16 class ids of shape (H, W) from a mask's file.
+        masks: the root of the masks, if it is a different one.
+        read_image: reads the JPEG or PNG bytes from an image's file.
 
     Raises:
-        DataError: as `build`.
+        DataError: The reasons are those of `build`.
     """
     masks = root if masks is None else masks
     files = {
@@ -172,7 +172,7 @@ def make_samples(
     read_mask: Callable[[Path], np.ndarray],
     read_image: Callable[[Path], bytes],
 ) -> Iterator[Sample]:
-    """The samples of a shard."""
+    """Yields the samples of a shard."""
     for pair in splits[task.split][task.start : task.stop]:
         yield Sample(
             key=pair.key,
@@ -183,10 +183,10 @@ def make_samples(
 
 
 def read_ids(path: Path) -> np.ndarray:
-    """The ids in a PNG mask as uint8 or uint16 of shape (H, W): gray values, or palette indices.
+    """Reads the ids in a PNG mask as uint8 or uint16 of shape (H, W): gray values, or palette indices.
 
     Raises:
-        DataError: no such file, no PNG, or one with colors instead of ids.
+        DataError: There is no such file, it is not a PNG, or it has colors instead of ids.
     """
     with _opened(path, "PNG") as image:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
@@ -205,7 +205,7 @@ def read_ids(path: Path) -> np.ndarray:
 
 
 def grey_bits(path: Path) -> int:
-    """The bit depth of a PNG, from its header."""
+    """Returns the bit depth of a PNG, from its header."""
     with path.open("rb") as file:
         return file.read(25)[24]
 
@@ -222,15 +222,15 @@ def _opened(path: Path, *formats: str) -> Image.Image:
 
 
 def safe_key(name: str) -> str:
-    """A sample's key from a file name without its suffix: letters, digits, dashes and underscores."""
+    """Makes a sample's key from a file name without its suffix: letters, digits, dashes and underscores."""
     return re.sub(r"[^\w-]", "_", name)
 
 
 def read_list(path: Path) -> list[str]:
-    """The names in a list file, one a line; empty lines are no names.
+    """Returns the names in a list file, one per line; empty lines are skipped.
 
     Raises:
-        DataError: a name that comes twice.
+        DataError: A name occurs twice.
     """
     names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
     if len(set(names)) != len(names):

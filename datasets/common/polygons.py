@@ -1,8 +1,8 @@
-"""Polygons and RLE of an annotation, checked number by number before pycocotools sees them.
+"""Checks the polygons and RLE of an annotation number by number before pycocotools sees them.
 
-pycocotools hands what it gets to C code: a null or huge coordinate takes gigabytes or ends the process, a compressed RLE that
-covers less than its image becomes a mask of uninitialized memory. So types, sizes and counts are checked here, by msgspec's
-typed decoder where the text has the usual form, which costs less than pycocotools' own conversion.
+pycocotools passes its input to C code: a null or huge coordinate takes gigabytes or crashes the process, and a compressed RLE that
+covers less than its image becomes a mask of uninitialized memory. So types, sizes and counts are checked here. If the text has the
+usual form, msgspec's typed decoder does this, which costs less than pycocotools' own conversion.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 import pycocotools.mask
 
 REACH = 4
-"""A coordinate may lie this many image sides outside of the image. Tools write corners a little outside; a corner further
-away is an error of the file, and pycocotools would walk to it pixel by pixel."""
+"""A coordinate may lie this many image sides outside of the image. Tools write corners a little outside; a corner further away is
+an error in the file, and pycocotools would walk to it pixel by pixel."""
 
 LONGEST_OUTLINE = 40_000_000
-"""Steps of a fifth of a pixel around a polygon that are drawn at most: about 700 MB while it is drawn."""
+"""The most steps of a fifth of a pixel around a polygon that are drawn: about 700 MB while it is drawn."""
 
 Segmentation = list[list[float]] | dict[str, Any] | None
 _USUAL: msgspec.json.Decoder[Segmentation] = msgspec.json.Decoder(Segmentation)
@@ -33,17 +33,17 @@ def has_shape(text: bytes) -> bool:
 
 
 def to_rles(text: bytes, height: int, width: int) -> list[dict[str, Any]]:
-    """pycocotools' compressed RLEs, which together cover the region; what lies right of it may be left out.
+    """Returns pycocotools' compressed RLEs, which together cover the region; what lies to the right of it may be left out.
 
     Args:
-        text: json: a list of polygons, each [x0, y0, x1, y1, ...] or [[x0, y0], [x1, y1], ...] in pixels, or an RLE with
-            "size" and "counts", whose counts are a list or compressed text.
-        height: of the image.
-        width: of the image.
+        text: json, either a list of polygons, each [x0, y0, x1, y1, ...] or [[x0, y0], [x1, y1], ...] in pixels, or an RLE
+            with "size" and "counts", whose counts are a list or compressed text.
+        height: the height of the image.
+        width: the width of the image.
 
     Raises:
-        ValueError: anything else, a coordinate that is no finite number or lies far outside, or an RLE of another size or
-            that does not cover the image.
+        ValueError: The text is anything else, a coordinate is not a finite number or lies far outside, or an RLE has another
+            size or does not cover the image.
     """
     try:
         segmentation = _USUAL.decode(text)
@@ -57,7 +57,7 @@ def to_rles(text: bytes, height: int, width: int) -> list[dict[str, Any]]:
 
 
 def _polygons(content: Any) -> list[list[float]]:
-    """Polygons of a form that few tools write: flat lists, or lists of pairs; says what is wrong with any other."""
+    """Returns polygons of a form that few tools write: flat lists, or lists of pairs; says what is wrong with any other."""
     if not isinstance(content, list):
         raise ValueError("neither polygons nor RLE")
     polygons = []
@@ -76,7 +76,7 @@ def _polygons(content: Any) -> list[list[float]]:
 def _polygon_rles(polygons: list[list[float]], height: int, width: int) -> list[dict[str, Any]]:
     if any(len(polygon) % 2 for polygon in polygons):
         raise ValueError("a polygon is no list of x and y in turn")
-    # Two points enclose nothing, and four numbers would be taken for a box.
+    # Two points enclose nothing, and four numbers would be mistaken for a box.
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     rightmost = 0.0
     for polygon in polygons:
@@ -103,7 +103,7 @@ def _polygon_rles(polygons: list[list[float]], height: int, width: int) -> list[
 
 
 def _steps(polygon: list[float]) -> float:
-    """Memory that pycocotools takes for a polygon, in its own steps."""
+    """Returns the memory that pycocotools takes for a polygon, in its own steps."""
     corners = np.array(polygon).reshape(-1, 2)
     return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum() * 5)
 
@@ -132,12 +132,12 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
 
 
 def compressed_pixels(text: bytes) -> int:
-    """How many pixels a compressed RLE covers; raises as `compressed_counts`."""
+    """Returns how many pixels a compressed RLE covers; raises as `compressed_counts`."""
     return int(compressed_counts(text).sum())
 
 
 def covered_places(rle: dict[str, Any]) -> np.ndarray:
-    """Where the ones of a compressed RLE lie, counted column by column: int64, ascending."""
+    """Returns where the ones of a compressed RLE lie, counted column by column: int64, ascending."""
     counts = compressed_counts(rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"])
     ends = np.cumsum(counts)
     starts, lengths = ends[:-1:2], counts[1::2]
@@ -146,14 +146,14 @@ def covered_places(rle: dict[str, Any]) -> np.ndarray:
 
 
 def compressed_counts(text: bytes) -> np.ndarray:
-    """The counts of a compressed RLE, zeros and ones in turn.
+    """Returns the counts of a compressed RLE, zeros and ones in turn.
 
-    A count is written in groups of five bits, the lowest first, each a character from "0" on whose sixth bit says that
-    another follows; the fifth bit of the last is the sign. From the fourth count on, the difference to the one before the
-    last is written.
+    A count is written in groups of five bits, the lowest first. Each group is a character from "0" on, whose sixth bit says that
+    another follows; the fifth bit of the last is the sign. From the fourth count on, the difference to the count two before is
+    written.
 
     Raises:
-        ValueError: text that is no such RLE.
+        ValueError: The text is not such an RLE.
     """
     digits = np.frombuffer(text, np.uint8).astype(np.int64) - 48
     if not len(digits):
@@ -177,14 +177,14 @@ def compressed_counts(text: bytes) -> np.ndarray:
 
 
 def box(left: float, top: float, right: float, bottom: float) -> list[float]:
-    """The polygon of a box, whose corners may be given in either order."""
+    """Returns the polygon of a box, whose corners may be given in either order."""
     left, right = sorted((left, right))
     top, bottom = sorted((top, bottom))
     return [left, top, right, top, right, bottom, left, bottom]
 
 
 def ellipse(x: float, y: float, radius_x: float, radius_y: float, turned: float = 0.0) -> list[float]:
-    """A polygon of 64 corners on an ellipse around (x, y), turned clockwise by degrees."""
+    """Returns a polygon of 64 corners on an ellipse around (x, y), turned clockwise by degrees."""
     cos, sin = math.cos(math.radians(turned)), math.sin(math.radians(turned))
     points: list[float] = []
     for step in range(64):
@@ -195,14 +195,13 @@ def ellipse(x: float, y: float, radius_x: float, radius_y: float, turned: float 
 
 
 def rle_text(mask_HW: np.ndarray) -> bytes:
-    """A compressed RLE as json text of a uint8 mask of zeros and ones in Fortran order."""
+    """Returns a compressed RLE as json text of a uint8 mask of zeros and ones in Fortran order."""
     rle = pycocotools.mask.encode(mask_HW)
     return json.dumps({"size": list(rle["size"]), "counts": rle["counts"].decode()}).encode()
 
 
 def placed(part_HW: np.ndarray, left: int, top: int, height: int, width: int) -> bytes:
-    """The RLE, as json text, of a mask of zeros and ones that lies at a place in an image; raises ValueError where it does not
-    fit in."""
+    """Returns the RLE, as json text, of a mask of zeros and ones at a place in an image; raises ValueError if it does not fit."""
     if left < 0 or top < 0 or top + part_HW.shape[0] > height or left + part_HW.shape[1] > width:
         raise ValueError(f"a mask of {part_HW.shape} at column {left}, row {top} does not fit into {height, width}")
     whole_HW = np.zeros((height, width), np.uint8, order="F")
@@ -211,7 +210,8 @@ def placed(part_HW: np.ndarray, left: int, top: int, height: int, width: int) ->
 
 
 def without_holes(outer: list[Any], holes: list[Any], height: int, width: int) -> bytes:
-    """A polygon with holes: as json text a polygon where there are none, else an RLE; raises ValueError as `to_rles`."""
+    """Returns a polygon with holes as json text: a polygon if there are no holes, otherwise an RLE; raises ValueError as
+    `to_rles`."""
     if not holes:
         return json.dumps([outer]).encode()
     mask_HW = _drawn([outer], height, width)

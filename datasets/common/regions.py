@@ -1,4 +1,4 @@
-"""Regions of an image (polygons or RLE) drawn into a mask of class ids, by pycocotools."""
+"""Draws the regions of an image (polygons or RLE) into a mask of class ids, with pycocotools."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
 Overlap = Literal["first", "last", "smallest"]
-"""Which region of an image a pixel belongs to that several cover: the first or the last of the file, or the smallest."""
+"""If several regions cover a pixel, it belongs to the first or the last in the file, or to the smallest."""
 
 
 def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID, overlap: Overlap = "first") -> np.ndarray:
-    """uint16 class ids of shape (H, W): at each pixel those of the region on top, `empty` where there is none.
+    """Returns uint16 class ids of shape (H, W): at each pixel that of the region on top, or `empty` if there is none.
 
-    Of regions of equal size the later one counts as the smaller.
+    Of regions of equal size, the later one counts as the smaller.
 
     Raises:
-        DataError: a segmentation that cannot be drawn, see `polygons.to_rles`.
+        DataError: A segmentation cannot be drawn; see `polygons.to_rles`.
     """
-    # As pycocotools has it, column by column, so that copying runs along the memory.
+    # The order is pycocotools', column by column, so copying runs along the memory.
     mask_HW = np.full((image.height, image.width), empty, np.uint16, order="F")
     for number, rles in _bottom_to_top(image, overlap):
         for covered_HW in map(pycocotools.mask.decode, rles):
@@ -39,7 +39,7 @@ def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID, overlap: Overlap
 
 
 def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[np.ndarray, dict[str, int]]:
-    """As `draw_regions`, with the number of regions that have no shape and of those that others hide wholly."""
+    """Does what `draw_regions` does, and counts the regions that have no shape and those that others hide completely."""
     number_HW = np.zeros((image.height, image.width), np.uint32, order="F")
     drawn = np.zeros(len(image.class_ids) + 1, bool)
     for number, rles in _bottom_to_top(image, overlap):
@@ -53,7 +53,7 @@ def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[n
 
 
 def _paint(mask_HW: np.ndarray, rle: dict[str, Any], value: int) -> bool:
-    """Writes a value where an RLE is one, into a mask in Fortran order; whether that is anywhere.
+    """Writes a value where an RLE is one, into a mask in Fortran order; returns whether that is anywhere.
 
     A small region is written pixel by pixel, since decoding it takes as long as a region of the whole image.
     """
@@ -67,7 +67,7 @@ def _paint(mask_HW: np.ndarray, rle: dict[str, Any], value: int) -> bool:
 
 
 def _bottom_to_top(image: AnnotatedImage, overlap: Overlap) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """Number and RLEs of each region, in the order in which they are to be drawn."""
+    """Yields number and RLEs of each region, in drawing order."""
     numbers = range(len(image.class_ids))
     if overlap == "smallest":
         rles = [_rles(image, number) for number in numbers]
@@ -99,19 +99,19 @@ def make_samples(
     overlap: Overlap | None = None,
     read_image: Callable[[Path], bytes] = read_image,
 ) -> Iterator[Sample]:
-    """The samples of a shard: image bytes as they are, and their regions drawn.
+    """Yields the samples of a shard: image bytes as they are, and their regions drawn.
 
     Args:
-        task: which.
-        root: of the images.
-        stores: of each split.
-        empty: class id of pixels outside all regions.
-        overlap: which region is on top; without it the first, and nothing is counted for the report.
-        read_image: JPEG or PNG bytes of an image's file.
+        task: the shard to read.
+        root: the root of the images.
+        stores: the store of each split.
+        empty: the class id of pixels outside all regions.
+        overlap: which region is on top; without it, it is the first, and nothing is counted for the report.
+        read_image: reads the JPEG or PNG bytes from an image's file.
     """
     for image in read_store(stores[task.split], task.start, task.stop):
         data = read_image(root / image.image)
-        # Before anything is drawn: sizes in a json file may be anything.
+        # This runs before anything is drawn: sizes in a json file can be anything.
         size = encode_image(data)[2]
         if size != (image.height, image.width):
             raise DataError(

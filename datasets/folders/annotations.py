@@ -1,4 +1,4 @@
-"""A user's images with regions: COCO or LVIS style json, or what other tools write about one image at a time."""
+"""Builds from a user's images with regions: COCO or LVIS style json, or other tools' files about one image at a time."""
 
 from __future__ import annotations
 
@@ -35,36 +35,36 @@ BACKGROUND = "background"
 
 
 class ImageRecord(Protocol):
-    """An image with its regions, as a tool's file has them."""
+    """Describes an image with its regions, as a tool's file has them."""
 
     @property
     def image(self) -> str:
-        """File, relative to the images' root."""
+        """Returns the file, relative to the images' root."""
 
     @property
     def split(self) -> str:
-        """The split that the file itself tells, or ""."""
+        """Returns the split that the file itself states, or ""."""
 
     @property
     def height(self) -> int:
-        """0 where the file does not say; the image's own is taken then."""
+        """Returns the height in pixels, or 0 if the file does not say; the image's own is used then."""
 
     @property
     def width(self) -> int:
-        """As the height."""
+        """Returns the width in pixels, with 0 as for the height."""
 
     @property
     def category_ids(self) -> list[Any]:
-        """Of each region: what the tool calls its class, a key of `RegionSource.classes`."""
+        """Returns for each region what the tool calls its class, a key of `RegionSource.classes`."""
 
     @property
     def segmentations(self) -> list[bytes]:
-        """Polygons or RLE as json text, one a region; `[]` where a region has no shape."""
+        """Returns polygons or RLE as json text, one per region; `[]` if a region has no shape."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Record:
-    """An `ImageRecord` that holds its regions."""
+    """Is an `ImageRecord` that holds its regions."""
 
     image: str
     split: str = ""
@@ -76,26 +76,26 @@ class Record:
 
 @dataclass(frozen=True, kw_only=True)
 class RegionSource:
-    """Annotations that were found."""
+    """Holds annotations that were found."""
 
     root: Path
-    """Of the images."""
+    """The root of the images."""
     files: list[Path]
-    """What the annotations are read from: when they change, they are read again."""
+    """The files that the annotations are read from: when they change, they are read again."""
     records: Callable[[], Iterable[ImageRecord]]
     classes: Callable[[], Mapping[Any, str]] | None = None
-    """Name of each category, in the order of the class ids; without it the names in the records, sorted."""
+    """The name of each category, in the order of the class ids; without it, the names in the records, sorted."""
     overlap: Overlap = "smallest"
     left_out: Mapping[str, int] = field(default_factory=dict)
     stem: str = "annotations"
-    """Of the files that keep them sorted by image."""
+    """The stem of the files that keep the annotations sorted by image."""
 
 
 def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
-    """Builds from annotations that were found.
+    """Builds a data set from annotations that were found.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     stores, recipe = index_annotations(arguments, found)
     advice = "--images must hold each image that the annotations list, under its file_name"
@@ -169,16 +169,16 @@ def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[s
 
 
 def _sources(files: list[Path]) -> Any:
-    """What `source` says of each file, as one digest where they are many."""
+    """Returns what `source` says of each file, as one digest if there are many."""
     sources = [source(path) for path in files]
     return sources if len(sources) <= 16 else hashlib.sha256(repr(sources).encode()).hexdigest()
 
 
 def class_table(found: RegionSource, records: list[ImageRecord], background: bool) -> tuple[dict[Any, int], list[str]]:
-    """Category to class id, and the names of the classes.
+    """Maps categories to class ids, and lists the names of the classes.
 
     Raises:
-        DataError: a name or id that comes twice, or fewer than two classes.
+        DataError: A name or id occurs twice, or there are fewer than two classes.
     """
     if found.classes is not None:
         names = dict(found.classes())
@@ -198,10 +198,10 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
 def divide_records(
     arguments: Arguments, found: RegionSource, records: list[ImageRecord]
 ) -> dict[str, list[tuple[str, ImageRecord]]]:
-    """Key and record of each image of each split, in a fixed random order.
+    """Returns key and record of each image of each split, in a fixed random order.
 
     Raises:
-        DataError: no image at all, or images that would have the same key.
+        DataError: There is no image at all, or images would have the same key.
     """
     keys = keys_of(record.image for record in records)
     if not keys:
@@ -234,10 +234,10 @@ def _check_shapes(records: list[ImageRecord], found: RegionSource) -> None:
 def annotated_images(
     records: Iterable[tuple[str, ImageRecord]], class_ids: Mapping[Any, int], found: RegionSource, arguments: Arguments
 ) -> Iterator[AnnotatedImage]:
-    """Each image with its regions in the order of the file.
+    """Yields each image with its regions in the order of the file.
 
     Raises:
-        DataError: an annotation whose category is not listed.
+        DataError: An annotation's category is not listed.
     """
     for key, record in records:
         unknown = next((category for category in record.category_ids if category not in class_ids), None)

@@ -1,4 +1,4 @@
-"""What a user says about images and labels of their own."""
+"""Defines what a user says about images and labels of their own."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from kiloseg.data.writing.build import Output
 
 NAME = "folder"
 VERSION = 2
-"""Raised with every change that changes a sample."""
+"""The version is raised with every change that changes a sample."""
 
 Format = Literal["masks", "coco", "labelme", "cvat", "yolo", "labelstudio", "supervisely"]
 
@@ -26,49 +26,49 @@ class Arguments(Output):
     """Builds a data set from your own images and labels, as your tool wrote them: name their folder or file."""
 
     path: tyro.conf.Positional[Path | None] = None
-    """Folder (or file) that a tool wrote: what is in it is found out and said. Or name --images with --masks or
+    """The folder (or file) that a tool wrote; its contents are detected and reported. Alternatively, give --images with --masks or
     --annotations."""
     format: Format | None = None
-    """How to read PATH, where it can be read in several ways."""
+    """How to read PATH, if it can be read in several ways."""
     images: Path | None = None
-    """Folder of images, at any depth; subfolders train, val, ... (or training, valid, train2017, ...) are the splits."""
+    """The folder of images, at any depth; subfolders train, val, ... (or training, valid, train2017, ...) are the splits."""
     masks: Path | None = None
-    """Folder of masks in the same subfolders under the same names; needs --names."""
+    """The folder of masks in the same subfolders under the same names; it needs --names."""
     names: Path | None = None
-    """Class names for masks: csv with the columns id and name (or name alone: ids count from 0), a name a line, json, yaml,
-    or CVAT's labelmap.txt. Class ids are the ranks of these ids. An id with an empty name is ignored. With colors (columns
-    r, g, b) masks may be colored."""
+    """The class names for masks: csv with the columns id and name (or name alone: ids count from 0), one name per line, json,
+    yaml, or CVAT's labelmap.txt. Class ids are the ranks of these ids. An id with an empty name is ignored. With colors (columns
+    r, g, b), masks may be colored."""
     annotations: Path | None = None
-    """COCO or LVIS style json, or a folder with a json for each split. Image files are file_name, or the last two parts of
-    coco_url, inside --images (or inside its subfolder of the split)."""
+    """COCO or LVIS style json, or a folder with one json per split. Image files are file_name, or the last two parts of coco_url,
+    inside --images (or inside its subfolder of the split)."""
     splits: tuple[str, ...] = ()
-    """Splits of folders with other names, as --splits holdout=val old=none; none leaves a folder out."""
+    """The splits of folders with other names, such as --splits holdout=val old=none; none leaves a folder out."""
     test: bool = False
-    """Build the images of a test folder too, as split test; they are left out otherwise."""
+    """Builds the images of a test folder too, as split test; otherwise they are left out."""
     ignore_id: int | None = None
-    """Id in masks that means ignore. Default: 255 in masks of 8 bits, unless --names has it; 65535 always is."""
+    """The id in masks that means ignore. Default: 255 in 8-bit masks, unless --names has it; 65535 always is."""
     reduce_zero_label: bool = False
-    """Id 0 of masks is ignored and every other id counts one less, as MMSegmentation's setting of that name."""
+    """Ignores id 0 of masks and lowers every other id by one, like MMSegmentation's setting of that name."""
     unlabelled: Literal["ignore", "background"] = "ignore"
-    """What pixels outside all annotations are. background: class 0 of that name, before all others. ignore: they are
-    neither trained on nor counted. Masks say so themselves."""
+    """What pixels outside all annotations are. background makes them class 0 of that name, before all others. ignore means they
+    are neither trained on nor counted. Masks state this themselves."""
     overlap: Overlap | None = None
-    """Which annotation a pixel belongs to that several cover: the last or the first of the file, or the smallest. Default:
-    smallest, or the file's own order where its tool has one (CVAT's z-order; labelme, Supervisely and Label Studio draw the
-    last on top)."""
+    """Which annotation a pixel belongs to if several cover it: the last or the first in the file, or the smallest. Default:
+    smallest, or the file's own order if its tool has one (CVAT's z-order; labelme, Supervisely and Label Studio draw the last on
+    top)."""
     val_fraction: float = 0.1
-    """Share of the images that is set aside as val, where no folders or lists tell; from 0 to below 1."""
+    """The share of the images that is set aside as val if no folders or lists define splits; from 0 to below 1."""
     seed: int = 0
-    """Another seed sets other images aside."""
+    """The random seed; another seed sets other images aside."""
     exif: Exif = "refuse"
-    """What to do with images whose EXIF data says that they are to be shown turned. Labels may have been drawn either way,
-    so say which: apply turns the image (stored as PNG), ignore takes it as it is stored."""
+    """What to do with images whose EXIF data says that they are to be shown turned. Labels may have been drawn either way, so
+    choose: apply turns the image (stored as PNG), ignore takes it as it is stored, refuse reports an error."""
     name: str = NAME
-    """Name of the data set."""
+    """The name of the data set."""
     licence: str = "not stated"
-    """Terms of the images and labels, for dataset.json."""
+    """The terms of the images and labels, for dataset.json."""
     index: Path | None = None
-    """Folder for annotations sorted by image, made once and kept. Default: a folder kiloseg beside them."""
+    """The folder for annotations sorted by image, which are made once and kept. Default: a folder kiloseg beside them."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -100,5 +100,5 @@ class Arguments(Output):
 
     @property
     def given_splits(self) -> dict[str, str]:
-        """Folder to split, as --splits says."""
+        """Maps folders to splits, as given by --splits."""
         return parse_splits(self.splits)

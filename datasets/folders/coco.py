@@ -1,7 +1,7 @@
-"""COCO or LVIS style json: by COCO, LVIS, CVAT, Roboflow, FiftyOne, Label Studio and many others.
+"""Reads COCO or LVIS style json: by COCO, LVIS, CVAT, Roboflow, FiftyOne, Label Studio and many others.
 
-datumaro and supervision read it too, but hold each annotation as an object with a mask of its own and class ids by position:
-minutes and gigabytes for a file of LVIS's size, which is mapped here.
+datumaro and supervision read it too, but hold each annotation as an object with its own mask and assign class ids by position.
+That takes minutes and gigabytes for a file of LVIS's size, which is mapped here.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kiloseg.storage.errors import DataError
 
 
 def source_of(arguments: Arguments) -> RegionSource:
-    """What --images and --annotations name; raises DataError."""
+    """Returns the source that --images and --annotations name; raises DataError."""
     assert arguments.annotations is not None and arguments.images is not None
     path = arguments.annotations
     jsons = find_jsons(path, arguments.given_splits) if path.is_dir() else {"": path}
@@ -32,7 +32,7 @@ def source_of(arguments: Arguments) -> RegionSource:
 
 
 def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None = None) -> RegionSource:
-    """The annotations of json files by split (or of one under ""), with images below `root`."""
+    """Returns the annotations of json files by split (or of one under ""), with images below `root`."""
     loaded = functools.cache(lambda: {split: CocoJson(path) for split, path in jsons.items()})
     return RegionSource(
         root=root,
@@ -44,7 +44,7 @@ def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None =
 
 
 class CocoRecord(NamedTuple):
-    """An image whose regions stay in the file, which is mapped, until they are asked for: a gigabyte of them is no object here."""
+    """Holds an image whose regions stay in the mapped file until they are needed, so a gigabyte of them never becomes objects."""
 
     image: str
     split: str
@@ -55,18 +55,18 @@ class CocoRecord(NamedTuple):
 
     @property
     def category_ids(self) -> list[Any]:
-        """Of each region."""
+        """Returns the category id of each region."""
         return [annotation.category_id for annotation in self.content.annotations(self.image_id)]
 
     @property
     def segmentations(self) -> list[bytes]:
-        """Polygons or RLE as json text."""
+        """Returns polygons or RLE as json text."""
         texts = (bytes(annotation.segmentation) for annotation in self.content.annotations(self.image_id))
         return [b"[]" if text.strip() == b"null" else text for text in texts]
 
 
 def records(root: Path, jsons: Mapping[str, CocoJson], files: list[str] | None) -> Iterator[CocoRecord]:
-    """Each image; a segmentation that is null or missing counts as one without a shape."""
+    """Yields each image; a segmentation that is null or missing counts as one without a shape."""
     finder = ImageFinder(root, files)
     for split, content in jsons.items():
         folder = content.path.parent.resolve()
@@ -78,12 +78,12 @@ def records(root: Path, jsons: Mapping[str, CocoJson], files: list[str] | None) 
 
 
 def categories(jsons: list[CocoJson]) -> dict[int, str]:
-    """Category id to name, in the order of the ids, without those that only head others.
+    """Maps category ids to names, in the order of the ids, without categories that only head others.
 
-    Roboflow lists a super-category under categories too, which no annotation has and whose name may be that of a class.
+    Roboflow also lists a super-category under categories; no annotation has it, and its name may be that of a class.
 
     Raises:
-        DataError: files with different categories, or an id or name that comes twice.
+        DataError: Files have different categories, or an id or name occurs twice.
     """
     first = sorted((category.id, category.name) for category in jsons[0].categories)
     for other in jsons[1:]:

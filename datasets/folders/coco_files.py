@@ -1,4 +1,4 @@
-"""Where the json files of COCO-like annotations are, which split each is, and where their images lie."""
+"""Finds the json files of COCO-like annotations, the split of each, and where their images lie."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from folders.splits import LEFT_OUT, split_in_name, usual_split
 from kiloseg.storage.errors import DataError
 
 HEAD = 2**16
-"""Bytes of a json file that are looked at to see what it is."""
+"""The number of bytes of a json file that are read to detect its kind."""
 
 
 def is_coco(path: Path) -> bool:
@@ -30,15 +30,16 @@ def is_coco(path: Path) -> bool:
 
 
 def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None = None) -> dict[str, Path]:
-    """The annotation files by split, or the only one under "".
+    """Returns the annotation files by split, or the only one under "".
 
     Args:
-        folder: holds them; the split is in their name (instances_val2017.json) or that of their folder (valid/...).
+        folder: the folder that holds them; the split is in their name (instances_val2017.json) or that of their folder
+            (valid/...).
         given: what the user said about splits.
-        files: those to choose from, relative to the folder; without them the json files directly inside.
+        files: the files to choose from, relative to the folder; without them, the json files directly inside.
 
     Raises:
-        DataError: none, two for one split, or some whose split nothing tells.
+        DataError: There is none, there are two for one split, or the split of some is unknown.
     """
     files = [file for file in (files or sorted(path.name for path in folder.glob("*.json"))) if file.endswith(".json")]
     found: dict[str, list[str]] = {}
@@ -55,7 +56,7 @@ def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None =
             "them, or the path of a json file"
         )
     for split, of_split in found.items():
-        if len(of_split) > 1:  # COCO has captions and keypoints beside the instances
+        if len(of_split) > 1:  # COCO has captions and keypoints besides the instances
             of_split[:] = [file for file in of_split if Path(file).name.startswith("instances")] or of_split
         if len(of_split) > 1:
             raise DataError(
@@ -77,7 +78,7 @@ class ImageFinder:
 
     Args:
         root: the folder.
-        files: of it, relative; they are listed once where they are not given.
+        files: the files in it, relative to it; if they are not given, they are listed once.
     """
 
     def __init__(self, root: Path, files: list[str] | None = None) -> None:
@@ -87,19 +88,19 @@ class ImageFinder:
             self._by_name.setdefault(composed(Path(file).name), []).append(file)
 
     def find(self, image: Image, split: str, json_path: Path, beside: str) -> str:
-        """The file of an image, relative to the root; the name that it should have where there is no such file.
+        """Returns the file of an image, relative to the root, or the name that it should have if there is no such file.
 
-        Looked for under file_name, in the folder of the split, beside the json file, and by its last name alone where one
-        image is called so, as tools write paths of other machines.
+        It is looked up under file_name, in the folder of the split, beside the json file, and by its last name alone if exactly
+        one image has that name, since tools write paths of other machines.
 
         Args:
-            image: with file_name, or coco_url.
-            split: of its json file, or "".
-            json_path: for messages.
-            beside: folder of the json file relative to the root, or "".
+            image: an image with file_name, or coco_url.
+            split: the split of its json file, or "".
+            json_path: the json file, for messages.
+            beside: the folder of the json file relative to the root, or "".
 
         Raises:
-            DataError: a name that leads out of the folder.
+            DataError: A name leads out of the folder.
         """
         name = composed((image.file_name or "/".join(image.coco_url.split("/")[-2:])).replace("\\", "/"))
         windows = len(name) > 1 and name[1] == ":"
@@ -125,5 +126,5 @@ class ImageFinder:
 
 
 def load(jsons: Mapping[str, Path]) -> dict[str, CocoJson]:
-    """The content of each file; raises DataError."""
+    """Returns the content of each file; raises DataError."""
     return {split: CocoJson(path) for split, path in jsons.items()}

@@ -1,8 +1,8 @@
-"""CVAT's "CVAT for images 1.1": one annotations.xml with polygons, boxes, ellipses and masks; z_order says what is on top.
+"""Reads "CVAT for images 1.1": one annotations.xml with polygons, boxes, ellipses and masks; z_order says what is on top.
 
     <image name="a.jpg" width="6" height="4"><polygon label="cat" points="1,1;3,1;3,3" z_order="0"/></image>
 
-Read as a stream, an image at a time. datumaro reads it too, into objects in memory, and leaves the order of overlaps to the
+It is read as a stream, one image at a time. datumaro reads it too, into objects in memory, and leaves the order of overlaps to the
 caller; supervision does not read it.
 """
 
@@ -25,24 +25,24 @@ from kiloseg.storage.errors import DataError
 
 
 def is_cvat(path: Path) -> bool:
-    """Whether an xml file is CVAT's, by its beginning; one with a document type is none, since that may expand without end."""
+    """Whether an xml file is CVAT's, by its beginning. One with a document type is not, since that may expand without limit."""
     with path.open("rb") as file:
         head = file.read(4096)
     return b"<annotations>" in head and b"<!DOCTYPE" not in head and b"<!ENTITY" not in head
 
 
 def cvat_source(root: Path, xml: Path, files: list[str]) -> RegionSource:
-    """The annotations of a file, with images below `root`."""
+    """Returns the annotations of a file, with images below `root`."""
     return RegionSource(
         root=root, files=[xml], records=lambda: read_cvat(xml, ImageFinder(root, files)), overlap="last", stem=xml.stem
     )
 
 
 def read_cvat(path: Path, finder: ImageFinder) -> Iterator[Record]:
-    """Each image with its regions, from the bottom of z_order to the top.
+    """Yields each image with its regions, from the bottom of z_order to the top.
 
     Raises:
-        DataError: no well-formed xml, or an element without what its kind has.
+        DataError: The xml is not well-formed, or an element lacks what its kind requires.
     """
     try:
         for number, (_, element) in enumerate(ElementTree.iterparse(path, events=("end",))):  # noqa: S314 # see is_cvat
@@ -99,7 +99,7 @@ def _region(shape: ElementTree.Element, height: int, width: int) -> bytes:
 
 
 def _turned(corners: list[float], degrees: float) -> list[float]:
-    """A box turned clockwise around its middle."""
+    """Turns a box clockwise around its center."""
     left, top, right, bottom = corners
     x, y = (left + right) / 2, (top + bottom) / 2
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
@@ -110,7 +110,7 @@ def _turned(corners: list[float], degrees: float) -> list[float]:
 
 
 def _mask(shape: ElementTree.Element, height: int, width: int) -> bytes:
-    """CVAT's runs go row by row inside the mask's box, zeros first; COCO's go column by column through the image."""
+    """Converts CVAT's runs, which go row by row inside the mask's box, zeros first, to COCO's, which go column by column."""
     left, top, box_width, box_height = (int(shape.attrib[name]) for name in ("left", "top", "width", "height"))
     runs = [int(run) for run in shape.attrib["rle"].split(",")]
     if not (0 < box_width <= width and 0 < box_height <= height):

@@ -1,4 +1,4 @@
-"""What a folder or file that a user names holds: which tool wrote it, and how it is read."""
+"""Detects which tool wrote the folder or file that a user names, and how to read it."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ TABLES = (
     *("names.txt", "names.json", "labels.csv", "labels.txt", "labels.json", "class_names.txt", "class_names.csv"),
     *("label_names.txt", "obj.names", "label_colors.txt", "class_dict.csv", "data.yaml", "dataset.yaml", "data.yml"),
 )
-"""Names of tables of classes that tools write."""
+"""These are the names of tables of classes that tools write."""
 
 Source = RegionSource | MaskSource
 
 
 def detect(arguments: Arguments) -> Source:
-    """Finds out what `arguments.path` is, and prints a line that says so.
+    """Detects what `arguments.path` is, and prints a line that says so.
 
     Raises:
-        DataError: nothing that is known, or several readings of which --format chooses one.
+        DataError: It is nothing known, or there are several readings, one of which --format chooses.
     """
     assert arguments.path is not None
     path = arguments.path
@@ -63,7 +63,7 @@ def detect(arguments: Arguments) -> Source:
 
 
 def _around(path: Path) -> tuple[Path, list[str]]:
-    """The folder of a file's images, and what is in it: that of the file, or the one above where the file's has none."""
+    """Returns the folder of a file's images and its contents: the file's own folder, or its parent if that has no images."""
     files = list(walk(path.parent))
     if not any(map(is_image, files)) and any(map(is_image, above := list(walk(path.parent.parent)))):
         return path.parent.parent, above
@@ -163,7 +163,7 @@ def _look_masks(arguments: Arguments, root: Path, listed: list[str], files: list
 
 
 def _table(root: Path, listed: list[str]) -> Path:
-    """The table of classes; raises DataError where there is none, or several that differ."""
+    """Returns the table of classes; raises DataError if there is none, or several that differ."""
     names = {file: PurePosixPath(file).name for file in listed}
     for wanted in TABLES:
         found = [root / file for file, name in names.items() if name.lower() == wanted]

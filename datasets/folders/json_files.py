@@ -1,4 +1,4 @@
-"""Json files of an annotation tool, one after another."""
+"""Reads the json files of an annotation tool, one after another."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from kiloseg.storage.errors import DataError
 
 
 def read_json(path: Path) -> Any:
-    """The content of a json file, with or without a byte order mark; raises DataError."""
+    """Returns the content of a json file, with or without a byte order mark; raises DataError."""
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:

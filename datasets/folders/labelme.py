@@ -1,4 +1,4 @@
-"""labelme's json, one beside each image: polygons, rectangles, circles and masks; the last of the file lies on top.
+"""Reads labelme's json, one beside each image: polygons, rectangles, circles and masks; the last in the file lies on top.
 
     {"imagePath": "a.jpg", "imageHeight": 4, "imageWidth": 6,
      "shapes": [{"label": "cat", "points": [[x, y], ...], "shape_type": "polygon"}]}
@@ -34,7 +34,7 @@ def is_labelme(path: Path) -> bool:
 
 
 def labelme_source(root: Path, jsons: list[str], images: list[str]) -> RegionSource:
-    """The annotations of json files below `root`, given relative to it, as are the images."""
+    """Returns the annotations of json files below `root`; files and images are given relative to it."""
     there = {composed(str(PurePosixPath(image).with_suffix(""))): image for image in images}
     there |= {composed(image): image for image in images}
     return RegionSource(
@@ -48,10 +48,10 @@ def labelme_source(root: Path, jsons: list[str], images: list[str]) -> RegionSou
 
 
 def read_labelme(root: Path, file: str, images: dict[str, str]) -> Record:
-    """The image of a json file with its regions.
+    """Returns the image of a json file with its regions.
 
     Raises:
-        DataError: another structure, no such image, or a shape whose points are not as its kind has them.
+        DataError: The structure differs, there is no such image, or a shape's points do not fit its kind.
     """
     path = root / file
     try:
@@ -81,7 +81,8 @@ def read_labelme(root: Path, file: str, images: dict[str, str]) -> Record:
 
 
 def find_image(file: str, named: str, images: dict[str, str]) -> str | None:
-    """The image that a file beside it names, which may be on another machine; else the one of the file's own name."""
+    """Finds the image that the json file names, which may be a path of another machine, or else the one with the file's own
+    name."""
     folder = PurePosixPath(file).parent
     name = composed(named.replace("\\", "/"))
     for candidate in (folder / name, folder / PurePosixPath(name).name) if name else ():
@@ -119,7 +120,7 @@ def _region(shape: dict[str, Any], height: int, width: int, where: str) -> bytes
 
 
 def _mask(shape: dict[str, Any], height: int, width: int, where: str) -> bytes:
-    """A mask is a PNG of the pixels between two corners, both inclusive."""
+    """Returns the mask, a PNG of the pixels between two corners, both inclusive."""
     try:
         with Image.open(io.BytesIO(base64.b64decode(shape["mask"])), formats=["PNG"]) as opened:
             part = np.asarray(opened.convert("L")) > 0

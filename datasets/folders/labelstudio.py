@@ -1,11 +1,11 @@
-"""Label Studio's json export: a list of tasks with polygons, rectangles, ellipses and brush strokes; last on top.
+"""Reads Label Studio's json export: a list of tasks with polygons, rectangles, ellipses and brush strokes; last on top.
 
     [{"data": {"image": "/data/upload/1/0a1b2c3d-a.jpg"}, "annotations": [{"result": [
         {"type": "polygonlabels", "original_width": 6, "original_height": 4,
          "value": {"points": [[x, y], ...], "polygonlabels": ["cat"]}}]}]}]
 
-Coordinates are in hundredths of the image. A brush stroke is run-length coded bit by bit (thi.ng/rle-pack), four channels a
-pixel of which the last counts. Neither datumaro nor supervision reads brush strokes.
+Coordinates are in percent of the image. A brush stroke is run-length coded bit by bit (thi.ng/rle-pack), with four channels per
+pixel, of which the last counts. Neither datumaro nor supervision reads brush strokes.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from folders.json_files import read_json
 from kiloseg.storage.errors import DataError
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
-"""What Label Studio puts before the name of an uploaded file."""
+"""Label Studio puts this before the name of an uploaded file."""
 
 
 def is_labelstudio(path: Path) -> bool:
@@ -38,7 +38,7 @@ def is_labelstudio(path: Path) -> bool:
 
 
 def labelstudio_source(root: Path, path: Path, files: list[str]) -> RegionSource:
-    """The annotations of an export, with images below `root`, given relative to it."""
+    """Returns the annotations of an export; images are below `root` and given relative to it."""
     there = {composed(PurePosixPath(file).name): file for file in files if is_image(file)}
     return RegionSource(
         root=root, files=[path], records=lambda: read_labelstudio(path, there), overlap="last", stem=path.stem
@@ -46,10 +46,10 @@ def labelstudio_source(root: Path, path: Path, files: list[str]) -> RegionSource
 
 
 def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
-    """Each task with the regions of its first annotation that was not canceled.
+    """Yields each task with the regions of its first annotation that was not canceled.
 
     Raises:
-        DataError: another structure, or an image that is not there.
+        DataError: The structure differs, or an image does not exist.
     """
     tasks = read_json(path)
     for number, task in enumerate(tasks):
@@ -114,13 +114,13 @@ def _region(found: dict[str, Any], height: int, width: int) -> bytes:
 
 
 def unpack_brush(data: list[int], size: int) -> np.ndarray:
-    """The bytes of a brush stroke: uint8 of length `size`.
+    """Returns the bytes of a brush stroke: uint8 of length `size`.
 
-    Behind 32 bits of length, 5 bits of word size less one and four sizes of run lengths (4 bits each, less one) come runs:
-    a bit that says whether one word is repeated, 2 bits that choose the size of the length, the length less one, words.
+    After 32 bits of length, 5 bits of word size minus one, and four sizes of run lengths (4 bits each, minus one), there are runs:
+    a bit that says whether one word is repeated, 2 bits that choose the size of the length, the length minus one, and words.
 
     Raises:
-        ValueError: another length, or data that ends too early.
+        ValueError: The length differs, or the data ends too early.
     """
     bits = np.unpackbits(np.array(data, np.uint8))
     place = 0

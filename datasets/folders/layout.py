@@ -1,4 +1,4 @@
-"""Which images and masks of a folder belong together, by the names of their folders and files.
+"""Finds which images and masks of a folder belong together, by the names of their folders and files.
 
 images/a/b.jpg  masks/a/b.png                     also img_dir and ann_dir, JPEGImages and SegmentationClass, ...
 train/images/b.jpg  train/masks/b.png             also Mapillary Vistas' training/v2.0/labels/b.png
@@ -37,10 +37,10 @@ IMAGE_ENDS = re.compile(r"(?:[-_](leftimg8bit|image|img|rgb|sat))$", re.IGNORECA
 
 
 def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
-    """Image to mask, where images and masks lie in folders that are called so; empty where there are none.
+    """Maps images to masks if images and masks lie in folders with such names; empty if there are none.
 
     Raises:
-        DataError: an image without a mask, or with two.
+        DataError: An image has no mask, or has two.
     """
     images, masks = {}, {}
     for file in files:
@@ -62,7 +62,7 @@ def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
 
 
 def pair_beside(files: Iterable[str]) -> dict[str, str]:
-    """Image to mask, where each mask lies beside its image under its name with an end such as _mask; empty without any."""
+    """Maps images to masks if each mask lies beside its image, under its name with a suffix such as _mask; empty without any."""
     names = {file: file for file in files if is_image(file)}
     stems = {_stem(name): file for file, name in names.items()}
     masks = {
@@ -77,12 +77,12 @@ def pair_beside(files: Iterable[str]) -> dict[str, str]:
 
 
 def pair_folders(images: Iterable[str], masks: Iterable[str], folder: Path) -> dict[str, str]:
-    """Image to mask, where the user says which folder holds the masks; raises DataError as `pair_by_folders`."""
+    """Maps images to masks if the user says which folder holds the masks; raises DataError as `pair_by_folders`."""
     return _matched({file: file for file in images}, {file: file for file in masks}, f"{folder}/")
 
 
 def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[str, str]:
-    """`images` and `masks`: file to the name by which it is matched; `where`: what comes before a mask in messages."""
+    """Pairs `images` and `masks` (file to the name by which it is matched); `where` comes before a mask in messages."""
     exact: dict[str, str] = {}
     loose: dict[str, list[str]] = {}
     for file, name in masks.items():

@@ -1,4 +1,4 @@
-"""Masks as tools write them: ids in 8 or 16 bits, palettes, gray in three channels, or the colors of a table."""
+"""Reads masks as tools write them: ids in 8 or 16 bits, palettes, gray in three channels, or the colors of a table."""
 
 from __future__ import annotations
 
@@ -24,27 +24,27 @@ class MaskReader:
     """Reads a mask's file into class ids; picklable."""
 
     names: dict[int, str]
-    """Raw id to name; one with an empty name is ignored. Class ids are the ranks of those that have one."""
+    """Maps raw ids to names; one with an empty name is ignored. Class ids are the ranks of those that have a name."""
     colors: dict[Color, int] = field(default_factory=dict)
-    """Color to raw id, for masks of colors."""
+    """Maps colors to raw ids, for colored masks."""
     table: Path
-    """Where the names are from, for messages."""
+    """The file that the names are from, for messages."""
     ignore_id: int | None = None
-    """Raw id that means ignore; without one 255 is, in masks of 8 bits, where no class has it. 65,535 always is."""
+    """The raw id that means ignore. Without one, 255 does in 8-bit masks if no class has it. 65,535 always does."""
     reduce_zero: bool = False
-    """Raw id 0 is ignored and all others count one less, as MMSegmentation's reduce_zero_label has it."""
+    """Ignores raw id 0 and lowers all others by one, like MMSegmentation's reduce_zero_label."""
     exif: Exif = "refuse"
 
     @property
     def classes(self) -> list[str]:
-        """A name per class id."""
+        """Returns one name per class id."""
         return [self.names[raw_id] for raw_id in sorted(self.names) if self.names[raw_id]]
 
     def __call__(self, path: Path) -> tuple[np.ndarray, bool]:
-        """uint16 class ids of shape (H, W), and whether 255 was ignored in it only because no class has that id.
+        """Returns uint16 class ids of shape (H, W), and whether 255 was ignored only because no class has that id.
 
         Raises:
-            DataError: no such file, no mask, or an id or color that is not in the table.
+            DataError: There is no such file, it is not a mask, or an id or color is not in the table.
         """
         raw_HW = self._raw(path)
         ignore_id = self.ignore_id

@@ -1,4 +1,4 @@
-"""A user's images with masks beside them."""
+"""Builds from a user's images with masks beside them."""
 
 from __future__ import annotations
 
@@ -23,28 +23,28 @@ from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
 LISTS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
-"""Folders of lists of images by split, as PASCAL VOC and CVAT have them."""
+"""These folders hold lists of images by split, as in PASCAL VOC and CVAT."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class MaskSource:
-    """Images and masks that were found."""
+    """Holds images and masks that were found."""
 
     images: Path
     masks: Path
     pairs: dict[str, str]
-    """Image to mask, each a path relative to its root."""
+    """Maps images to masks, each a path relative to its root."""
     table: Path
-    """File of class names."""
+    """The file of class names."""
     with_colors: bool = True
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
 def build_masked(arguments: Arguments) -> DatasetInfo:
-    """Builds from the masks that `arguments` name.
+    """Builds a data set from the masks that `arguments` name.
 
     Raises:
-        DataError: files that are missing or hold something else, or as `build`.
+        DataError: Files are missing or hold something else, or as for `build`.
     """
     assert arguments.images is not None and arguments.masks is not None and arguments.names is not None
     for path, flag, what in ((arguments.images, "images", "images"), (arguments.masks, "masks", "masks")):
@@ -62,7 +62,7 @@ def build_masked(arguments: Arguments) -> DatasetInfo:
 
 
 def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
-    """Builds from images and masks that were found; raises DataError as `build_masked`."""
+    """Builds a data set from images and masks that were found; raises DataError as `build_masked`."""
     if not source.pairs:
         raise DataError(
             f"{source.images} holds no image: expected files ending in .jpg, .jpeg, .png, .tif, ..., at any depth"
@@ -127,7 +127,7 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
 def make_samples(
     task: ShardTask, *, images: Path, masks: Path, pairs: Mapping[str, list[Pair]], reader: MaskReader
 ) -> Iterator[Sample]:
-    """The samples of a shard."""
+    """Yields the samples of a shard."""
     for pair in pairs[task.split][task.start : task.stop]:
         data = read_stored(images / pair.image, exif=reader.exif)
         mask_HW, white = reader(masks / pair.mask)
@@ -141,7 +141,7 @@ def make_samples(
 
 
 def _images(root: Path, masks: Path) -> tuple[list[str], Counter[str]]:
-    """Images below a folder, without masks that lie in it too: in a folder of their own, or each beside its JPEG."""
+    """Returns the images below a folder, without masks that lie in it too: in their own folder, or each beside its JPEG."""
     same = masks.resolve() == root.resolve()
     inside = not same and masks.resolve().is_relative_to(root.resolve())
     skipped = f"{masks.resolve().relative_to(root.resolve())}/" if inside else None
@@ -160,7 +160,7 @@ def _splits(arguments: Arguments, source: MaskSource, keys: Mapping[str, str]) -
 
 
 def _listed(source: MaskSource, given: Mapping[str, str]) -> dict[str, list[str]] | None:
-    """Images by the lists of a folder ImageSets; None where there are none that name a split."""
+    """Returns the images by the lists of a folder ImageSets, or None if there are none that name a split."""
     for folder in (source.images / name for name in LISTS):
         lists = {split: path for path in sorted(folder.glob("*.txt")) if (split := split_in_name(path.stem, given))}
         if not lists:

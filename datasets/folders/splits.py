@@ -1,4 +1,4 @@
-"""Which split a folder, a file or a path belongs to, by the names that tools give them."""
+"""Finds which split a folder, a file or a path belongs to, by the names that tools give them."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ USUAL = {
     "val": re.compile(r"(val|valid|validation|dev)[-_]?(set|data|images|imgs)?(\d{4})?"),
     "test": re.compile(r"(test|testing|tst)[-_]?(set|data|dev|images|imgs)?(\d{4})?"),
 }
-"""What folders of a split are called, in any case: by COCO train2017, by ADE20K training, by Roboflow valid."""
+"""Usual names of split folders, in any case: COCO uses train2017, ADE20K training, Roboflow valid."""
 
 LEFT_OUT = "none"
 
 
 def usual_split(name: str, given: Mapping[str, str] | None = None) -> str | None:
-    """The split that a folder of this name is, by what the user said or by its usual names; None where it is none."""
+    """Returns the split that a folder of this name is, by the user's choice or its usual names, or None."""
     if given and name in given:
         return given[name]
     return next((split for split, pattern in USUAL.items() if pattern.fullmatch(name.lower())), None)
 
 
 def split_in_name(stem: str, given: Mapping[str, str] | None = None) -> str | None:
-    """The split that a file's name holds as a word, as instances_train2017; None where it holds none or several."""
+    """Returns the split that a file's name holds as a word, as in instances_train2017, or None if it holds none or several."""
     if given and stem in given:
         return given[stem]
     found = {usual_split(word) for word in re.split(r"[-_.\s]+", stem)} - {None}
@@ -37,7 +37,7 @@ def split_in_name(stem: str, given: Mapping[str, str] | None = None) -> str | No
 
 
 def parse_splits(words: Sequence[str]) -> dict[str, str]:
-    """FOLDER=SPLIT words of the command line; raises ValueError."""
+    """Parses FOLDER=SPLIT words of the command line; raises ValueError."""
     given = {}
     for word in words:
         name, mark, split = word.rpartition("=")
@@ -48,17 +48,17 @@ def parse_splits(words: Sequence[str]) -> dict[str, str]:
 
 
 def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str) -> dict[str, list[str]] | None:
-    """Files by the split that a folder of their path names; None where no folder names one.
+    """Groups files by the split that a folder of their path names; returns None if no folder names one.
 
-    The topmost folder that is a split for any file decides for all: of a/train/x.jpg the second.
+    The topmost folder level that is a split for any file decides for all: of a/train/x.jpg it is the second.
 
     Args:
-        files: relative paths.
+        files: the relative paths.
         given: what the user said.
         what: where the files are, for messages.
 
     Raises:
-        DataError: some files lie in a folder of a split and others do not.
+        DataError: Some files lie in a folder of a split and others do not.
     """
     files = list(files)
     for depth in range(max((file.count("/") for file in files), default=0)):
@@ -84,7 +84,7 @@ def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str)
 
 
 def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, list[str]]:
-    """Files into train and val: at least one file for each, unless the fraction is 0."""
+    """Divides files into train and val, with at least one file each unless the fraction is 0."""
     files = sorted(keys, key=lambda file: order(f"{seed}/{keys[file]}"))
     num_val = min(max(round(val_fraction * len(files)), 1), len(files) - 1) if val_fraction > 0 else 0
     splits = {"train": files[num_val:], "val": files[:num_val]}
@@ -92,20 +92,20 @@ def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str,
 
 
 def without_test(splits: dict[str, list[str]], *, keep: bool, name: str) -> dict[str, list[str]]:
-    """The splits that are built: test only where it is asked for. Prints a line where it is left out."""
+    """Returns the splits that are built: test only if it is requested. Prints a line if it is left out."""
     if "test" in splits and not keep:
         print(f"{name}: {len(splits['test'])} images of split test are left out; --test builds them as split test")
     return {split: files for split, files in splits.items() if files and (keep or split != "test")}
 
 
 def keys_of(files: Iterable[str]) -> dict[str, str]:
-    """A key per image file, from its path without suffix.
+    """Returns a key per image file, from its path without suffix.
 
-    Names that differ only in what a key cannot hold, as `IMG (1)` and `IMG_(1)`, get a digest of the name each; one that is
-    too long for a shard is shortened and gets one too.
+    Names that differ only in what a key cannot hold, such as `IMG (1)` and `IMG_(1)`, each get a digest of the name. One that is
+    too long for a shard is shortened and gets a digest too.
 
     Raises:
-        DataError: two files of one name but for the suffix, or one file that is listed twice.
+        DataError: Two files have the same name but for the suffix, or one file is listed twice.
     """
     files = list(files)
     names: dict[str, list[str]] = {}

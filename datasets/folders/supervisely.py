@@ -1,4 +1,4 @@
-"""Supervisely's projects: meta.json with classes, and for each image of DATASET/img a json in DATASET/ann; last on top.
+"""Reads Supervisely's projects: meta.json with classes, and a json in DATASET/ann per image of DATASET/img; last on top.
 
     {"size": {"height": 4, "width": 6},
      "objects": [{"classTitle": "cat", "geometryType": "polygon", "points": {"exterior": [[x, y], ...], "interior": []}},
@@ -28,11 +28,11 @@ from folders.json_files import read_json
 from kiloseg.storage.errors import DataError
 
 LARGEST_BITMAP = 2**26
-"""Bytes of a PNG that a bitmap may hold when it is unpacked."""
+"""The most bytes of a PNG that a bitmap may hold when it is unpacked."""
 
 
 def supervisely_source(root: Path, anns: list[str], images: list[str]) -> RegionSource:
-    """The annotations of json files below `root`, given relative to it, as are the images."""
+    """Returns the annotations of json files below `root`; files and images are given relative to it."""
     there = {composed(image): image for image in images}
     classes = [str(entry["title"]).strip() for entry in read_json(root / "meta.json")["classes"]]
     return RegionSource(
@@ -46,13 +46,13 @@ def supervisely_source(root: Path, anns: list[str], images: list[str]) -> Region
 
 
 def image_of(ann: str) -> str:
-    """The image of an annotation file: DATASET/ann/a.jpg.json is of DATASET/img/a.jpg."""
+    """Returns the image of an annotation file: DATASET/ann/a.jpg.json belongs to DATASET/img/a.jpg."""
     path = PurePosixPath(ann)
     return composed(str(path.parent.parent / "img" / path.name.removesuffix(".json")))
 
 
 def read_supervisely(root: Path, file: str, images: dict[str, str]) -> Record:
-    """The image of a json file with its regions; raises DataError."""
+    """Returns the image of a json file with its regions; raises DataError."""
     path = root / file
     image = images.get(image_of(file))
     if image is None:
@@ -93,6 +93,6 @@ def _bitmap(text: str) -> np.ndarray:
     except binascii.Error as error:
         raise ValueError(f"a bitmap that is no base64: {error}") from error
     with Image.open(io.BytesIO(unpacked), formats=["PNG"]) as opened:
-        # Its tool writes the mask into all channels, alpha among them.
+        # The tool writes the mask into all channels, including alpha.
         band = opened.getchannel("A") if "A" in opened.getbands() else opened.convert("L")
         return (np.asarray(band) > 0).astype(np.uint8)

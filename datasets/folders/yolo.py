@@ -1,10 +1,10 @@
-"""YOLO's segmentation format: data.yaml with names, and a txt for each image with a line "class x y x y ..." a polygon.
+"""Reads YOLO's segmentation format: data.yaml with names, and per image a txt with a line "class x y x y ..." per polygon.
 
     images/train/a.jpg  labels/train/a.txt            coordinates are shares of the width and height
     train/images/a.jpg  train/labels/a.txt
 
 Format: Ultralytics' documentation of segmentation data sets. A line of five numbers is a box, which has no shape here.
-supervision reads it too, but decodes every image and keeps a mask an object in memory.
+supervision reads it too, but decodes every image and keeps one mask per object in memory.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from kiloseg.storage.errors import DataError
 
 
 def yolo_source(root: Path, table: Path, texts: list[str], images: list[str], exif: Exif) -> RegionSource:
-    """Polygons of the txt files below `root`, given relative to it, as are the images; `table` holds the names."""
+    """Returns the polygons of the txt files below `root`; files and images are given relative to it; `table` holds the names."""
     return RegionSource(
         root=root,
         files=[table, *(root / file for file in texts)],
@@ -31,7 +31,7 @@ def yolo_source(root: Path, table: Path, texts: list[str], images: list[str], ex
 
 
 def label_of(image: str) -> str:
-    """The txt file of an image: the last folder images becomes labels, as Ultralytics has it."""
+    """Returns the txt file of an image: the last folder images becomes labels, as in Ultralytics."""
     *folders, name = image.split("/")
     for number in reversed(range(len(folders))):
         if folders[number] == "images":
@@ -41,10 +41,10 @@ def label_of(image: str) -> str:
 
 
 def read_yolo(root: Path, texts: list[str], images: list[str], exif: Exif) -> Iterator[Record]:
-    """Each image with its polygons; an image without a txt file has no objects.
+    """Yields each image with its polygons; an image without a txt file has no objects.
 
     Raises:
-        DataError: a line that is something else; names the file and the line.
+        DataError: A line is something else; the message names the file and the line.
     """
     there = {composed(text): text for text in texts}
     for image in images:

@@ -1,6 +1,6 @@
-"""Photographs that installed packages ship, and random squares of photographs for scenes to stand before.
+"""Provides photographs that installed packages ship, and cuts random squares from photographs as backgrounds for scenes.
 
-Cutting a square needs NumPy and Pillow only.
+Cutting a square needs only NumPy and Pillow.
 """
 
 from __future__ import annotations
@@ -17,13 +17,12 @@ _INSTALLED_AS = {"sklearn": "scikit-learn", "skimage": "scikit-image"}
 
 
 def packaged_photograph(package: str, name: str) -> Path:
-    """The file of a photograph that an installed package ships.
+    """Returns the file of a photograph that an installed package ships.
 
     Raises:
-        ModuleNotFoundError: the package, or the photograph in it, is not there.
+        ModuleNotFoundError: The package, or the photograph in it, does not exist.
     """
-    # Read beside the package: scikit-learn's own load_sample_image would import SciPy in every process, which takes
-    # seconds.
+    # The file is read directly: scikit-learn's own load_sample_image would import SciPy in every process, which takes seconds.
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
@@ -42,7 +41,7 @@ def packaged_photograph(package: str, name: str) -> Path:
 
 
 def random_square(rng: np.random.Generator, photographs: Sequence[Image.Image], size: int) -> np.ndarray:
-    """A random square of one of the photographs, mirrored or not, brighter or darker: float32 of shape (size, size, 3)."""
+    """Cuts a random square from one of the photographs, mirrored or not, brighter or darker: float32 of shape (size, size, 3)."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     side = rng.uniform(0.3, 1) * min(photograph.size)
     left, top = rng.random(2) * (np.array(photograph.size) - side)

@@ -1,5 +1,5 @@
-"""Varied backgrounds of few photographs, so that a network cannot know them by heart: blended, recolored and warped squares,
-and textures that are computed. NumPy and Pillow only."""
+"""Varies the backgrounds made from few photographs, so a network cannot memorize them: it blends, recolors and warps squares, and
+computes textures. It needs only NumPy and Pillow."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _SHARES = {True: (0.2, 0.2, 0.2, 0.15, 0.25), False: (0.4, 0.2, 0.2, 0.2, 0.0)}
 def varied_square(
     rng: np.random.Generator, photographs: Sequence[Image.Image], size: int, *, textures: bool
 ) -> np.ndarray:
-    """A random background: float32 of shape (size, size, 3), about 0 to 255.
+    """Returns a random background: float32 of shape (size, size, 3), about 0 to 255.
 
     Args:
-        rng: decides everything.
-        photographs: to cut from.
-        size: side in pixels.
+        rng: the generator that decides everything.
+        photographs: the photographs to cut from.
+        size: the side in pixels.
         textures: whether a quarter of them are textures that show no photograph.
     """
     kind = _KINDS[int(np.searchsorted(np.cumsum(_SHARES[textures]), rng.random(), side="right").clip(max=4))]
@@ -39,7 +39,7 @@ def varied_square(
 
 
 def texture(rng: np.random.Generator, size: int) -> np.ndarray:
-    """Two random colors that mix by smooth noise of several scales, stripes or checks: float32 (size, size, 3)."""
+    """Mixes two random colors by smooth noise of several scales, stripes or checks: float32 (size, size, 3)."""
     low, high = rng.uniform(0, 255, (2, 3)).astype(np.float32)
     pattern = rng.integers(3)
     if pattern == 0:
@@ -56,13 +56,13 @@ def texture(rng: np.random.Generator, size: int) -> np.ndarray:
 
 
 def smooth_noise(rng: np.random.Generator, size: int, cells: int) -> np.ndarray:
-    """Random numbers of a grid with so many cells a side, smoothly joined: float32 (size, size), 0 to 1."""
+    """Returns random numbers of a grid with `cells` cells per side, smoothly interpolated: float32 (size, size), 0 to 1."""
     grid = Image.fromarray(rng.integers(0, 256, (cells + 1, cells + 1), dtype=np.uint8))
     return np.asarray(grid.resize((size, size), Image.Resampling.BICUBIC), np.float32) * np.float32(1 / 255)
 
 
 def _recolored(rng: np.random.Generator, square: np.ndarray) -> np.ndarray:
-    """Channels mixed at random, such that gray stays about as bright as it was."""
+    """Mixes the channels at random, so that gray stays about as bright as it was."""
     mix = 0.5 * np.eye(3)[rng.permutation(3)] + 0.5 * rng.dirichlet((0.5,) * 3, 3)
     gains = rng.uniform(0.7, 1.3, 3)
     colors: np.ndarray = square @ (mix.T * gains).astype(np.float32)
@@ -70,14 +70,14 @@ def _recolored(rng: np.random.Generator, square: np.ndarray) -> np.ndarray:
 
 
 def _warped(rng: np.random.Generator, photographs: Sequence[Image.Image], size: int) -> np.ndarray:
-    """A turned, sheared and stretched square of a photograph; where it leaves the photograph it is black."""
+    """Returns a turned, sheared and stretched square of a photograph; it is black where it leaves the photograph."""
     photograph = photographs[int(rng.integers(len(photographs)))]
     side = rng.uniform(0.25, 0.6) * min(photograph.size)
     angle = rng.uniform(0, 2 * np.pi)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     stretch = np.array([[rng.uniform(0.6, 1.6), rng.uniform(-0.5, 0.5)], [0, rng.uniform(0.6, 1.6)]])
     matrix = turn @ stretch * (side / size)
-    # Corners of the square in the photograph, so that it can be moved to lie inside as far as it fits.
+    # These are the corners of the square in the photograph, so it can be moved to lie inside as far as it fits.
     corners = np.array([[0, 0], [size, 0], [0, size], [size, size]]) @ matrix.T
     lowest, highest = corners.min(0), corners.max(0)
     room = np.maximum(np.array(photograph.size) - (highest - lowest), 0)

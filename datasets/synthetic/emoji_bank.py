@@ -1,10 +1,10 @@
-"""The bank: classes, sprites and photographs of the emoji data set in one file of about 20 MB.
+"""Reads and writes the bank: classes, sprites and photographs of the emoji data set in one file of about 20 MB.
 
     bank.json     classes in the order of their ids, vendors, whom to name
     google.png    a sheet per vendor, 48 sprites of 64 x 64 pixels a row in the order of the classes; premultiplied
     00.jpg        photographs for the background
 
-A plain tar. With it a machine that has NumPy and Pillow draws the data set: no npm, no packages.
+The bank is a plain tar. With it, a machine that has NumPy and Pillow can draw the data set without npm and other packages.
 """
 
 from __future__ import annotations
@@ -31,19 +31,20 @@ from synthetic.emoji_sprites import SIDE, some_sprites_of, sprites_of, twins
 FORMAT = "kiloseg-emoji-bank-1"
 COLUMNS = 48
 PHOTOGRAPH_SIDE = 480
-"""Shorter side of the photographs in the bank, pixels, at most: squares of 144 pixels and more are cut out of them."""
+"""The shorter side of the photographs in the bank, at most, in pixels: squares of 144 pixels and more are cut out of them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bank:
-    """All that scenes are drawn from."""
+    """Holds everything that scenes are drawn from."""
 
     classes: list[Emoji]
-    """Class k + 1 is the k-th; class 0 is the background."""
+    """Class k + 1 is the k-th entry; class 0 is the background."""
     sprites: dict[str, np.ndarray]
-    """Vendor to uint8 of shape (C, SIDE, SIDE, 4), premultiplied; wholly transparent where the vendor draws no such emoji."""
+    """Maps vendors to uint8 of shape (C, SIDE, SIDE, 4), premultiplied; a sprite is transparent if the vendor has no such
+    emoji."""
     credits: dict[str, str]
-    """Vendor to package, license and whom to name."""
+    """Maps vendors to their package, license and attribution."""
     photographs: list[Photograph]
 
 
@@ -53,17 +54,17 @@ def make_bank(
     packages: tuple[Package, ...] = PACKAGES,
     drawings: tuple[Package, ...] = (),
 ) -> Bank:
-    """Chooses the classes and decodes every vendor's picture of each once.
+    """Chooses the classes and decodes every vendor's picture of each class once.
 
     Args:
-        tarballs: vendor to its file.
-        photographs: for the background.
-        packages: of vendors that decide, together, which classes there are.
-        drawings: of vendors that draw in SVG and may lack classes.
+        tarballs: maps vendors to their files.
+        photographs: the photographs for the background.
+        packages: the packages of vendors that decide, together, which classes there are.
+        drawings: the packages of vendors that draw in SVG and may lack classes.
 
     Raises:
-        DataError: a tarball or picture that cannot be read.
-        ModuleNotFoundError: there are `drawings`, and resvg_py is not installed.
+        DataError: A tarball or picture cannot be read.
+        ModuleNotFoundError: There are `drawings`, and resvg_py is not installed.
     """
     pictures = {package.vendor: read_images(tarballs[package.vendor], package) for package in packages}
     emoji = base_emoji(read_table(tarballs[packages[0].vendor]), pictures.values())
@@ -107,10 +108,10 @@ def write_bank(path: Path, bank: Bank) -> None:
 
 
 def read_bank(path: Path) -> tuple[Bank, str]:
-    """The bank in a file, and the file's sha256.
+    """Reads the bank in a file, and the file's sha256.
 
     Raises:
-        DataError: no such file, or not a whole bank.
+        DataError: There is no such file, or it is not a complete bank.
     """
     mend = "delete it, and datasets/emoji.py makes it again"
     try:
@@ -133,12 +134,12 @@ def read_bank(path: Path) -> tuple[Bank, str]:
         raise DataError(f"{path} is no whole bank ({type(error).__name__}: {error}); {mend}") from error
     except DataError:
         raise
-    except ValueError as error:  # no JSON, or a sheet of another size
+    except ValueError as error:  # not JSON, or a sheet of another size
         raise DataError(f"{path} is no whole bank ({error}); {mend}") from error
 
 
 def _sheet(sprites: np.ndarray) -> Image.Image:
-    """All sprites in one picture."""
+    """Puts all sprites in one picture."""
     rows = -(-len(sprites) // COLUMNS)
     cells = np.zeros((rows * COLUMNS, SIDE, SIDE, 4), np.uint8)
     cells[: len(sprites)] = sprites
@@ -147,7 +148,7 @@ def _sheet(sprites: np.ndarray) -> Image.Image:
 
 
 def _cut(picture: bytes, number: int) -> np.ndarray:
-    """The sprites of a sheet; raises ValueError."""
+    """Returns the sprites of a sheet; raises ValueError."""
     sheet = np.asarray(Image.open(io.BytesIO(picture), formats=("PNG",)))
     rows = -(-number // COLUMNS)
     if sheet.shape != (rows * SIDE, COLUMNS * SIDE, 4):

@@ -1,4 +1,4 @@
-"""Which classes the scenes of the emoji data set show: Zipf's law in training, all alike in validation."""
+"""Chooses which classes the scenes of the emoji data set show: by Zipf's law in training, all equally often in validation."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Literal
 import numpy as np
 
 SPLITS = ("train", "val", "val_style")
-"""A split's place here seeds its random numbers, so new ones go to the end."""
+"""A split's position here seeds its random numbers, so new splits go to the end."""
 FEWEST_OBJECTS, MOST_OBJECTS = 6, 14
 THEME = 0.6
-"""Share of a scene's objects that come from one subcategory: what stands together in life is often alike."""
+"""The share of a scene's objects that come from one subcategory: things that occur together in life are often alike."""
 
-# What a stream of random numbers is for, so that no two streams are the same; scenes themselves have 2.
+# These say what a stream of random numbers is for, so that no two streams are the same; scenes themselves use 2.
 _COUNTS, _ROUND = range(2)
 _BLOCK = 1024
 
@@ -21,15 +21,15 @@ _BLOCK = 1024
 class Choice:
     """Draws class ids, 1 to C, for the scenes of all splits.
 
-    In training every object is drawn by itself: with probability THEME from the scene's subcategory, which is itself
-    drawn by the frequency of its classes, else from all. So each object has class k with probability in proportion to
-    1 / k, whatever the theme. In a validation split the objects of all scenes are one long deal, in rounds of all classes,
-    so that any two classes are placed equally often, give or take one a stream.
+    In training, every object is drawn separately: with probability THEME from the scene's subcategory, which is itself drawn by
+    the frequency of its classes, and otherwise from all. So each object has class k with probability in proportion to 1 / k,
+    whatever the theme. In a validation split, the objects of all scenes are one long deal, in rounds of all classes, so any two
+    classes are placed equally often, give or take one per stream.
 
     Args:
-        subcategories: of class 1, 2, ... C.
-        seed: of the data set.
-        zipf: whether frequencies in training fall with 1 / k; else they are equal.
+        subcategories: the subcategories of class 1, 2, ... C.
+        seed: the seed of the data set.
+        zipf: whether frequencies in training fall with 1 / k; otherwise they are equal.
     """
 
     def __init__(self, subcategories: list[str], *, seed: int, zipf: bool) -> None:
@@ -45,7 +45,7 @@ class Choice:
         self._rounds: dict[tuple[str, int], np.ndarray] = {}
 
     def class_ids(self, rng: np.random.Generator, split: str, index: int) -> list[int]:
-        """Classes of the objects of a scene, in the order in which they are drawn; `rng` is the scene's own."""
+        """Returns the classes of a scene's objects, in the order in which they are drawn; `rng` is the scene's own."""
         start, stop = self._objects(split, index)
         if split != "train":
             themed = self._deal(split, "themed", int(start * THEME), int(stop * THEME))
@@ -59,17 +59,17 @@ class Choice:
         return rng.permutation(drawn).tolist()
 
     def _objects(self, split: str, index: int) -> tuple[int, int]:
-        """Numbers of a scene's objects among those of all scenes: first, and end."""
+        """Returns the first and end number of a scene's objects among those of all scenes."""
         block, within = divmod(index, _BLOCK)
         start = sum(int(_block(self.seed, split, earlier)[-1]) for earlier in range(block))
         ends = _block(self.seed, split, block)
         return start + (int(ends[within - 1]) if within else 0), start + int(ends[within])
 
     def _deal(self, split: str, stream: Literal["themed", "loose"], start: int, stop: int) -> list[int]:
-        """Class ids `start` to `stop` - 1 of one of the two streams of a validation split.
+        """Returns the class ids `start` to `stop` - 1 of one of the two streams of a validation split.
 
-        In each round the classes are shuffled and cut in two: the first THEME of them, sorted into subcategories in a
-        random order, are that round of the themed stream, the others of the loose one.
+        In each round the classes are shuffled and split in two: the first THEME of them, sorted into subcategories in a random
+        order, are that round of the themed stream; the others are that of the loose one.
         """
         themed = round(self.count * THEME)
         length = themed if stream == "themed" else self.count - themed
@@ -100,6 +100,6 @@ class _Weighted:
 
 @functools.lru_cache(maxsize=4096)
 def _block(seed: int, split: str, block: int) -> np.ndarray:
-    """Running sums of the numbers of objects of _BLOCK scenes."""
+    """Returns running sums of the numbers of objects of _BLOCK scenes."""
     rng = np.random.default_rng([seed, SPLITS.index(split), _COUNTS, block])
     return np.cumsum(rng.integers(FEWEST_OBJECTS, MOST_OBJECTS + 1, _BLOCK))

@@ -1,4 +1,4 @@
-"""The classes of the emoji data set: which emoji there are, which are one class, and which may be mirrored."""
+"""Defines the classes of the emoji data set: which emoji there are, which are one class, and which may be mirrored."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from synthetic.emoji_packages import code_of
 
 @dataclass(frozen=True, kw_only=True)
 class Emoji:
-    """One class: an emoji, with those that some vendor draws as the same picture."""
+    """Holds one class: an emoji, with those that some vendor draws as the same picture."""
 
     code: str
-    """Code points of the emoji that is drawn, lower case, without fe0f; the name of its picture in every package."""
+    """The code points of the emoji that is drawn, lower case, without fe0f; its picture has this name in every package."""
     name: str
-    """Unique, such as grinning or flag-eg."""
+    """The unique name, such as grinning or flag-eg."""
     category: str
     subcategory: str
     mirrors: bool
-    """Whether it is still itself when left and right are exchanged."""
+    """Whether it stays the same emoji when left and right are exchanged."""
     twins: tuple[str, ...] = ()
-    """Names of the emoji that were merged into this class and are not drawn."""
+    """The names of the emoji that were merged into this class and are not drawn."""
 
 
 UNMIRRORED_CATEGORIES = frozenset({"Symbols", "Flags"})
-"""Arrows, letters, digits, keycaps, signs, zodiac, buttons of a player: many mean something else when mirrored, and those
+"""These hold arrows, letters, digits, keycaps, signs, zodiac and player buttons: many mean something else when mirrored, and those
 that are symmetric lose nothing."""
 UNMIRRORED_SUBCATEGORIES = frozenset(
     {
@@ -38,7 +38,7 @@ UNMIRRORED_SUBCATEGORIES = frozenset(
         "book-paper",  # text, and the side that a book opens to
         "computer",  # keyboards, calculators
         "emotion",  # 100, Zzz, speech and anger signs
-        "mail",  # text and the way that things go
+        "mail",  # text and the direction of motion
         "money",  # currency signs, rising charts
         "music",  # notes and scores
         "office",  # calendars, charts, text
@@ -55,7 +55,7 @@ UNMIRRORED_WORDS = frozenset(
         *("text", "sign", "signs", "symbol", "symbols", "letter", "letters", "number", "digit", "dollar", "money"),
     }
 )
-"""Words of an emoji's names that tell of a side, or of something to be read."""
+"""These words in an emoji's names refer to a side, or to something to be read."""
 UNMIRRORED_NAMES = frozenset(
     {
         *("teacher", "male-teacher", "female-teacher"),  # a sum on the blackboard
@@ -66,22 +66,22 @@ UNMIRRORED_NAMES = frozenset(
         *("elevator", "kimono", "musical_keyboard", "sleeping", "x-ray"),
     }
 )
-"""Pictures that hold writing or have a side in some vendor's drawing, though no word or subcategory says so; found by
+"""These pictures hold writing or have a side in some vendor's drawing, though no word or subcategory says so; they were found by
 looking at all of them."""
 
 
 def base_emoji(table: bytes, pictures: Iterable[Collection[str]]) -> list[Emoji]:
-    """The emoji that can become classes, in Unicode's order.
+    """Returns the emoji that can become classes, in Unicode's order.
 
-    Those are all base emoji (no skin tones) of emoji.json that no newer code replaces and every vendor draws, without
-    the Component entries, which are parts of others, and without flags, most of which are known by their text alone.
+    Those are all base emoji (no skin tones) of emoji.json that no newer code replaces and every vendor draws. It leaves out the
+    Component entries, which are parts of others, and flags, most of which are known by their text alone.
 
     Args:
         table: the content of emoji.json.
-        pictures: for each vendor the codes that it draws.
+        pictures: for each vendor, the codes that it draws.
 
     Raises:
-        DataError: emoji.json is not what it is expected to be.
+        DataError: The content of emoji.json is not as expected.
     """
     pictures = list(pictures)
     chosen = []
@@ -112,7 +112,7 @@ def base_emoji(table: bytes, pictures: Iterable[Collection[str]]) -> list[Emoji]
 def may_mirror(category: str, subcategory: str, names: list[str]) -> bool:
     """Whether an emoji stays itself when left and right are exchanged: no text, arrow, clock, map, chart or pointing hand.
 
-    Decided by category, subcategory and the words of its names (the long one first, then the short ones).
+    This is decided by category, subcategory and the words of its names (the long one first, then the short ones).
     """
     words = {word for name in names for word in re.findall(r"[a-z]+", name.lower())}
     return not (
@@ -124,11 +124,11 @@ def may_mirror(category: str, subcategory: str, names: list[str]) -> bool:
 
 
 def merge_twins(emoji: list[Emoji], twins: Iterable[tuple[int, int]]) -> list[Emoji]:
-    """One class for all emoji that are linked by pairs of twins; the first of them is drawn.
+    """Merges all emoji that are linked by pairs of twins into one class; the first of them is drawn.
 
     Args:
-        emoji: in the order of `base_emoji`.
-        twins: pairs of positions in `emoji`.
+        emoji: the emoji in the order of `base_emoji`.
+        twins: the pairs of positions in `emoji`.
     """
     first = list(range(len(emoji)))
 
@@ -157,8 +157,8 @@ def merge_twins(emoji: list[Emoji], twins: Iterable[tuple[int, int]]) -> list[Em
 
 
 def by_frequency(classes: list[Emoji]) -> list[Emoji]:
-    """The classes in the order of their frequency in training, which is drawn by lot.
+    """Returns the classes in the order of their frequency in training, which is random.
 
-    Shuffled by a digest of the code, so that the first N are a fair choice from all categories, whatever the seed.
+    They are shuffled by a digest of the code, so the first N are a fair selection from all categories, whatever the seed.
     """
     return sorted(classes, key=lambda one: hashlib.sha256(one.code.encode()).hexdigest())

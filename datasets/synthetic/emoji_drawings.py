@@ -1,4 +1,4 @@
-"""Vendors' pictures that come as SVG: found by code points or by name, and drawn as PNG."""
+"""Finds vendors' SVG pictures by code points or by name, and draws them as PNG."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from kiloseg.storage.errors import DataError
 from synthetic.emoji_packages import Package, code_of, read_images, read_member
 
 SIDE = 256
-"""Pixels: four times the side of a sprite, to which drawings are shrunk as vendors' larger pictures are."""
+"""The side of a drawing in pixels: four times that of a sprite, to which drawings are shrunk like vendors' larger pictures."""
 NAMES = "package/data/openmoji.json"
-"""In OpenMoji's package: code points and CLDR short name of every emoji."""
+"""In OpenMoji's package, this file has code points and CLDR short name of every emoji."""
 ICONS = "package/icons.json"
-"""In packages of the Iconify project: icons by the CLDR short name that was current when the package was made."""
+"""In packages of the Iconify project, this file has icons by the CLDR short name that was current when the package was made."""
 
 
 def read_drawings(tarballs: dict[str, Path], packages: tuple[Package, ...]) -> dict[str, dict[str, bytes]]:
-    """Vendor to SVG files by the code of their emoji; a vendor may lack emoji.
+    """Maps vendors to SVG files by the code of their emoji; a vendor may lack emoji.
 
     Args:
-        tarballs: vendor to its file.
-        packages: one of them OpenMoji's, which has the names by which icons are known.
+        tarballs: maps vendors to their files.
+        packages: the packages; one of them is OpenMoji's, which has the names of the icons.
 
     Raises:
-        DataError: a tarball that cannot be read or holds something else.
+        DataError: A tarball cannot be read or holds something else.
     """
     named = next(package for package in packages if package.vendor == "openmoji")
     names = read_names(tarballs[named.vendor])
@@ -39,7 +39,7 @@ def read_drawings(tarballs: dict[str, Path], packages: tuple[Package, ...]) -> d
 
 
 def read_names(tarball: Path) -> dict[str, str]:
-    """Code of each emoji to its CLDR short name as icons are called: lower case ASCII letters and digits, and hyphens."""
+    """Maps the code of each emoji to its CLDR short name in the form of icon names: lower case ASCII letters, digits, hyphens."""
     try:
         entries = json.loads(read_member(tarball, NAMES))
         return {code_of(entry["hexcode"]): icon_name(entry["annotation"]) for entry in entries}
@@ -48,15 +48,15 @@ def read_names(tarball: Path) -> dict[str, str]:
 
 
 def icon_name(name: str) -> str:
-    """A CLDR short name as Iconify writes it: with accents and apostrophes left out, "piñata" is pinata."""
+    """Writes a CLDR short name as Iconify does: accents and apostrophes are left out, so "piñata" is pinata."""
     plain = unicodedata.normalize("NFKD", name).encode("ascii", "ignore").decode().lower().replace("'", "")
     return re.sub("[^a-z0-9]+", "-", plain).strip("-")
 
 
 def read_icons(tarball: Path, names: dict[str, str]) -> dict[str, bytes]:
-    """Code of each emoji of `names` that the package has an icon for to the SVG of it.
+    """Maps the code of each emoji of `names` that the package has an icon for to its SVG.
 
-    An alias stands for its parent; one that mirrors or turns its parent is passed over.
+    An alias stands for its parent; an alias that mirrors or turns its parent is skipped.
     """
     try:
         content = json.loads(read_member(tarball, ICONS))
@@ -78,13 +78,13 @@ def read_icons(tarball: Path, names: dict[str, str]) -> dict[str, bytes]:
 
 
 def draw(svg_files: dict[str, bytes], codes: list[str], vendor: str) -> dict[str, bytes]:
-    """Those of `codes` that the vendor draws as PNG pictures of SIDE x SIDE pixels.
+    """Draws those of `codes` that the vendor has as PNG pictures of SIDE x SIDE pixels.
 
     Raises:
-        DataError: an SVG file that cannot be drawn.
+        DataError: An SVG file cannot be drawn.
         ModuleNotFoundError: resvg_py is not installed.
     """
-    import resvg_py  # here, since a bank is drawn from without it
+    import resvg_py  # imported here because drawing from a bank does not need it
 
     pictures = {}
     for code in codes:

@@ -1,4 +1,4 @@
-"""The npm packages that hold the sprites of the emoji data set: brought by the npm client, checked, and read."""
+"""Downloads the npm packages that hold the sprites of the emoji data set with the npm client, checks them, and reads them."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from kiloseg.storage.errors import DataError
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One vendor's sprites, in one version of one package."""
+    """Describes one vendor's sprites, in one version of one package."""
 
     vendor: str
     name: str
     version: str
     sha256: str
-    """Of the tarball, hexadecimal."""
+    """The sha256 of the tarball, hexadecimal."""
     images: str
-    """Folder inside the tarball with a picture per emoji, named by its code points, or a file that holds them all."""
+    """The folder inside the tarball with one picture per emoji, named by its code points, or a file that holds them all."""
     licence: str
-    """Of the pictures, with whom to name."""
+    """The license of the pictures, with the attribution."""
 
     @property
     def spec(self) -> str:
-        """As npm names it."""
+        """Returns the package as npm names it."""
         return f"{self.name}@{self.version}"
 
     @property
     def tarball(self) -> str:
-        """The file that `npm pack` writes."""
+        """Returns the name of the file that `npm pack` writes."""
         return f"{self.name.lstrip('@').replace('/', '-')}-{self.version}.tgz"
 
 
@@ -102,16 +102,16 @@ DRAWINGS = (
         licence=f"OpenMoji (https://openmoji.org), its authors, {_CC_BY_SA_4}",
     ),
 )
-"""Vendors whose pictures are SVG and who may lack classes."""
+"""These vendors' pictures are SVG, and they may lack classes."""
 TABLE = "package/emoji.json"
 """The list of all emoji with their categories, in the first package."""
 
 
 def obtain(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> dict[str, Path]:
-    """Vendor to its tarball in `folder`; those that are not there yet are brought by `npm pack`, about 150 MB.
+    """Maps vendors to their tarballs in `folder`; `npm pack` downloads those that are missing, about 150 MB.
 
     Raises:
-        DataError: npm is missing or failed, or a tarball is not the one that is expected.
+        DataError: npm is missing or failed, or a tarball is not the expected one.
     """
     tarballs = {package.vendor: folder / package.tarball for package in packages}
     for package in packages:
@@ -141,7 +141,7 @@ def _pack(package: Package, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     print(f"npm pack {package.spec}", flush=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".npm-") as scratch:
-        # In a folder of its own, where no package.json or .npmrc of a project can change what npm does.
+        # npm runs in its own folder, where no package.json or .npmrc of a project can change what it does.
         done = subprocess.run([npm, "pack", package.spec], cwd=scratch, capture_output=True, text=True)
         packed = Path(scratch) / package.tarball
         if done.returncode or not packed.is_file():
@@ -154,20 +154,20 @@ def _pack(package: Package, folder: Path) -> None:
 
 
 def code_of(name: str) -> str:
-    """The code points of an emoji in the one spelling by which the packages agree: lower case, without fe0f.
+    """Spells the code points of an emoji in the one way that the packages share: lower case, without fe0f.
 
-    That code point asks for a colored picture; some packages write it and some leave it out.
+    That code point requests a colored picture; some packages write it and some leave it out.
     """
     return "-".join(point for point in name.lower().split("-") if point != "fe0f")
 
 
 def read_table(tarball: Path) -> bytes:
-    """The content of emoji.json; raises DataError where the tarball has none."""
+    """Returns the content of emoji.json; raises DataError if the tarball has none."""
     return read_member(tarball, TABLE)
 
 
 def read_member(tarball: Path, member: str) -> bytes:
-    """The content of one file of a tarball; raises DataError where it has none of that name."""
+    """Returns the content of one file of a tarball; raises DataError if it has none of that name."""
     for name, content in _members(tarball, member):
         if name == member:
             return content
@@ -176,7 +176,7 @@ def read_member(tarball: Path, member: str) -> bytes:
 
 
 def read_images(tarball: Path, package: Package) -> dict[str, bytes]:
-    """Code of each emoji to the bytes of its picture."""
+    """Maps the code of each emoji to the bytes of its picture."""
     images = {}
     for name, content in _members(tarball, package.images):
         path = PurePosixPath(name)
@@ -188,7 +188,7 @@ def read_images(tarball: Path, package: Package) -> dict[str, bytes]:
 
 
 def _members(tarball: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:
-    """Name and content of the files of a tarball, read once from start to end."""
+    """Yields name and content of the files of a tarball, read once from start to end."""
     try:
         with tarfile.open(tarball, "r|gz") as tar:
             for member in tar:

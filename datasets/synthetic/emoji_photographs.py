@@ -1,4 +1,4 @@
-"""The photographs behind the scenes of the emoji data set, with whom to name for each."""
+"""Provides the photographs behind the scenes of the emoji data set, with the attribution for each."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ PACKAGED = (
     ("skimage", "gravel.png", f"CC0Textures, Gravel04, CC0, {_SKIMAGE}"),
     ("skimage", "brick.png", f"CC0Textures, Bricks25, CC0, {_SKIMAGE}"),
 )
-"""Photographs that installed packages ship: package, name, whom to name."""
+"""These photographs are shipped by installed packages: package, name, attribution."""
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 CREDITS = ("attribution", "copying", "copyright", "license")
@@ -37,26 +37,26 @@ _UNCREDITED = "its folder names neither author nor licence; find out before you 
 
 @dataclass(frozen=True, kw_only=True)
 class Photograph:
-    """A background."""
+    """Holds a background photograph."""
 
     name: str
     credit: str
-    """Whom to name, and the license."""
+    """The attribution and the license."""
     sha256: str
-    """Of the file it was read from, hexadecimal."""
+    """The sha256 of the file it was read from, hexadecimal."""
     image: Image.Image
 
 
 def packaged() -> list[Photograph]:
-    """Those that every installation has; raises ModuleNotFoundError where a package is missing."""
+    """Returns the photographs that every installation has; raises ModuleNotFoundError if a package is missing."""
     return [_read(packaged_photograph(package, name), credit) for package, name, credit in PACKAGED]
 
 
 def in_folder(folder: Path) -> list[Photograph]:
-    """All photographs of a folder by name, credited by what its file ATTRIBUTION, COPYING, copyright or LICENSE says.
+    """Returns all photographs of a folder by name, credited by its file ATTRIBUTION, COPYING, copyright or LICENSE.
 
     Raises:
-        DataError: there are none, or one cannot be read.
+        DataError: There are none, or one cannot be read.
     """
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     paths = [path for path in entries if path.suffix.lower() in SUFFIXES]
@@ -70,14 +70,14 @@ def in_folder(folder: Path) -> list[Photograph]:
 
 
 def photographs_of(split: str, photographs: list[Photograph]) -> list[Photograph]:
-    """Every third photograph is kept for validation; where there are fewer than three, all splits have all."""
+    """Keeps every third photograph for validation; if there are fewer than three, all splits have all."""
     if len(photographs) < 3:
         return photographs
     return [one for number, one in enumerate(photographs) if (number % 3 == 2) == (split != "train")]
 
 
 def by_credit(photographs: list[Photograph]) -> dict[str, list[str]]:
-    """Each credit with the names of all photographs that it is for: a folder's may be long."""
+    """Maps each credit to the names of all photographs that it is for, since a folder's credit may be long."""
     credits: dict[str, list[str]] = {}
     for one in photographs:
         credits.setdefault(one.credit, []).append(one.name)

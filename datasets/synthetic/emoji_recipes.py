@@ -1,4 +1,4 @@
-"""The two versions of the emoji data set: whose drawings each split shows."""
+"""Defines the two versions of the emoji data set: whose drawings each split shows."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from synthetic.emoji_packages import DRAWINGS, PACKAGES, Package
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """What a version of the data set is made of."""
+    """Describes what a version of the data set is made of."""
 
     version: int
-    """Raised with every change that changes a sample, so that numbers on one version are never held against another."""
+    """The version is raised with every change that changes a sample, so numbers on different versions are never compared."""
     vendors: dict[str, tuple[str, ...]]
-    """Split to the vendors whose drawings it shows."""
+    """Maps splits to the vendors whose drawings they show."""
     pictures: tuple[Package, ...]
-    """Packages of vendors that draw every class; they decide which classes there are."""
+    """The packages of vendors that draw every class; they decide which classes there are."""
     drawings: tuple[Package, ...]
     """Further packages, whose vendors may lack classes."""
     varied_backgrounds: bool
@@ -24,7 +24,7 @@ class Recipe:
 
     @property
     def validation_splits(self) -> tuple[str, ...]:
-        """All splits but train."""
+        """Returns all splits but train."""
         return tuple(split for split in self.vendors if split != "train")
 
 
@@ -46,6 +46,6 @@ RECIPES = {
         varied_backgrounds=True,
     ),
 }
-"""By version. In version 1 split val shows a vendor that train never shows. Version 2 asks two questions apart: val shows
-the vendors of train in scenes and before photographs that train never shows; val_style shows two vendors, one of shaded
+"""The recipes by version. In version 1, split val shows a vendor that train never shows. Version 2 asks two separate questions:
+val shows the vendors of train in scenes and before photographs that train never shows; val_style shows two vendors, one of shaded
 solids and one of outlined areas, that train never shows."""

@@ -1,4 +1,4 @@
-"""The scenes of the emoji data set: sprites before photographs, some of them hidden by others."""
+"""Draws the scenes of the emoji data set: sprites before photographs, some of them hidden by others."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ PLACES = 4
 NAMEABLE = 1 / 3
 """An object of which less than this share is visible is ignored: nobody could name it."""
 SMALLEST_REST = 24
-"""Nor could anybody name less than this many pixels of 256 x 256, however small the whole is."""
+"""Fewer visible pixels than this, of 256 x 256, are ignored too, however small the whole object is."""
 
 Frequency = Literal["zipf", "uniform"]
 
@@ -40,24 +40,24 @@ _SCENE = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Scenes:
-    """How many scenes, and what they are like."""
+    """Says how many scenes there are, and what they are like."""
 
     train_samples: int = 20_000
-    """Scenes in split train, 10 objects each on average; the rarest class is then placed 16 times on average."""
+    """The number of scenes in split train, 10 objects each on average; the rarest class is then placed 16 times on average."""
     val_samples: int = 3_000
-    """Scenes in split val, 10 objects each on average, where every class is placed equally often, give or take two."""
+    """The number of scenes in split val, 10 objects each on average; every class is placed equally often, give or take two."""
     size: int = 256
-    """Side of a scene in pixels, at least 96; objects have 0.15 to 0.36 of it."""
+    """The side of a scene in pixels, at least 96; objects have 0.15 to 0.36 of it."""
     seed: int = 0
-    """Another seed gives other scenes of the same classes."""
+    """The random seed; another seed gives other scenes of the same classes."""
     frequency: Frequency = "zipf"
-    """Class frequency in train. zipf: class k is drawn in proportion to 1/k. uniform: all alike. Val is always uniform."""
+    """The class frequency in train. zipf draws class k in proportion to 1/k; uniform draws all equally. Val is always uniform."""
     recipe_version: int = 2
-    """2: val shows the vendors of train in new scenes, val_style two vendors that train never shows. 1: the first version,
-    whose val shows a vendor that train never shows and which has no val_style; its figures are not to be held against
+    """In version 2, val shows the vendors of train in new scenes, and val_style two vendors that train never shows. Version 1 is
+    the first version, whose val shows a vendor that train never shows and which has no val_style; do not compare its figures with
     those of 2."""
     val_style_samples: int = 1_500
-    """Scenes in split val_style of version 2, with as many objects as in val."""
+    """The number of scenes in split val_style of version 2, with as many objects as in val."""
 
     def __post_init__(self) -> None:
         for name, lowest in (
@@ -76,20 +76,20 @@ class Scenes:
 
     @property
     def recipe(self) -> Recipe:
-        """What the version is made of."""
+        """Returns what the version is made of."""
         return RECIPES[self.recipe_version]
 
     @property
     def samples(self) -> dict[str, int]:
-        """Split to its number of scenes."""
+        """Maps splits to their number of scenes."""
         return {split: getattr(self, f"{split}_samples") for split in self.recipe.vendors}
 
 
 def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, command: str) -> DatasetInfo:
-    """The data set without its splits; `digest` is the bank's.
+    """Describes the data set without its splits; `digest` is the bank's.
 
     Raises:
-        DataError: the bank was made for another version.
+        DataError: The bank was made for another version.
     """
     version = scenes.recipe_version
     lacking = [name for shown in scenes.recipe.vendors.values() for name in shown if name not in bank.sprites]
@@ -115,7 +115,7 @@ def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, comman
 
 
 def licence(bank: Bank) -> str:
-    """Whom to name for every sprite and photograph, as one text."""
+    """Returns the attribution for every sprite and photograph, as one text."""
     sprites = "; ".join(f"{vendor}: {credit}" for vendor, credit in bank.credits.items())
     photographs = "; ".join(f"{', '.join(names)}: {credit}" for credit, names in by_credit(bank.photographs).items())
     return (
@@ -125,18 +125,18 @@ def licence(bank: Bank) -> str:
 
 
 def make_scenes(split: str, start: int, stop: int, *, scenes: Scenes, bank: str, digest: str) -> Iterator[Sample]:
-    """Draws samples `start` to `stop` - 1 of a split; each depends on its number, on the bank and on `scenes` alone.
+    """Draws samples `start` to `stop` - 1 of a split; each depends only on its number, on the bank and on `scenes`.
 
     Args:
         split: train, val or, in version 2, val_style.
-        start: first sample.
-        stop: end of the samples, exclusive.
-        scenes: what they are like.
-        bank: file of the bank.
-        digest: its sha256.
+        start: the first sample.
+        stop: the end of the samples, exclusive.
+        scenes: the description of the scenes.
+        bank: the file of the bank.
+        digest: the sha256 of the bank.
 
     Raises:
-        DataError: the file is not the bank of that digest.
+        DataError: The file is not the bank of that digest.
     """
     content = _bank(bank, digest)
     choice = _choice(bank, digest, scenes.seed, scenes.frequency)
@@ -162,7 +162,7 @@ def _choice(path: str, digest: str, seed: int, frequency: Frequency) -> Choice:
 def _scene(
     rng: np.random.Generator, scenes: Scenes, bank: Bank, split: str, class_ids: list[int]
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
+    """Returns image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
     size = scenes.size
     image = _background(rng, scenes, bank, split)
     vendors = scenes.recipe.vendors[split]
@@ -181,7 +181,7 @@ def _scene(
         under += colours
         owner[window][cells] = number
         placed.append((vendor, window, cells))
-    # Even noise: normal noise would take as long as all the objects.
+    # The noise is uniform: normal noise would take as long as all the objects.
     noise = np.frombuffer(rng.bytes(image.size), np.uint8).reshape(image.shape)
     strength = rng.uniform(0.01, 0.06)
     image += noise * np.float32(strength)
@@ -219,7 +219,8 @@ def _scene(
 
 
 def _background(rng: np.random.Generator, scenes: Scenes, bank: Bank, split: str) -> np.ndarray:
-    """A background as float32 (size, size, 3). Textures, which cannot be kept apart as photographs are, are for train alone."""
+    """Returns a background as float32 (size, size, 3). Textures, which cannot be kept apart like photographs, are only for
+    train."""
     photographs = [photograph.image for photograph in photographs_of(split, bank.photographs)]
     if scenes.recipe.varied_backgrounds:
         return varied_square(rng, photographs, scenes.size, textures=split == "train")
@@ -229,7 +230,7 @@ def _background(rng: np.random.Generator, scenes: Scenes, bank: Bank, split: str
 def _place(
     rng: np.random.Generator, shape: tuple[int, int], size: int, others: list[tuple[slice, slice]]
 ) -> tuple[slice, slice]:
-    """The window for an object of shape (height, width), wholly inside: the least occupied of some random ones."""
+    """Returns the window for an object of shape (height, width), entirely inside: the least occupied of some random ones."""
     height, width = shape
     places = [
         (int(down * (size - height + 1)), int(across * (size - width + 1)))
@@ -237,10 +238,10 @@ def _place(
     ]
 
     def hidden(place: tuple[int, int]) -> float:
-        """Shares of the others' windows that would be covered, added up."""
+        """Adds up the shares of the others' windows that would be covered."""
         top, left = place
         total = 0.0
-        for rows, columns in others:  # so few that NumPy would take longer
+        for rows, columns in others:  # they are so few that NumPy would take longer
             high = min(top + height, rows.stop) - max(top, rows.start)
             wide = min(left + width, columns.stop) - max(left, columns.start)
             if high > 0 and wide > 0:

@@ -1,4 +1,4 @@
-"""Vendors' pictures as sprites of one size, and which of them look the same."""
+"""Turns vendors' pictures into sprites of one size, and finds which of them look the same."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from PIL import Image, UnidentifiedImageError
 from kiloseg.storage.errors import DataError
 
 SIDE = 64
-"""Pixels: the size that two vendors ship. The others are shrunk to it, so that sharpness tells no vendor."""
+"""The side in pixels: the size that two vendors ship. The others are shrunk to it, so sharpness does not reveal a vendor."""
 
 TWIN = 0.0355
 """Two sprites whose difference (see `twins`) is below this are twins.
@@ -24,12 +24,12 @@ apart are smiling_imp/imp 0.037 and farmer/male-farmer 0.039 (Fluent), three/eig
 
 
 def sprite(picture: bytes) -> np.ndarray:
-    """A picture file as uint8 of shape (SIDE, SIDE, 4): red, green, blue times opacity, and opacity.
+    """Reads a picture file as uint8 of shape (SIDE, SIDE, 4): red, green, blue times opacity, and opacity.
 
-    Premultiplied, so that whatever color a file holds where nothing is to be seen is gone for good.
+    Colors are premultiplied, so any color that a file holds at invisible pixels is removed.
 
     Raises:
-        ValueError: no picture.
+        ValueError: The file is not a picture.
     """
     try:
         image = Image.open(io.BytesIO(picture), formats=("PNG", "WEBP")).convert("RGBA").convert("RGBa")
@@ -46,10 +46,10 @@ def sprite(picture: bytes) -> np.ndarray:
 
 
 def sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.ndarray:
-    """Sprites in the order of `codes`: uint8 of shape (C, SIDE, SIDE, 4).
+    """Returns sprites in the order of `codes`: uint8 of shape (C, SIDE, SIDE, 4).
 
     Raises:
-        DataError: a picture that cannot be read, or with nothing in it.
+        DataError: A picture cannot be read or is empty.
     """
     sprites = np.empty((len(codes), SIDE, SIDE, 4), np.uint8)
     for number, code in enumerate(codes):
@@ -65,11 +65,11 @@ def sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.
 
 
 def some_sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.ndarray:
-    """Sprites in the order of `codes` of a vendor that need not draw them all: as `sprites_of`, transparent where it draws
-    none, or draws two alike, so that nobody could tell which is meant.
+    """Returns sprites in the order of `codes` for a vendor that may lack some: as `sprites_of`, but transparent if it draws none,
+    or draws two alike, so that nobody could tell which is meant.
 
     Raises:
-        DataError: a picture that cannot be read, or with nothing in it.
+        DataError: A picture cannot be read or is empty.
     """
     rows = [number for number, code in enumerate(codes) if code in pictures]
     sprites = np.zeros((len(codes), SIDE, SIDE, 4), np.uint8)
@@ -80,16 +80,16 @@ def some_sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -
 
 
 def twins(sprites: np.ndarray, threshold: float = TWIN) -> list[tuple[int, int]]:
-    """Pairs of sprites, first smaller, that look the same: uint8 (C, SIDE, SIDE, 4) to positions in C.
+    """Returns pairs of sprites, smaller position first, that look the same: uint8 (C, SIDE, SIDE, 4) to positions in C.
 
-    The difference of two sprites is the root of the mean squared difference of their four channels, in shares of full
-    scale, over the pixels that either covers. It is counted in whole numbers, so every machine finds the same pairs.
+    The difference of two sprites is the root of the mean squared difference of their four channels, as a share of full scale, over
+    the pixels that either covers. It is counted in integers, so every machine finds the same pairs.
     """
     flat = sprites.reshape(len(sprites), -1).astype(np.float32) / 255
     squares = np.square(flat).sum(1)
     opacity = sprites[..., 3].reshape(len(sprites), -1).astype(np.int64)
     cover = opacity.sum(1) / 255
-    # All pairs at once and roughly; those that may be twins then exactly. What either covers is at most the sum.
+    # All pairs are compared roughly at once; possible twins are then compared exactly. What either covers is at most the sum.
     rough = squares[:, None] + squares - 2 * flat @ flat.T
     near = rough <= 1.01 * 4 * threshold**2 * (cover[:, None] + cover) + 0.5
     pairs = []

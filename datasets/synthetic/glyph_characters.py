@@ -1,4 +1,4 @@
-"""The characters of the glyphs data set: those of the DejaVu fonts that no reader would take for another.
+"""Chooses the characters of the glyphs data set: those of the DejaVu fonts that no reader would mistake for another.
 
 matplotlib ships the fonts, so every installation has them.
 """
@@ -33,7 +33,7 @@ SHAPE_SIDE = 24
 """Shapes are compared as drawings of 24 x 24 cells."""
 
 SAME_SHAPE = 1.3
-"""Cells of ink by which two shapes must differ at least (see `_alike`).
+"""The number of cells of ink by which two shapes must differ at least (see `_alike`).
 
 Measured with matplotlib 3.11 and Pillow 13: of 2,788 candidates 1.3 leaves 2,020 characters, 1.4 leaves 2,005, 2 leaves
 1,946 and 3 leaves 1,873. It is the highest value that leaves 2,000 with some to spare for other versions of the fonts.
@@ -44,7 +44,7 @@ that stay are pairs of accents, arrows and braille.
 
 
 def distinct_characters(limit: int) -> list[str]:
-    """The first `limit` characters, or all there are, of which no two look alike in any two cuts.
+    """Returns the first `limit` characters, or all there are, of which no two look alike in any two cuts.
 
     Every candidate is compared, over all pairs of cuts, with all characters chosen before it, so the first n of a
     longer list are the list for n.
@@ -76,7 +76,7 @@ def distinct_characters(limit: int) -> list[str]:
 
 
 def _candidates() -> list[str]:
-    """Letters, numbers, punctuation and symbols that all cuts have: familiar ones first, then by code point."""
+    """Returns letters, numbers, punctuation and symbols that all cuts have: familiar ones first, then by code point."""
     covered = set.intersection(*map(_characters_of, ALL_CUTS))
     familiar = [*range(ord("A"), ord("Z") + 1), *range(ord("a"), ord("z") + 1), *range(ord("0"), ord("9") + 1)]
     others = sorted(covered - set(familiar))
@@ -93,19 +93,19 @@ def _characters_of(cut: str) -> set[int]:
 
 
 def _is_copy(character: str) -> bool:
-    """Raised, lowered and small capital letters: the letter itself, a little bolder.
+    """Whether it is a raised, lowered or small capital letter, which is the letter itself, a little bolder.
 
-    Some would pass the comparison, but nobody tells them from the letter on a plate.
+    Some would pass the comparison, but nobody can tell them from the letter on a plate.
     """
     copied = unicodedata.decomposition(character).startswith(("<super>", "<sub>"))
     return copied or "SMALL CAPITAL" in unicodedata.name(character)
 
 
 def _ink(character: str, fonts: list[ImageFont.FreeTypeFont]) -> np.ndarray | None:
-    """What a reader sees of a character: float32 ink of 0 to 1 of shape (cuts, SHAPE_SIDE, SHAPE_SIDE).
+    """Returns what a reader sees of a character: float32 ink of 0 to 1 of shape (cuts, SHAPE_SIDE, SHAPE_SIDE).
 
-    Position and size carry nothing on a plate, so the drawing is cropped to its ink and stretched to a square: all
-    dashes and the full stop become one shape. None where a cut draws nothing.
+    Position and size mean nothing on a plate, so the drawing is cropped to its ink and stretched to a square: all dashes and the
+    period become one shape. The result is None if a cut draws nothing.
     """
     cuts = []
     for font in fonts:
@@ -120,7 +120,7 @@ def _ink(character: str, fonts: list[ImageFont.FreeTypeFont]) -> np.ndarray | No
 
 @dataclass(frozen=True, kw_only=True)
 class Shapes:
-    """Characters as they are compared.
+    """Holds characters in the form in which they are compared.
 
     `fine` is float32 of shape (n, cuts, 2, cells): the ink in each cell, and how far each cell is from ink, which is 1
     minus the most ink in the 3 x 3 cells around it. `coarse` has the sums of that ink and the minima of that distance
@@ -132,7 +132,7 @@ class Shapes:
 
     @staticmethod
     def of(ink: np.ndarray) -> Shapes:
-        """From the ink of shape (n, cuts, SHAPE_SIDE, SHAPE_SIDE)."""
+        """Makes shapes from the ink of shape (n, cuts, SHAPE_SIDE, SHAPE_SIDE)."""
         n, cuts, side, _ = ink.shape
         padded = np.pad(ink, [(0, 0), (0, 0), (1, 1), (1, 1)])
         rows = np.maximum.reduce([padded[..., shift : shift + side, :] for shift in range(3)])
@@ -146,13 +146,13 @@ class Shapes:
 def _alike(first: Shapes, second: Shapes) -> np.ndarray:
     """Whether characters look alike in any two cuts: bool of shape (n, m).
 
-    Shapes differ by the ink of either that lies where the other has none within one cell. So edges that fall a little
-    differently, or strokes a little bolder, make no difference, but an accent or a bar does.
+    Shapes differ by the ink of either that lies where the other has none within one cell. So slightly shifted edges or bolder
+    strokes make no difference, but an accent or a bar does.
     """
     n, cuts = first.fine.shape[:2]
     m = len(second.fine)
-    # Ink of the one times distance of the other, both ways in one product. Over blocks it is a lower bound, which
-    # spares the exact sum for all but a few in 1,000 pairs.
+    # This multiplies the ink of one with the distance of the other, both ways in one product. Over blocks it is a lower bound,
+    # which saves the exact sum for all but a few in 1,000 pairs.
     bounds = first.coarse.reshape(n * cuts, -1) @ second.coarse[:, :, ::-1].reshape(m * cuts, -1).T
     a, b = np.nonzero(bounds <= SAME_SHAPE)
     fine_a = first.fine.reshape(n * cuts, 2, -1)[a]
@@ -164,19 +164,19 @@ def _alike(first: Shapes, second: Shapes) -> np.ndarray:
 
 
 def font_path(cut: str) -> Path:
-    """The file of a cut."""
+    """Returns the file of a cut."""
     return Path(matplotlib.get_data_path()) / "fonts" / "ttf" / f"{cut}.ttf"
 
 
 @functools.lru_cache
 def font(cut: str, em: int) -> ImageFont.FreeTypeFont:
-    """A cut at `em` pixels to the em."""
+    """Returns a cut at `em` pixels to the em."""
     # The basic layout is in every Pillow; Raqm is not, and would make pixels depend on the installation.
     return ImageFont.truetype(font_path(cut), em, layout_engine=ImageFont.Layout.BASIC)
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image:
-    """White on black, with a margin of a pixel or more; empty for a character without ink."""
+    """Draws white on black, with a margin of a pixel or more; the image is empty for a character without ink."""
     left, top, right, bottom = font.getbbox(character)
     drawing = Image.new("L", (math.ceil(right - left) + 2, math.ceil(bottom - top) + 2))
     ImageDraw.Draw(drawing).text((1 - left, 1 - top), character, font=font, fill=255)

@@ -1,4 +1,4 @@
-"""The scenes of the glyphs data set: characters on colored plates before photographs."""
+"""Draws the scenes of the glyphs data set: characters on colored plates before photographs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from synthetic.glyph_characters import CUTS, draw, font
 
 NAME = "glyphs"
 VERSION = 2
-"""Raised with every change of this file that changes a sample."""
+"""The version is raised with every change to this file that changes a sample."""
 
 PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 
@@ -32,20 +32,20 @@ MaskKind = Literal["plate", "glyph"]
 
 FEWEST_OBJECTS, MOST_OBJECTS = 4, 9
 PLATE_SIDES = (0.23, 0.42)
-"""Smallest and largest diameter of a plate as a share of the scene: 22 to 40 pixels of 96."""
+"""The smallest and largest diameter of a plate as a share of the scene: 22 to 40 pixels of 96."""
 INNER_RADIUS = {"disc": 1.0, "square": 0.8, "hexagon": math.sqrt(3) / 2}
-"""The plates, with the radius of the circle inside each as a share of the one around it."""
+"""The kinds of plates, with the radius of the circle inside each as a share of the one around it."""
 PLACES = 6
 """A plate goes to the emptiest of this many random places: half of all objects are partly hidden, 3 in 100 beyond
 NAMEABLE. With a single place it would be 25 in 100."""
 MAX_ROTATION = 15.0
-"""Degrees either way: few enough that 6 and 9, or M and W, stay what they are."""
+"""The largest turn in degrees, either way. It is small so that 6 and 9, or M and W, stay what they are."""
 NAMEABLE = 1 / 3
 """An object of which less than this share is visible is ignored: nobody could name it."""
 
 LUMINANCE = np.array([0.299, 0.587, 0.114])
 
-# What a stream of random numbers is for, so that no two streams are the same.
+# These say what a stream of random numbers is for, so that no two streams are the same.
 _COUNTS, _ROUND, _SCENE = range(3)
 
 
@@ -58,23 +58,23 @@ class Recipe(Output):
     """
 
     num_classes: int = 64
-    """Classes including the background, from 2 to about 2,000; a refusal names the exact maximum. A-Z, a-z and 0-9 come
-    first, without those that look like an earlier one, then the others by code point."""
+    """The number of classes including the background, from 2 to about 2,000; an error names the exact maximum. A-Z, a-z and 0-9
+    come first, without those that look like an earlier one, then the others by code point."""
     train_samples: int = 4000
-    """Scenes in split train."""
+    """The number of scenes in split train."""
     val_samples: int = 400
-    """Scenes in split val, 6.5 objects each on average. Every class is placed objects / classes times, rounded down or
-    up; about 3 in 100 objects end up hidden, so plan for several rounds: val_samples above num_classes / 2."""
+    """The number of scenes in split val, 6.5 objects each on average. Every class is placed objects / classes times, rounded down
+    or up; about 3 in 100 objects end up hidden, so plan for several rounds: val_samples above num_classes / 2."""
     size: int = 96
-    """Side of a scene in pixels, at least 64; plates have 0.23 to 0.42 of it."""
+    """The side of a scene in pixels, at least 64; plates have 0.23 to 0.42 of it."""
     seed: int = 0
-    """Another seed gives other scenes of the same classes."""
+    """The random seed; another seed gives other scenes of the same classes."""
     frequency: Frequency = "uniform"
-    """Class frequency in train. uniform: shuffled rounds over all classes, so that the number of objects of any two
-    classes differs by at most 1. zipf: class k is drawn in proportion to 1/k. Val is always uniform."""
+    """The class frequency in train. uniform uses shuffled rounds over all classes, so the numbers of objects of any two classes
+    differ by at most 1. zipf draws class k in proportion to 1/k. Val is always uniform."""
     mask: MaskKind = "plate"
-    """What is labeled as the class. plate: the whole plate, which a network at stride 4 can follow. glyph: the strokes
-    alone; the plate then counts as background."""
+    """The area that is labeled as the class. plate is the whole plate, which a network at stride 4 can follow. glyph is the
+    strokes alone; the plate then counts as background."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,7 +94,7 @@ class Recipe(Output):
             )
 
     def content(self) -> dict[str, Any]:
-        """All that decides the bytes of the shards, as JSON-able values."""
+        """Returns everything that decides the bytes of the shards, as JSON-able values."""
         # Pillow draws, resizes and compresses, matplotlib brings the fonts, and NumPy may change its generators.
         libraries = {"pillow": PIL.__version__, "matplotlib": matplotlib.__version__, "numpy": np.__version__}
         return {"builder": NAME, "version": VERSION, **self.settings(), **libraries}
@@ -107,14 +107,14 @@ def _require(condition: bool, name: str, value: object, expected: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """One object: a plate with its character, in pixels of the scene and radians."""
+    """Describes one object: a plate with its character, in pixels of the scene and radians."""
 
     class_id: int
     character: str
     cut: str
     centre: tuple[float, float]
     radius: float
-    """Of the circle around the plate."""
+    """The radius of the circle around the plate, in pixels."""
     angle: float
     plate: str
     plate_colour: np.ndarray
@@ -125,7 +125,7 @@ class Placement:
 
 
 def make_samples(task: ShardTask, *, recipe: Recipe, characters: list[str]) -> Iterator[Sample]:
-    """Draws the samples of one shard; each depends on its number in the split and on the recipe alone."""
+    """Draws the samples of one shard; each depends only on its number in the split and on the recipe."""
     split = list(CUTS).index(task.split)
     numbers = object_counts(recipe, task.split, task.stop)
     ends = np.cumsum(numbers)
@@ -140,13 +140,13 @@ def make_samples(task: ShardTask, *, recipe: Recipe, characters: list[str]) -> I
 
 
 def object_counts(recipe: Recipe, split: str, num_samples: int) -> np.ndarray:
-    """Objects in each of the first `num_samples` scenes; a longer answer begins with the shorter one."""
+    """Returns the number of objects in each of the first `num_samples` scenes; a longer answer begins with the shorter one."""
     rng = np.random.default_rng([recipe.seed, list(CUTS).index(split), _COUNTS])
     return rng.integers(FEWEST_OBJECTS, MOST_OBJECTS + 1, size=num_samples)
 
 
 def _rounds(seed: int, split: int, num_characters: int, start: int, stop: int) -> np.ndarray:
-    """Class ids of the objects numbered `start` to `stop` - 1, where each round over all classes is shuffled anew."""
+    """Returns class ids of the objects numbered `start` to `stop` - 1; each round over all classes is shuffled anew."""
     numbers = np.arange(start, stop)
     rounds = numbers // num_characters
     orders = {
@@ -158,7 +158,7 @@ def _rounds(seed: int, split: int, num_characters: int, start: int, stop: int) -
 
 
 def _zipf(rng: np.random.Generator, num_characters: int, count: int) -> np.ndarray:
-    """Class ids with probability in proportion to 1 / id."""
+    """Returns class ids with probability in proportion to 1 / id."""
     ends = _harmonic(num_characters)
     return np.searchsorted(ends, rng.random(count) * ends[-1], side="right") + 1
 
@@ -171,7 +171,7 @@ def _harmonic(number: int) -> np.ndarray:
 def _scene(
     rng: np.random.Generator, recipe: Recipe, characters: list[str], class_ids: np.ndarray, cuts: tuple[str, ...]
 ) -> tuple[np.ndarray, np.ndarray, list[dict[str, Any]]]:
-    """Image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
+    """Returns image uint8 (size, size, 3), mask uint16 (size, size) and a JSON-able description of each object."""
     size = recipe.size
     image = random_square(rng, _photographs(), size)
     owner = np.full((size, size), -1, np.int8)
@@ -198,7 +198,7 @@ def _scene(
     ):
         seen = owner[window] == number
         seen_strokes = seen & strokes[window]
-        # A plate without its character names nothing, so the worse of the two counts.
+        # A plate without its character identifies nothing, so the worse of the two counts.
         visible = round(float(min(seen.sum() / plate_area, seen_strokes.sum() / glyph_area)), 3)
         mask[window][seen if recipe.mask == "plate" else seen_strokes] = (
             placement.class_id if visible >= NAMEABLE else IGNORE_ID
@@ -231,7 +231,7 @@ def _photographs() -> list[Image.Image]:
 def _place(
     rng: np.random.Generator, size: int, characters: list[str], class_ids: np.ndarray, cuts: tuple[str, ...]
 ) -> list[Placement]:
-    """Random plates, wholly inside the scene, in the order they are drawn in."""
+    """Returns random plates, entirely inside the scene, in drawing order."""
     placements: list[Placement] = []
     for class_id in class_ids.tolist():
         radius = rng.uniform(*PLATE_SIDES) * size / 2
@@ -262,7 +262,7 @@ def _place(
 
 
 def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Any color for the plate; for the character one that is much darker or much lighter."""
+    """Returns any color for the plate, and for the character one that is much darker or much lighter."""
     plate = rng.uniform(0, 255, size=3)
     glyph = rng.uniform(0, 60, size=3)
     if plate @ LUMINANCE < 128:
@@ -271,7 +271,7 @@ def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _object(placement: Placement, size: int) -> tuple[tuple[slice, slice], np.ndarray, np.ndarray]:
-    """Where in the scene an object lies, and the coverage 0 to 1 of its plate and its character there.
+    """Returns where in the scene an object lies, and the coverage 0 to 1 of its plate and its character there.
 
     Returns:
         (rows, columns) and two float32 arrays of that shape.
@@ -289,7 +289,7 @@ def _object(placement: Placement, size: int) -> tuple[tuple[slice, slice], np.nd
 
 
 def _outside(placement: Placement, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Distance in pixels to the plate's edge, negative inside, for points in the plate's own upright frame."""
+    """Returns the distance in pixels to the plate's edge, negative inside, for points in the plate's own upright frame."""
     inner = INNER_RADIUS[placement.plate] * placement.radius
     if placement.plate == "disc":
         return np.hypot(u, v) - inner
@@ -303,11 +303,11 @@ def _outside(placement: Placement, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 def _glyph(
     placement: Placement, size: int, shape: tuple[int, int], centre: tuple[float, float], cos: float, sin: float
 ) -> np.ndarray:
-    """Coverage of the turned character in a window of shape (width, height), its box centered at `centre`."""
+    """Returns the coverage of the turned character in a window of shape (width, height), its box centered at `centre`."""
     drawing = _tight(placement.cut, placement.character, size)
     inner = INNER_RADIUS[placement.plate] * placement.radius
     scale = 2 * placement.fill * inner / math.hypot(*drawing.size)
-    # Shrunk by a proper filter to twice its size, then turned at that resolution, then halved: no jagged strokes.
+    # The character is shrunk by a proper filter to twice its size, turned at that resolution, then halved: no jagged strokes.
     width, height = (max(1, round(2 * scale * side)) for side in drawing.size)
     shrunk = drawing.resize((width, height), Image.Resampling.LANCZOS)
     padded = Image.new("L", (width + 4, height + 4))
@@ -321,7 +321,7 @@ def _glyph(
 
 @functools.lru_cache(maxsize=1024)
 def _tight(cut: str, character: str, em: int) -> Image.Image:
-    """A character cropped to its ink. An em of the scene's size is larger than any plate, so it is only ever shrunk."""
+    """Returns a character cropped to its ink. An em of the scene's size exceeds any plate, so it is only ever shrunk."""
     drawing = draw(character, font(cut, em))
     return drawing.crop(drawing.getbbox())
 

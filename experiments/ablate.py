@@ -34,7 +34,7 @@ from typing import Annotated, Any, Literal
 import pandas
 import tyro
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
@@ -71,21 +71,21 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
         "ours (nearest, normalised after upsampling)": {"loss.negatives.kind": "nearest", "loss.logit": "distance"},
     },
 }
-"""Settings of each arm of a question by dotted names."""
+"""The settings of each arm of a question, by dotted names."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(cli.Preset):
-    """Vary one setting."""
+    """Varies one setting."""
 
     question: Question
     study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="ablate"))
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
-    """What all runs share."""
+    """The settings that all runs share."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run of each arm for each."""
+    """The seeds; each arm gets a run for each."""
     arms: tuple[str, ...] = ()
-    """Only these arms of the question, by the names that the table gives them. None: all."""
+    """Only these arms of the question run, by the names in the table. None means all."""
 
     def __post_init__(self) -> None:
         unknown = set(self.arms) - ARMS[self.question].keys()
@@ -96,7 +96,7 @@ class Arguments(cli.Preset):
 
 
 def main(arguments: Arguments) -> None:
-    """Runs all arms and says how they rank."""
+    """Runs all arms and prints how they rank."""
     if not arguments.run.data.path:
         raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
     info = read_info(arguments.run.data.path)
@@ -120,7 +120,7 @@ def main(arguments: Arguments) -> None:
 
 
 def possible(arms: Mapping[str, dict[str, Any]], num_classes: int) -> dict[str, dict[str, Any]]:
-    """The arms that a data set has classes enough for; names the others."""
+    """Returns the arms for which a data set has enough classes; prints the names of the others."""
     fitting = {name: arm for name, arm in arms.items() if arm.get("loss.negatives.count", 1) < num_classes}
     if len(fitting) < len(arms):
         print(f"left out, since there are {num_classes} classes: {', '.join(arms.keys() - fitting.keys())}", flush=True)
@@ -128,7 +128,7 @@ def possible(arms: Mapping[str, dict[str, Any]], num_classes: int) -> dict[str, 
 
 
 def table_of(arms: Mapping[str, dict[str, Any]], base: Config, result: StudyResult) -> pandas.DataFrame:
-    """A row per run: arm, seed and what it reached."""
+    """Returns a row per run: arm, seed and its result."""
     rows = []
     for trial in result.rows:
         settings = override(base, trial.overrides)
@@ -154,7 +154,7 @@ def table_of(arms: Mapping[str, dict[str, Any]], base: Config, result: StudyResu
 
 
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, num_classes: int) -> None:
-    """Table and figure in the study's folder and at its run."""
+    """Writes table and figure to the study's folder and its run."""
     result.folder.mkdir(parents=True, exist_ok=True)
     written = [result.folder / f"{arguments.question}.{kind}" for kind in ("csv", "png", "svg")]
     table.to_csv(written[0], index=False, float_format="%.6g")

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 import tyro
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
@@ -65,38 +65,38 @@ COLUMNS = (
 )
 CURVE_COLUMNS = (*COLUMNS[:4], "budget_hours", *COLUMNS[7:15], "object_accuracy", "background_accuracy", "train_loss")
 COUNTED_STEPS = 2
-"""Steps whose live tensors are counted on a CPU: the second already holds the optimizer's state."""
+"""The number of steps whose live tensors are counted on a CPU: the second already holds the optimizer's state."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(cli.Preset):
-    """Train heads for equal hours in equal memory, and compare what they have learned."""
+    """Trains heads for equal hours in equal memory, and compares what they have learned."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
-    """What all runs share; `trainer.steps` is not used."""
+    """The settings that all runs share; `trainer.steps` is not used."""
     classes: tuple[int, ...] = (64, 256, 1024, 1536)
-    """Class counts, the background among them."""
+    """The class counts, including the background."""
     heads: tuple[str, ...] = ("embedding:random", "dense", "official", "official:paper")
-    """dense; embedding:KIND; official, the paper's loss with the embedding dimension of the run; official:paper, with the 12
-    dimensions and 7 negatives of the paper."""
+    """The heads: dense; embedding:KIND; official, the paper's loss with the embedding dimension of the run; official:paper, with
+    the 12 dimensions and 7 negatives of the paper."""
     seeds: tuple[int, ...] = (0,)
-    """A run for each."""
+    """The seeds; each gets its own run."""
     hours: float = 6.0
-    """Training time of a run."""
+    """The training time of a run, in hours."""
     clock: Literal["auto", "processor", "wall"] = "auto"
-    """What time is: processor time of this process, or the clock's. auto: processor on a CPU, wall on a GPU."""
+    """The measure of time: processor time of this process, or wall time. auto means processor on a CPU and wall on a GPU."""
     budget: str = "0.19GiB"
-    """Memory of a training step."""
+    """The memory of a training step."""
     random_count: int = 255
-    """Negatives of embedding:random."""
+    """The number of negatives of embedding:random."""
     validations: int = 6
-    """Validations of a run, the last at its end; each writes a checkpoint and a row of the curve."""
+    """The number of validations in a run, the last at its end; each writes a checkpoint and a row of the curve."""
     machine: str = "two cores"
-    """What it runs on, for the table."""
+    """The machine it runs on, for the table."""
     folder: Path = ROOT / "runs" / "long_study"
-    """Folder for checkpoints, a folder a run."""
+    """The folder for checkpoints, with one folder per run."""
     results: Path = RESULTS / "long_study.csv"
-    """The table; curves go beside it, as NAME_curves.csv."""
+    """The file of the table; curves go beside it, as NAME_curves.csv."""
 
     def __post_init__(self) -> None:
         for name, value in (("hours", self.hours), ("validations", self.validations)):
@@ -106,7 +106,7 @@ class Arguments(cli.Preset):
 
 
 def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
-    """Head and run of every cell, those of one class count and seed one after another."""
+    """Yields head and run of every cell, those of one class count and seed one after another."""
     for num_classes, seed, head in itertools.product(arguments.classes, arguments.seeds, arguments.heads):
         name, _, variant = head.partition(":")
         paper = name == "official" and variant == "paper"
@@ -120,7 +120,7 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
             settings["model.embed_dim"] = 12
         config = override(arguments.run, settings)
         batch = largest_batch(config, parse_gib(arguments.budget, "--budget"))
-        if batch < 2:  # batch statistics of one image say nothing
+        if batch < 2:  # batch statistics of one image are meaningless
             print(f"{head}, {num_classes} classes: fewer than 2 images fit into {arguments.budget}", flush=True)
             continue
         lr = config.optimizer.lr * math.sqrt(batch / config.trainer.batch_size)
@@ -128,13 +128,13 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
 
 
 class TimedRun:
-    """A run that ends with its hours, and goes on from its newest checkpoint.
+    """Trains a run that ends after its hours, and resumes from its newest checkpoint.
 
     Args:
-        config: the run.
-        hours: its training time; the learning rate is at its peak for the first twentieth and then falls to 0.
-        processor: whether time is that of the processor, not the clock's.
-        folder: for its checkpoints.
+        config: the settings of the run.
+        hours: its training time; the learning rate peaks for the first twentieth and then falls to 0.
+        processor: whether time is processor time instead of wall time.
+        folder: the folder for its checkpoints.
     """
 
     def __init__(self, config: Config, *, hours: float, processor: bool, folder: Path) -> None:
@@ -155,7 +155,7 @@ class TimedRun:
             self.step, self.seconds, self.earlier_peak = state["step"], state["seconds"], state["peak"]
 
     def train_until(self, hours: float) -> None:
-        """Takes steps until so much time was spent on them, then writes a checkpoint."""
+        """Takes steps until this much time was spent on them, then writes a checkpoint."""
         config = self.config
         batches = TrainBatches(config.data, self.info, batch_size=config.trainer.batch_size, seed=config.trainer.seed)
         samples = batches.from_step(self.step)
@@ -188,7 +188,7 @@ class TimedRun:
 
     @property
     def peak_gib(self) -> float:
-        """Of all its training steps, before a resumption too."""
+        """Returns the peak over all its training steps, including those before a resumption."""
         return max(self.peak.gib, self.earlier_peak)
 
     def _rate_factor(self) -> float:
@@ -198,7 +198,7 @@ class TimedRun:
         return warmup * max(1 - progress, 0.001) ** optimizer.poly_power
 
     def measure(self) -> dict[str, Any]:
-        """Columns of the table and the curve that are known after training so far."""
+        """Returns columns of the table and the curve that are known after training so far."""
         found: dict[str, Any] = {}
         for split, suffix in (("val", ""), ("val_style", "_style")):
             if split not in self.info.splits:
@@ -262,7 +262,7 @@ def main(arguments: Arguments) -> None:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, none where it is not there yet."""
+    """Returns the rows of a table, or none if it does not exist yet."""
     if not path.exists():
         return []
     with path.open(newline="") as file:
@@ -270,7 +270,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def append(path: Path, columns: tuple[str, ...], row: dict[str, Any]) -> None:
-    """Adds a row to a table, which is begun where it is not there yet."""
+    """Adds a row to a table, which is created if it does not exist yet."""
     path.parent.mkdir(parents=True, exist_ok=True)
     begins = not path.exists()
     with path.open("a", newline="") as file:

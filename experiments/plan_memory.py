@@ -30,7 +30,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg.config import Config, Data, Loss, Model, Negatives, Optimizer, Trainer
@@ -54,22 +54,22 @@ PAPER_RUN = Config(
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Plan the peak memory of training and evaluation."""
+    """Plans the peak memory of training and evaluation."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = PAPER_RUN
-    """The run to plan. --classes and --heads take the place of data.num_classes, model.head and loss.negatives.kind."""
+    """The run to plan. --classes and --heads replace data.num_classes, model.head and loss.negatives.kind."""
     classes: tuple[int, ...] = (19, 150, 1_284, 10_000, 100_000)
-    """Class counts."""
+    """The class counts."""
     heads: tuple[str, ...] = ("embedding", "dense")
-    """dense; embedding, with the run's negatives; or embedding:KIND with a kind of negatives."""
+    """The heads: dense; embedding, with the run's negatives; or embedding:KIND with a kind of negatives."""
     fit: str = "24GiB"
-    """Memory of the card, for the largest batch that fits."""
+    """The memory of the card, for the largest batch that fits."""
     size: tuple[int, int] | None = None
-    """Height and width of validation images, multiples of 32. None: the training crop."""
+    """The height and width of validation images, multiples of 32. None means the training crop."""
     measure: bool = False
-    """Also take the steps, on CUDA if there is one, and compare."""
+    """Also runs the steps, on CUDA if there is one, and compares."""
     out: Path = Path("runs/plan_memory")
-    """Folder for plan.csv, plan.png and plan.svg."""
+    """The folder for plan.csv, plan.png and plan.svg."""
 
 
 def main(arguments: Arguments) -> None:
@@ -99,7 +99,7 @@ def main(arguments: Arguments) -> None:
 
 
 def planned(arguments: Arguments, head: str, num_classes: int, budget_gib: float) -> dict[str, Any]:
-    """One row of the table."""
+    """Returns one row of the table."""
     begin = time.perf_counter()
     run = override(arguments.run, head_overrides(head))
     row: dict[str, Any] = {
@@ -119,7 +119,7 @@ def planned(arguments: Arguments, head: str, num_classes: int, budget_gib: float
 
 
 def measured(run: Config, num_classes: int, size: tuple[int, int]) -> dict[str, Any]:
-    """Peaks of two real training steps and of a validation batch, each None where memory ran out."""
+    """Returns peaks of two real training steps and of a validation batch, each None if memory ran out."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     result: dict[str, Any] = {"measured_train_gib": None, "measured_eval_gib": None, "measured_reserved_gib": None}
     try:
@@ -145,7 +145,7 @@ def measured(run: Config, num_classes: int, size: tuple[int, int]) -> dict[str, 
 
 
 def random_batch(images: int, size: tuple[int, int], num_classes: int, device: torch.device) -> Batch:
-    """Noise with labels."""
+    """Returns noise with labels."""
     return Batch(
         torch.randint(0, 256, (images, 3, *size), dtype=torch.uint8, device=device),
         torch.randint(0, num_classes, (images, *size), device=device),
@@ -153,7 +153,7 @@ def random_batch(images: int, size: tuple[int, int], num_classes: int, device: t
 
 
 def text(value: Any) -> str:
-    """A cell of the table."""
+    """Returns a cell of the table as text."""
     if value is None:
         return "out of memory"
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

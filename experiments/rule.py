@@ -27,7 +27,7 @@ from typing import Annotated, Any
 import numpy as np
 import tyro
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
@@ -39,29 +39,29 @@ from kiloseg.training.loop import train
 COLUMNS = ("num_classes", "embed_dim", "negatives", "count", "seed", "steps", "batch", "crop", "miou", "pixel_accuracy")
 KEY = COLUMNS[:8]
 NEAR = 0.98
-"""Of the best mIoU: what counts as good enough."""
+"""The share of the best mIoU that counts as good enough."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(cli.Preset):
-    """Train a grid of embedding dimensions and numbers of negatives at several class counts."""
+    """Trains a grid of embedding dimensions and numbers of negatives at several class counts."""
 
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
-    """What all runs share; `trainer.steps` is how long each is."""
+    """The settings that all runs share; `trainer.steps` is the length of each."""
     classes: tuple[int, ...] = (16, 64, 256, 1024)
-    """Class counts, the background among them."""
+    """The class counts, including the background."""
     dims: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
-    """Embedding dimensions, with the exact softmax."""
+    """The embedding dimensions, with the exact softmax."""
     counts: tuple[int, ...] = (2, 8, 32, 128, 512)
-    """Numbers of negatives, random and nearest; those that a class count has no room for are left out."""
+    """The numbers of negatives, random and nearest; those that exceed a class count are left out."""
     seeds: tuple[int, ...] = (0,)
-    """A run for each."""
+    """The seeds; each gets its own run."""
     results: Path = Path(__file__).resolve().parent / "results" / "rule.csv"
-    """The table."""
+    """The file of the table."""
 
 
 def cells(arguments: Arguments) -> Iterator[Config]:
-    """The run of every cell, all of one seed before those of the next."""
+    """Yields the run of every cell, all of one seed before those of the next."""
     for seed in arguments.seeds:
         for num_classes in arguments.classes:
             shared: dict[str, Any] = {"data.num_classes": num_classes, "trainer.seed": seed}
@@ -75,7 +75,7 @@ def cells(arguments: Arguments) -> Iterator[Config]:
 
 
 def row_of(config: Config) -> dict[str, Any]:
-    """The columns that tell a run from others."""
+    """Returns the columns that distinguish a run from others."""
     kind = config.loss.negatives.kind
     return {
         "num_classes": config.data.num_classes,
@@ -117,7 +117,7 @@ def main(arguments: Arguments) -> None:
 
 
 def good_enough(rows: Sequence[dict[str, str]]) -> list[str]:
-    """A line for every class count and way: the smallest D or K whose mean mIoU over seeds is within 2 % of the best."""
+    """Returns a line for each class count and method: the smallest D or K whose mean mIoU over seeds is within 2 % of the best."""
     found: dict[tuple[int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
         by = "D, all" if row["negatives"] == "all" else f"K, {row['negatives']}"
@@ -135,7 +135,7 @@ def good_enough(rows: Sequence[dict[str, str]]) -> list[str]:
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:
-    """The rows of a table, none where it is not there yet."""
+    """Returns the rows of a table, or none if it does not exist yet."""
     if not path.exists():
         return []
     with path.open(newline="") as file:

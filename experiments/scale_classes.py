@@ -1,6 +1,6 @@
 """mIoU and peak memory against the number of classes: the curve that the method is for.
 
-Question: as classes grow, what becomes of each head when all get the same memory; and what, when all get the same batch?
+Question: as classes grow, how does each head do when all get the same memory, and when all get the same batch?
 
 Method: a Ray trial per head, class count and seed, on the N most frequent classes of one data set. With --budget every run gets
 the largest batch that the planner says fits that memory; a head that cannot fit even one image is a row with oom = 1. With
@@ -38,7 +38,7 @@ import torch
 import tyro
 from matplotlib.figure import Figure
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
@@ -69,36 +69,37 @@ COLUMNS = (
     "oom",
 )
 CELL = ["setting", "head", "num_classes", "seed"]
-"""Columns that tell a run from all others."""
+"""These columns distinguish a run from all others."""
 CURVES = {"miou": "validation mIoU", "peak_memory_gib": "peak memory (GiB)", "images_per_s": "images / s"}
-"""What is drawn against the class count."""
+"""These values are drawn against the class count."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(cli.Preset):
-    """Train heads at several class counts and compare."""
+    """Trains heads at several class counts and compares them."""
 
     study: Annotated[Study, tyro.conf.arg(name="")] = field(default_factory=lambda: Study(name="scale_classes"))
     run: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=lambda: PRESETS["emoji"].config)
-    """What all runs share."""
+    """The settings that all runs share."""
     classes: tuple[int, ...] = (16, 64, 256, 1024, 1536)
-    """Class counts, the background among them."""
+    """The class counts, including the background."""
     heads: tuple[str, ...] = ("dense", "embedding:all", "embedding:nearest", "embedding:random", "official")
-    """dense, embedding:KIND with negatives of that kind, or official."""
+    """The heads: dense, embedding:KIND with negatives of that kind, or official."""
     seeds: tuple[int, ...] = (0, 1, 2)
-    """A run for each."""
+    """The seeds; each gets its own run."""
     budget: str = "4GiB"
-    """Memory of a training step on one worker, without DDP's copy of the gradients: every run gets the largest batch within it."""
+    """The memory of a training step on one worker, without DDP's copy of the gradients; each run gets the largest batch within
+    it."""
     batch: int | None = None
-    """Images per step of every run, in place of a budget."""
+    """The images per step of every run, instead of a budget."""
     max_batch: int | None = None
-    """With a budget: no run gets more images per step. None: no limit but the budget."""
+    """With a budget, the most images per step of any run. None means that only the budget limits it."""
     random_count: int = 255
-    """Negatives of embedding:random, or all other classes where there are fewer; the other kinds take those of the run."""
+    """The negatives of embedding:random, or all other classes if there are fewer; the other kinds use those of the run."""
     results: Path | None = None
-    """A CSV that this study's rows are added to, in place of rows of the same setting, head, class count and seed. Table, figures
-    and curves are then of all its rows of this setting, so that a curve may grow over several studies of equal budget or
-    batch, steps and data."""
+    """A CSV that this study's rows are added to, replacing rows of the same setting, head, class count and seed. Table, figures
+    and curves then cover all its rows of this setting, so a curve may grow over several studies of equal budget or batch, steps
+    and data."""
 
     def __post_init__(self) -> None:
         for name, values in (("classes", self.classes), ("heads", self.heads), ("seeds", self.seeds)):
@@ -111,12 +112,12 @@ class Arguments(cli.Preset):
 
     @property
     def setting(self) -> Literal["budget", "batch"]:
-        """What is equal in all runs."""
+        """Returns what is equal in all runs."""
         return "budget" if self.batch is None else "batch"
 
 
 def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
-    """Settings of each cell by dotted names, without its seed; `trainer.batch_size` is 0 where not one image fits."""
+    """Yields settings of each cell by dotted names, without its seed; `trainer.batch_size` is 0 if not even one image fits."""
     budget_gib = parse_gib(arguments.budget, "--budget")
     for head in arguments.heads:
         for num_classes in arguments.classes:
@@ -134,10 +135,10 @@ def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
 
 
 def with_precision(base: Config, study: Study) -> Config:
-    """The run with the precision that "auto" will come to where it trains, since memory depends on it.
+    """Returns the run with the precision that "auto" selects where it trains, since memory depends on it.
 
     Raises:
-        ValueError: it trains on GPUs that are not on this machine.
+        ValueError: It trains on GPUs that are not on this machine.
     """
     if base.trainer.precision != "auto":
         return base
@@ -153,13 +154,13 @@ def with_precision(base: Config, study: Study) -> Config:
 
 
 def scaled_lr(base: Config, batch: int) -> float:
-    """The rate of `base` for another batch than its own."""
+    """Returns the learning rate of `base` for a different batch."""
     ratio = batch / base.trainer.batch_size
     return base.optimizer.lr * (math.sqrt(ratio) if base.optimizer.name == "adamw" else ratio)
 
 
 def main(arguments: Arguments) -> None:
-    """Plans, trains, and writes what came out."""
+    """Plans, trains, and writes the results."""
     if not arguments.run.data.path:
         raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
     known = read_info(arguments.run.data.path).num_classes
@@ -171,7 +172,7 @@ def main(arguments: Arguments) -> None:
     if arguments.batch is None:
         base = with_precision(base, arguments.study)
     if arguments.results is not None:
-        rows_of(arguments.results)  # now, and not when all has been computed
+        rows_of(arguments.results)  # checked now, before anything is computed
     planned = []
     for cell in cells(arguments, base):
         planned.append(cell)
@@ -192,13 +193,13 @@ def main(arguments: Arguments) -> None:
 
 
 def head_of(base: Config, cell: Mapping[str, Any]) -> str:
-    """The name of a cell's head."""
-    # A batch of 0 is no setting of a run.
+    """Returns the name of a cell's head."""
+    # A batch of 0 is not a valid setting of a run.
     return head_name(override(base, {name: cell[name] for name in cell if name.startswith(("model.", "loss."))}))
 
 
 def row_of(arguments: Arguments, base: Config, cell: Mapping[str, Any], trial: TrialRow | None) -> dict[str, Any]:
-    """A row of the table; `trial` is None for a cell that had no room to run."""
+    """Returns a row of the table; `trial` is None for a cell that had no room to run."""
     return {
         "setting": arguments.setting,
         "head": head_of(base, cell),
@@ -214,7 +215,7 @@ def row_of(arguments: Arguments, base: Config, cell: Mapping[str, Any], trial: T
 
 
 def record_no_room(study: RunWriter, arguments: Arguments, base: Config, cell: Mapping[str, Any]) -> None:
-    """A run in MLflow for a cell that was not begun, since the plan of a single image is above the budget."""
+    """Records a run in MLflow for a cell that was not started, since the plan of a single image exceeds the budget."""
     head = head_of(base, cell)
     run = study.delivery.trial(f"{head} {cell['data.num_classes']} {cell['trainer.seed']}")
     run.begin(flatten(base) | dict(cell), {"setting": arguments.setting, "head": head, "outcome": "oom"})
@@ -223,7 +224,7 @@ def record_no_room(study: RunWriter, arguments: Arguments, base: Config, cell: M
 
 
 def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
-    """The rows by setting, head (those of this study first, in their order), class count and seed."""
+    """Sorts the rows by setting, head (those of this study first, in their order), class count and seed."""
     names = list(dict.fromkeys([*heads, *table["head"]]))
     return table.sort_values(
         CELL, ignore_index=True, key=lambda column: column.map(names.index) if column.name == "head" else column
@@ -231,7 +232,7 @@ def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
 
 
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) -> None:
-    """Table and figures in the study's folder and at its run, a curve per head in MLflow, and the rows in --results."""
+    """Writes table and figures to the study's folder and its run, a curve per head to MLflow, and the rows to --results."""
     lacking = table[table["miou"].isna() & (table["oom"] == 0)]
     if arguments.results is not None:
         table = merge(table, arguments.results, arguments.heads)
@@ -247,7 +248,7 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
             figure.savefig(written[-1], dpi=130)
     for path in written:
         result.run.log_file(path)
-    # MLflow would show a point of fewer seeds beside that of all of them once --resume has run the others.
+    # Otherwise MLflow would show a point of fewer seeds beside that of all of them once --resume has run the others.
     whole = ~table.set_index(["head", "num_classes"]).index.isin(lacking.set_index(["head", "num_classes"]).index)
     means = table[whole].groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
     for head in dict.fromkeys(table[whole]["head"]):
@@ -259,7 +260,7 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
 
 
 def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
-    """Each curve by file name."""
+    """Returns each curve by file name."""
     equal = f"budget {arguments.budget}" if arguments.batch is None else f"batch {arguments.batch}"
     rows: list[dict[str, Any]] = [
         dict(zip(COLUMNS, row, strict=True)) for row in table[list(COLUMNS)].itertuples(index=False)
@@ -279,9 +280,9 @@ def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
 
 
 def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.DataFrame:
-    """Adds rows to a CSV in place of those of the same cells; written whole or not at all. Returns all its rows.
+    """Adds rows to a CSV, replacing those of the same cells; writes all or nothing. Returns all its rows.
 
-    A run that failed or was broken off adds none: it is no reason to forget what was known.
+    A run that failed or was interrupted adds none, so earlier results are kept.
     """
     table = table[(table["oom"] == 1) | table["miou"].notna()]
     before = rows_of(path)
@@ -296,10 +297,10 @@ def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.D
 
 
 def rows_of(path: Path) -> pandas.DataFrame:
-    """The rows of --results, which need not exist yet.
+    """Returns the rows of --results, which need not exist yet.
 
     Raises:
-        ValueError: it has other columns.
+        ValueError: It has other columns.
     """
     if not path.exists():
         return pandas.DataFrame(columns=list(COLUMNS))
@@ -310,7 +311,7 @@ def rows_of(path: Path) -> pandas.DataFrame:
 
 
 def report(table: pandas.DataFrame, result: StudyResult) -> None:
-    """Prints means over seeds, head by class count, and where to look."""
+    """Prints means over seeds, head by class count, and where to find more."""
     for name, label in CURVES.items():
         print(f"\n{label}, mean over seeds")
         print(

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 
 import tyro
 
-# The library beside this file, not one that is installed: a submitted job runs the code that was submitted.
+# This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
@@ -49,26 +49,26 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments(cli.Preset):
-    """Search embedding dimension and negative sampling."""
+    """Searches embedding dimension and negative sampling."""
 
     study: Annotated[Search, tyro.conf.arg(name="")] = field(default_factory=lambda: Search(name="tune_embed_dim"))
     preset: str = "glyphs"
-    """Where settings come from that are not given, but for those that are searched; `experiments/train.py --list` prints all."""
+    """The preset that supplies settings that are neither given nor searched; `experiments/train.py --list` prints all."""
     run: Annotated[Config, tyro.conf.arg(name="")] = GLYPHS
-    """What all trials share. Without --data.path the glyphs data set is built and used."""
+    """The settings that all trials share. Without --data.path, the glyphs data set is built and used."""
     glyph_classes: int = 40
-    """Classes of the glyphs data set that is built when --data.path is not given."""
+    """The number of classes of the glyphs data set that is built if --data.path is not given."""
     embed_dims: tuple[int, ...] = (8, 16, 32, 64, 128)
-    """Values of model.embed_dim to choose from."""
+    """The values of model.embed_dim to choose from."""
     kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
-    """Values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
+    """The values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
     search: tuple[str, ...] = ()
     """More settings to search, or other ranges: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the
     dotted name of any setting."""
 
 
 def build_glyphs(num_classes: int, runs: Path) -> str:
-    """Builds the default data set if it is not there yet."""
+    """Builds the default data set if it does not exist yet."""
     out = runs / "data" / f"glyphs-{num_classes}"
     subprocess.run(
         [sys.executable, str(ROOT / "datasets" / "glyphs.py"), "--out", str(out), "--num-classes", str(num_classes)],
@@ -79,7 +79,7 @@ def build_glyphs(num_classes: int, runs: Path) -> str:
 
 
 def main(arguments: Arguments) -> None:
-    """Runs the study and prints what came out."""
+    """Runs the study and prints the results."""
     study = arguments.study
     if not arguments.run.data.path and arguments.preset != "glyphs":
         raise ValueError(
@@ -117,7 +117,8 @@ def main(arguments: Arguments) -> None:
 
 
 def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:
-    """The exact softmax and the paper's own choice, which are always among the trials; the sampler goes on from there."""
+    """Returns the exact softmax and the paper's own choice, which are always among the trials; the sampler continues from
+    there."""
     shared: dict[str, Any] = {
         "model.embed_dim": min(arguments.embed_dims, key=lambda dim: (abs(dim - 12), -dim)),
         "loss.temperature": 20.0,
@@ -141,7 +142,7 @@ def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[d
 
 
 def report(result: StudyResult, num_classes: int, data: str) -> None:
-    """Prints the table of the trials, the best one, and where to look."""
+    """Prints the table of the trials, the best one, and where to find more."""
     print(f"\n{len(result.rows)} trials on {data}, {num_classes} classes, in {result.seconds:.0f} s\n")
     print(table(result.rows).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
     for row in result.rows:

@@ -29,49 +29,49 @@ from kiloseg.data.reading.order import Position
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """An epoch over many workers."""
+    """Describes an epoch over many workers."""
 
     workers: int = 1000
-    """Training processes."""
+    """The number of training processes."""
     loader_workers: int = 2
-    """Loader processes of each."""
+    """The number of loader processes per worker."""
     shards: int = 2000
-    """Shards of the training split."""
+    """The number of shards in the training split."""
     samples: int = 10_000
-    """Samples of a shard, give or take a tenth."""
+    """The number of samples per shard, give or take a tenth."""
     batch_size: int = 10
-    """Images a step and worker."""
+    """The number of images per step and worker."""
     epoch: int = 3
-    """Which epoch."""
+    """The number of the epoch."""
     seed: int = 0
-    """Of the order."""
+    """The seed of the order."""
     sampled: int | None = None
-    """Run only so many of the workers, the first and the last among them. None: all, and samples are counted one by one."""
+    """Runs only this many workers, including the first and the last. None runs all and counts samples one by one."""
 
 
 class Share(NamedTuple):
-    """What one worker reads in an epoch."""
+    """Holds what one worker reads in an epoch."""
 
     samples: np.ndarray
-    """Numbers of its samples, counted over all shards."""
+    """The numbers of its samples, counted over all shards."""
     shards: int
-    """Shards it opens."""
+    """The number of shards it opens."""
     steps: int
     first_batch_s: float
-    """Time of a loader process before its first batch could be read, the longest of the worker's."""
+    """The longest time of the worker's loader processes before their first batch could be read, in seconds."""
 
 
 class Epoch(NamedTuple):
-    """What the workers read together."""
+    """Holds what the workers read together."""
 
     shares: list[Share]
     num_samples: int
     left_out: int
-    """Samples that do not fill a last step of all workers."""
+    """The number of samples that do not fill a last step of all workers."""
 
 
 class _Stream(loader._TrainStream):
-    """Notes positions instead of reading them."""
+    """Records positions instead of reading them."""
 
     def _fill(self, *arguments: Any) -> None:
         *_, positions, _ = arguments
@@ -81,7 +81,7 @@ class _Stream(loader._TrainStream):
 
 
 def make_info(arguments: Arguments) -> DatasetInfo:
-    """A data set that exists in name only."""
+    """Returns a data set that exists in name only."""
     rng = np.random.default_rng(arguments.seed)
     counts = rng.integers(arguments.samples * 9 // 10, arguments.samples * 11 // 10 + 1, arguments.shards)
     shards = [
@@ -125,7 +125,7 @@ def share_of(info: DatasetInfo, arguments: Arguments, rank: int) -> Share:
 
 
 def simulate(arguments: Arguments) -> Epoch:
-    """The shares of all workers, or of those that are sampled."""
+    """Returns the shares of all workers, or of those that are sampled."""
     info = make_info(arguments)
     ranks = np.arange(arguments.workers)
     if arguments.sampled is not None:
@@ -139,7 +139,7 @@ def simulate(arguments: Arguments) -> Epoch:
 
 
 def times_read(epoch: Epoch) -> dict[int, int]:
-    """How many samples the workers read once, twice, ... between them, and how many not at all (0)."""
+    """Counts the samples that the workers read once, twice, ... between them, and those that nobody reads (0)."""
     counts = np.zeros(epoch.num_samples, dtype=np.uint8)
     for share in epoch.shares:
         np.add.at(counts, share.samples, 1)

@@ -1,4 +1,4 @@
-"""Images a second of the coco_lvis builder, and what sorting its annotations costs beside pycocotools' own reader.
+"""Measures images per second of the coco_lvis builder, and the cost of sorting its annotations against pycocotools' own reader.
 
     python benchmarks/builders.py
     python benchmarks/builders.py --images 5000 --processes 1 2 4
@@ -37,22 +37,22 @@ HEIGHT, WIDTH = 480, 640
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Speed of the coco_lvis builder."""
+    """Measures the speed of the coco_lvis builder."""
 
     images: int = 2000
-    """Images to build, all in split train."""
+    """The number of images to build, all in split train."""
     annotated: int = 20000
-    """Images whose annotations are sorted; 100,170 in LVIS."""
+    """The number of images whose annotations are sorted; LVIS has 100,170."""
     objects: int = 11
-    """LVIS objects in an image."""
+    """The number of LVIS objects in an image."""
     points: int = 55
-    """Corners of an object's polygon; 55 give the 870 bytes an annotation of lvis_v1_train.json."""
+    """The number of corners of an object's polygon; 55 give the 870 bytes per annotation of lvis_v1_train.json."""
     processes: tuple[int, ...] = (1, 2)
-    """Processes to build with."""
+    """The numbers of processes to build with."""
     rounds: int = 3
-    """Times each is run."""
+    """How often each is run."""
     csv: Path = Path("runs/benchmarks/builders.csv")
-    """Where the table is written."""
+    """The file that the table is written to."""
 
 
 def write_annotations(root: Path, num_images: int, arguments: Arguments) -> None:
@@ -84,7 +84,7 @@ def write_annotations(root: Path, num_images: int, arguments: Arguments) -> None
 
 
 def polygon(rng: np.random.Generator, points: int) -> list[float]:
-    """A ragged outline; diameters are spread evenly over their logarithm from 8 to 300 pixels."""
+    """Returns a ragged outline; diameters are spread evenly over their logarithm from 8 to 300 pixels."""
     radius = np.exp(rng.uniform(np.log(4), np.log(150)))
     angles = np.sort(rng.uniform(0, 2 * np.pi, points))
     radii = radius * rng.uniform(0.7, 1.1, points)
@@ -94,7 +94,7 @@ def polygon(rng: np.random.Generator, points: int) -> list[float]:
 
 
 def stuff_regions(rng: np.random.Generator) -> list[dict[str, Any]]:
-    """Four regions with wavy borders that share the image, as compressed RLE."""
+    """Returns four regions with wavy borders that share the image, as compressed RLE."""
     y, x = np.mgrid[:HEIGHT, :WIDTH]
     waves = np.sin(x / rng.uniform(60, 120) + rng.uniform(0, 6)) + np.cos(y / rng.uniform(50, 90)) + rng.uniform(-1, 1)
     labels = (waves + 0.3 * np.sin(x / 11 + y / 13) > 0) + 2 * (y > rng.uniform(150, 330))

@@ -1,4 +1,4 @@
-"""Images a second from shards to normalized batches, against the bare decoding of the same bytes and two other ways.
+"""Measures images per second from shards to normalized batches, against bare decoding of the same bytes and two other ways.
 
     python benchmarks/data.py
     python benchmarks/data.py --quality 96 --jitter 0.4 --loader-workers 8
@@ -65,24 +65,24 @@ SCALES = 0.5, 2.0
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Images a second of the data pipeline."""
+    """Measures images per second of the data pipeline."""
 
     images: int = 256
-    """Images of the data set, each used once in a round."""
+    """The number of images in the data set, each used once per round."""
     quality: int = 90
-    """Of the JPEGs."""
+    """The quality of the JPEGs."""
     crop: int = 512
     batch: int = 16
     jitter: float = 0.0
-    """Strength of the change of colors; the bare cases have none."""
+    """The strength of the color changes; the bare cases have none."""
     loader_workers: int = 2
-    """Processes that decode."""
+    """The number of processes that decode."""
     rounds: int = 5
-    """Times each case is run, after once to warm up."""
+    """How often each case is run, after one warm-up."""
     folder: Path = Path("runs/benchmarks/data")
-    """Where the data set is made."""
+    """The folder in which the data set is made."""
     csv: Path = Path("runs/benchmarks/data.csv")
-    """Where the table is written."""
+    """The file that the table is written to."""
 
 
 # Data

@@ -1,4 +1,4 @@
-"""Scenes a second of the emoji builder, all of a command counted.
+"""Measures scenes per second of the emoji builder, counting the whole command.
 
     python benchmarks/emoji_speed.py
 
@@ -24,18 +24,18 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Speed of the emoji builder."""
+    """Measures the speed of the emoji builder."""
 
     bank: Path = ROOT / "runs" / "emoji" / "bank.tar"
-    """File that datasets/emoji.py --recipe-version 1 made."""
+    """The file that datasets/emoji.py --recipe-version 1 made."""
     scenes: int = 3000
-    """Scenes of 256 x 256 to draw in each round, all but one of them in split train."""
+    """The number of 256 x 256 scenes to draw in each round, all but one of them in split train."""
     rounds: int = 3
-    """Times the command is run."""
+    """How often the command is run."""
 
 
 def cpu_seconds() -> float:
-    """Of all child processes that have ended."""
+    """Returns the CPU time of all child processes that have ended."""
     usage = resource.getrusage(resource.RUSAGE_CHILDREN)
     return usage.ru_utime + usage.ru_stime
 

@@ -1,4 +1,4 @@
-"""From `ray job submit` to the first training step.
+"""Measures the time from `ray job submit` to the first training step.
 
     RAY_AUTH_MODE=token ray start --head --block --port=6379 --dashboard-host=127.0.0.1        in another terminal
     RAY_AUTH_MODE=token python benchmarks/job_submit.py
@@ -31,14 +31,14 @@ MARKS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Time of a submitted job."""
+    """Measures the time of a submitted job."""
 
     dashboard: str = "http://127.0.0.1:8265"
-    """Where jobs are submitted."""
+    """The address where jobs are submitted."""
 
 
 def main(arguments: Arguments) -> None:
-    """Submits the job and prints when what came."""
+    """Submits the job and prints when each line arrived."""
     ray = Path(sys.executable).parent / "ray"
     with tempfile.TemporaryDirectory(prefix="kiloseg-") as folder:
         glyphs = [

@@ -1,4 +1,4 @@
-"""Time and memory of the loss, forward and backward, against what a user would take instead.
+"""Measures time and memory of the loss, forward and backward, against what a user would use instead.
 
     python benchmarks/loss.py
     python benchmarks/loss.py --classes 100000 --losses all:cosine random:255 --max-scores 20e9
@@ -41,11 +41,11 @@ GPU_ONLY = ("cut_cross_entropy", "liger")
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Time and memory of the loss against its rivals."""
+    """Measures time and memory of the loss against its rivals."""
 
     classes: tuple[int, ...] = (19, 150, 1284, 10000, 100000)
     dims: tuple[int, ...] = (12, 64, 128)
-    """Embedding dimensions."""
+    """The embedding dimensions."""
     losses: tuple[str, ...] = (
         "all:cosine", "all:distance", "nearest:8", "random:255", "mixed:8",
         "all:cosine:torch", "all:distance:torch", "nearest:8:torch", "random:255:torch", "mixed:8:torch",
@@ -54,19 +54,19 @@ class Arguments:
     """KIND[:COUNT][:LOGIT][:torch] of kiloseg's own (distance unless said; with :torch without its kernels), or a rival."""
     batch: int = 2
     size: int = 256
-    """Side of the images in pixels, a multiple of 4."""
+    """The side of the images in pixels, a multiple of 4."""
     rounds: int = 5
     max_scores: float = 4e8
-    """Most pixels times classes."""
+    """The largest product of pixels and classes."""
     memory_gib: float = 8.0
-    """Losses that need more are left out."""
+    """Losses that need more memory than this are left out, in GiB."""
     threads: int | None = None
-    """Threads of torch. None: as torch chooses."""
+    """The number of torch threads. None lets torch choose."""
     csv: Path = Path("runs/benchmarks/loss.csv")
 
 
 class Case:
-    """One loss on its own copy of the inputs."""
+    """Holds one loss with its own copy of the inputs."""
 
     def __init__(self, name: str, num_classes: int, dim: int, arguments: Arguments, device: torch.device) -> None:
         self.name = name
@@ -89,12 +89,12 @@ class Case:
         self.labels = torch.randint(num_classes, (arguments.batch, side, side), generator=generator).to(device)
 
     def run(self) -> None:
-        """Forward and backward."""
+        """Runs forward and backward."""
         self.loss(self.embeddings, self.table, self.labels).backward()
         self.embeddings.grad = self.table.grad = None
 
     def measure_memory(self) -> None:
-        """Peak of what lives beside the inputs, in MiB."""
+        """Measures the peak memory beyond the inputs, in MiB."""
         inputs = (self.embeddings, self.table, self.labels)
         peak = PeakMemory(self.embeddings.device)
         on_gpu = self.embeddings.is_cuda  # where those of the other cases are allocated as well
@@ -104,7 +104,7 @@ class Case:
         self.peak_mib = peak.gib * 1024 - before / 2**20
 
     def timed_run(self) -> None:
-        """One run, its seconds kept."""
+        """Runs once and records the seconds."""
         begin = time.perf_counter()
         self.run()
         if self.embeddings.device.type == "cuda":
@@ -200,7 +200,7 @@ def _cells(texts: list[str]) -> str:
 
 
 def _ratio(case: Case, rival: str, cases: list[Case]) -> float | None:
-    """Time of a case as a multiple of a rival's, None where that did not run."""
+    """Returns the time of a case as a multiple of a rival's, or None if that did not run."""
     found = [other for other in cases if other.name == rival]
     if not found:
         return None

@@ -1,4 +1,4 @@
-"""What the thousandth trial of a study costs beside the first.
+"""Measures what the thousandth trial of a study costs compared with the first.
 
     python benchmarks/many_trials.py
     python benchmarks/many_trials.py --num-trials 100
@@ -42,32 +42,32 @@ STEPS = (100, 200, 300)
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """A study of trials that do not train."""
+    """Describes a study of trials that do not train."""
 
     num_trials: int = 1000
-    """Trials of the study."""
+    """The number of trials in the study."""
     max_concurrent: int = 2
-    """Trials at once."""
+    """The number of trials at once."""
     parts: int = 10
-    """Rows of the table."""
+    """The number of rows in the table."""
 
 
 class Moment(NamedTuple):
-    """The driver at a time."""
+    """Holds the driver's state at a time."""
 
     seconds: float
     cpu_seconds: float
     machine_cpu_seconds: float
-    """Of all processes of the machine."""
+    """The CPU time of all processes of the machine."""
     trials: int
-    """That have reported."""
+    """The number of trials that have reported."""
     memory_mib: float
     snapshot_mib: float
     database_mib: float
 
 
 class Watch(threading.Thread):
-    """Notes a moment every second."""
+    """Records a moment every second."""
 
     def __init__(self, runs: Path) -> None:
         super().__init__(daemon=True)
@@ -77,12 +77,12 @@ class Watch(threading.Thread):
         self.over = threading.Event()
 
     def run(self) -> None:
-        """Until `over` is set."""
+        """Records until `over` is set."""
         while not self.over.wait(1.0):
             self.note()
 
     def note(self) -> None:
-        """The present moment."""
+        """Records the present moment."""
         # Whoever looks at all trials each time grows with them, and this takes the driver's time.
         for folder in self.runs.glob("ray/*/"):
             trials = set(folder.iterdir()) - self.reported

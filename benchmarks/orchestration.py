@@ -1,4 +1,4 @@
-"""What Ray and MLflow cost a trial beyond its training.
+"""Measures what Ray and MLflow cost a trial beyond its training.
 
     python benchmarks/orchestration.py
 
@@ -30,12 +30,12 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Overhead of a trial."""
+    """Measures the overhead of a trial."""
 
     num_trials: int = 8
-    """Trials of the study."""
+    """The number of trials in the study."""
     reports: int = 3
-    """Validations, each with a report and a checkpoint, of a trial."""
+    """The number of validations in a trial, each with a report and a checkpoint."""
 
 
 def main(arguments: Arguments) -> None:
@@ -57,7 +57,7 @@ def main(arguments: Arguments) -> None:
         at_once = min(concurrency(trial_resources(study.workers, study.cpus_per_worker)), arguments.num_trials)
         space = Space(base, (log("optimizer.lr", 1e-4, 1e-3),))
         with search(study, space, first=[], script="benchmarks/orchestration.py") as result:
-            pass  # nothing is made of it but what is printed
+            pass  # only its printed output is used
         ray.shutdown()
     failed = [row for row in result.rows if row.outcome != "finished"]
     if failed:

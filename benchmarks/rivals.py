@@ -1,4 +1,4 @@
-"""What a user would take instead of kiloseg's loss, each as a function of the same tensors.
+"""Defines what a user would use instead of kiloseg's loss, each as a function of the same tensors.
 
 All take pixel embeddings at stride 4 (B, D, h, w), a class table (C, D) and labels (B, H, W), and give the mean loss;
 `dense` takes logits (B, C, h, w) in place of embeddings. Shapes: P = B * H * W pixels, K negatives.
@@ -21,13 +21,13 @@ def dense(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
 
 
 def _unit_pixels(pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Embeddings at full resolution, normalized: (P, D)."""
+    """Returns embeddings at full resolution, normalized: (P, D)."""
     full_BDHW = F.interpolate(pixels_BDhw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False)
     return F.normalize(full_BDHW, dim=1).permute(0, 2, 3, 1).reshape(-1, pixels_BDhw.shape[1])
 
 
 def torch_linear(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
-    """The exact softmax over cosines by torch's own chunked loss (torch >= 2.13)."""
+    """Computes the exact softmax over cosines with torch's own chunked loss (torch >= 2.13)."""
     return F.linear_cross_entropy(
         _unit_pixels(pixels_BDhw, labels_BHW),
         TAU * F.normalize(table_CD, dim=1),
@@ -38,7 +38,7 @@ def torch_linear(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> T
 
 
 def official(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, *, count: int) -> Tensor:
-    """The paper's loss as its code computes it, searched by faiss as there, without its regularizer."""
+    """Computes the paper's loss as its code does, with faiss for the search as there, without its regularizer."""
     return official_cross_entropy(
         pixels_BDhw, table_CD, labels_BHW, count=count, temperature=TAU, search=_search_by_faiss
     )
@@ -54,7 +54,7 @@ def _search_by_faiss(pixels_PD: Tensor, rows_DC: Tensor, count: int) -> tuple[Te
 
 
 def cut_cross_entropy(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
-    """The exact softmax by Apple's cut-cross-entropy, GPU only, which computes in bfloat16."""
+    """Computes the exact softmax with Apple's cut-cross-entropy, GPU only, which computes in bfloat16."""
     from cut_cross_entropy import linear_cross_entropy
 
     loss: Tensor = linear_cross_entropy(
@@ -68,7 +68,7 @@ def cut_cross_entropy(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor)
 
 
 def liger(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
-    """The exact softmax by Liger's fused linear cross-entropy, GPU only."""
+    """Computes the exact softmax with Liger's fused linear cross-entropy, GPU only."""
     from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
 
     loss: Tensor = LigerFusedLinearCrossEntropyLoss(ignore_index=-1)(

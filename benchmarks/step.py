@@ -1,4 +1,4 @@
-"""Time and peak memory of a training step against the number of classes: embedding head and dense head.
+"""Measures time and peak memory of a training step against the number of classes: embedding head and dense head.
 
     python benchmarks/step.py
     python benchmarks/step.py --classes 20 1000 10000 --batch 8 --size 256 --arch deeplabv3plus --backbone resnet50
@@ -32,34 +32,34 @@ from kiloseg.training.step import autocast_of, training_step
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
-    """Time and peak memory of a training step."""
+    """Measures time and peak memory of a training step."""
 
     classes: tuple[int, ...] = (20, 1000)
-    """Class counts; the first is what ratios are against."""
+    """The class counts; ratios are against the first."""
     heads: tuple[str, ...] = ("embedding:all", "embedding:random", "embedding:nearest", "embedding:mixed", "dense")
-    """dense, or embedding: with a kind of negatives."""
+    """The heads: dense, or embedding: with a kind of negatives."""
     arch: str = "fpn"
     backbone: str = "tf_efficientnet_lite0"
     embed_dim: int = 12
     logit: Logit = "cosine"
-    """cosine, as in `make demo`, or distance."""
+    """The kind of logit: cosine, as in `make demo`, or distance."""
     count: int = 8
-    """Negatives per pixel where the kind has a number."""
+    """The number of negatives per pixel, if the kind has a number."""
     size: int = 96
-    """Side of the square images in pixels."""
+    """The side of the square images in pixels."""
     batch: int = 16
-    """Images per step."""
+    """The number of images per step."""
     precision: Precision = "fp32"
     channels_last: bool = True
     checkpoint_activations: bool = False
     compile: bool = False
     """These four as in `trainer`."""
     fields: bool = False
-    """Compare the fields of the trunk, one at a time on top of channels_last, in place of heads and class counts."""
+    """Compares the fields of the trunk, one at a time on top of channels_last, instead of heads and class counts."""
     rounds: int = 5
-    """Times each case is run."""
+    """How often each case is run."""
     csv: Path = Path("runs/benchmarks/step.csv")
-    """Where the table is written."""
+    """The file that the table is written to."""
 
 
 FIELDS: dict[str, dict[str, Any]] = {
@@ -70,11 +70,11 @@ FIELDS: dict[str, dict[str, Any]] = {
     "bf16, checkpoint_activations": {"trainer.precision": "bf16", "trainer.checkpoint_activations": True},
     "compile": {"trainer.compile": True},
 }
-"""What --fields compares; channels_last is on in all but the first."""
+"""--fields compares these; channels_last is on in all but the first."""
 
 
 class Case:
-    """One head at one class count, ready to take steps."""
+    """Holds one head at one class count, ready to take steps."""
 
     def __init__(self, name: str, config: Config, num_classes: int, device: torch.device) -> None:
         self.name = name
@@ -91,11 +91,11 @@ class Case:
         self.seconds: list[float] = []
 
     def step(self) -> None:
-        """One optimization step."""
+        """Takes one optimization step."""
         training_step(self.config, self.segmenter, self.optimizer, self.images, self.labels, autocast=self.autocast)
 
     def timed_step(self) -> None:
-        """One step, its seconds kept."""
+        """Takes one step and records the seconds."""
         begin = time.perf_counter()
         self.step()
         if self.device.type == "cuda":
@@ -103,7 +103,7 @@ class Case:
         self.seconds.append(time.perf_counter() - begin)
 
     def peak_gib(self) -> float:
-        """Peak of a step that follows at least one other."""
+        """Returns the peak of a step that follows at least one other."""
         peak = PeakMemory(self.device, self.segmenter, self.optimizer)
         with peak.step(self.images, self.labels):
             self.step()

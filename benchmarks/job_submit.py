@@ -4,7 +4,7 @@
     RAY_AUTH_MODE=token python benchmarks/job_submit.py
 
 Submits a study of one trial to a cluster that runs on this machine, and notes when its lines come. Cold means that the head has
-run no job yet: start it anew for every measurement.
+run no job yet: restart it for every measurement.
 """
 
 from __future__ import annotations

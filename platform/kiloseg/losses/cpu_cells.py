@@ -48,8 +48,7 @@ def embedding_loss(
     """Computes the mean loss of the pixels that count, and its gradients.
 
     Besides the gradients, memory holds the map and its gradient, two matrices of about `tile_bytes` (the scores of a block of
-    cells
-    with a chunk of the classes, and their gradients), the table in panels, and about 15 numbers for each pixel of a block.
+    cells with a chunk of the classes, and their gradients), the table in panels, and about 15 numbers for each pixel of a block.
 
     Args:
         pixels_BDhw: the pixel embeddings, float32.

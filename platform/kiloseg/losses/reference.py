@@ -41,8 +41,7 @@ class BlockLoss:
 
     With distances, the target is computed separately, from the difference of the vectors: it is the one class whose distance goes
     to 0, where 2 - 2 o.e has no digits left. With cosines, its logit is as accurate as the others', so if all classes are compared
-    it is read
-    from their scores, and its gradient is part of their products.
+    it is read from their scores, and its gradient is part of their products.
 
     Logits z are stored multiplied by log2(e), minus a maximum if there is one.
 

@@ -64,8 +64,7 @@ def embedding_loss(
     """Returns the loss and the gradient of the embeddings, and adds to the gradient of the table.
 
     Besides these, memory holds two matrices of scores of `tile_bytes` (at least a patch and 16 candidates), the candidates'
-    gradient
-    if they are drawn, and about ten matrices of P x D values of a block, each of BLOCK_BYTES (at least a patch).
+    gradient if they are drawn, and about ten matrices of P x D values of a block, each of BLOCK_BYTES (at least a patch).
 
     Args:
         pixels_BDhw: the embeddings at feature cells.

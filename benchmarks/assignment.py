@@ -4,10 +4,10 @@
     python benchmarks/assignment.py --workers 8 --shards 40 --samples 500
     python benchmarks/assignment.py --shards 100000 --sampled 4          a billion samples, four of the workers
 
-The very stream of training with its reading left out: each worker's loader processes are run one after another for a whole
-epoch, and the samples that they would have read are counted. No data is needed. Given are the samples and shards of a worker,
-the most and the fewest of any, how often samples come over all workers together, and the time and memory that a loader process
-takes before its first batch.
+This runs the actual stream of training without its reading: each worker's loader processes are run one after another for a whole
+epoch, and the samples that they would have read are counted. It needs no data. It reports the samples and shards of a worker, the
+largest and smallest of any, how often samples occur over all workers together, and the time and memory that a loader process takes
+before its first batch.
 """
 
 from __future__ import annotations

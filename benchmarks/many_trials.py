@@ -3,10 +3,10 @@
     python benchmarks/many_trials.py
     python benchmarks/many_trials.py --num-trials 100
 
-A study on real Ray Tune, Optuna, ASHA and MLflow (SQLite), with the callbacks of every study, whose trials do not train: they
-report numbers as a training would and end. What is left is what the driver does for each trial. Given for each part of the
-study: length and CPU time a trial, of the driver and of all the machine, the driver's memory, the size of Tune's snapshot of the
-study and of the database.
+The study runs on real Ray Tune, Optuna, ASHA and MLflow (SQLite), with the callbacks of every study, but its trials do not train:
+they report numbers as a training would and end. What remains is the driver's work for each trial. For each part of the study it
+reports length and CPU time per trial, of the driver and of the whole machine, the driver's memory, and the sizes of Tune's
+snapshot of the study and of the database.
 """
 
 from __future__ import annotations

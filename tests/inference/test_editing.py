@@ -8,7 +8,11 @@ from PIL import Image
 
 import kiloseg
 from kiloseg import cli
-from kiloseg.config import Config, Model
+from kiloseg.config import Config, Loss, Model
+from kiloseg.inference import editing
+from kiloseg.inference.classes import ModelClasses
+from kiloseg.inference.loading import classes_of, content_of, model_of
+from kiloseg.inference.row_fitting import fit_row
 from kiloseg.models import Segmenter
 from kiloseg.overrides import flatten
 from kiloseg.training.checkpoint import load_checkpoint, save_checkpoint
@@ -78,6 +82,66 @@ def test_a_class_that_is_added_is_found_where_it_was_shown(source, tmp_path):
     expected = F.normalize(units[0][:, torch.from_numpy(mask > 0)].mean(1), dim=0)
     torch.testing.assert_close(table(tmp_path / "more" / "step-00000007.pt")[-1], expected, rtol=1e-4, atol=1e-5)
     assert (model(pixels).labels[mask > 0] == 5).mean() > 0.5
+
+
+def scene(generator, color):
+    """A square of some color on noise, and its mask."""
+    pixels = generator.integers(0, 60, (96, 96, 3)).astype(np.uint8)
+    top, left = generator.integers(0, 64, 2)
+    pixels[top : top + 32, left : left + 32] = color
+    mask = np.zeros((96, 96), dtype=np.uint8)
+    mask[top : top + 32, left : left + 32] = 1
+    return pixels, mask
+
+
+def test_fitting_changes_the_new_row_alone_and_finds_more(source):
+    generator = np.random.default_rng(2)
+    content = content_of(source)
+    examples = {
+        name: [scene(generator, color) for _ in range(4)]
+        for name, color in (("brick", (250, 20, 20)), ("sky", (40, 90, 250)))
+    }
+    shown = {name: scene(generator, pairs[0][0][pairs[0][1] > 0][0]) for name, pairs in examples.items()}
+    right = {}
+    for fit in (False, True):
+        changed = editing.add(content, examples, fit=fit)
+        rows, before = (each["model"]["head.table.rows_CD"] for each in (changed, content))
+        assert torch.equal(rows[:5], before) and torch.allclose(rows[5:].norm(dim=1), torch.ones(2))
+        model = model_of(changed, source)
+        assert model.classes.names == [*NAMES, "brick", "sky"] and model.classes.edited
+        found = {name: model(pixels).labels == model.classes.names.index(name) for name, (pixels, _) in shown.items()}
+        ious = [(found[n] & (m > 0)).sum() / (found[n] | (m > 0)).sum() for n, (_, m) in shown.items()]
+        right[fit] = np.mean(ious)
+    assert right[True] > right[False], right
+
+
+def test_a_fitted_row_lowers_its_loss_and_stays_a_unit_vector():
+    torch.manual_seed(0)
+    rows, inside, outside = (F.normalize(torch.randn(count, 8), dim=1) for count in (30, 50, 60))
+    inside = F.normalize(inside + 1.5 * torch.eye(8)[0], dim=1)
+    start = inside[0]
+    for logit in ("cosine", "distance"):
+        loss = Loss(logit=logit)
+
+        def objective(row, loss=loss):
+            logits = [pixels @ torch.cat([rows, row[None]]).T for pixels in (inside, outside)]
+            if loss.logit == "distance":
+                logits = [-(2 - 2 * each).clamp(min=0).sqrt() for each in logits]
+            of_new = [(loss.temperature * each).softmax(1)[:, -1] for each in logits]
+            return -(of_new[0].log().mean() + (1 - of_new[1]).log().mean())
+
+        fitted = fit_row(start, rows, inside, outside, loss=loss)
+        assert fitted.norm().item() == pytest.approx(1, abs=1e-5)
+        assert objective(fitted) < 0.7 * objective(start)
+
+
+def test_names_of_changed_classes_are_kept_for_data_that_has_them(source, tmp_path):
+    content = content_of(source)
+    changed = editing.rename(editing.merge(content, "cup", ["plant", "lamp"]), "cup", "thing")
+    classes = classes_of(editing.remove(changed, ["background"]))
+    assert classes.names == ["thing", "chair"] and classes.removed == ["background"] and classes.edited
+    assert classes.other_names == [["plant", "lamp", "cup"], []]
+    assert ModelClasses.from_record(classes.record()).record() == classes.record()
 
 
 def test_refusals_name_what_is_wrong(source, tmp_path):

@@ -125,3 +125,40 @@ def test_negatives_are_checked_where_the_number_of_classes_is_known():
 def test_undecayed_parameters_are_the_tables_alone():
     assert [tuple(p.shape) for p in EmbeddingHead(SMALL, Loss(), 7).undecayed()] == [(7, 5)]
     assert list(DenseHead(SMALL, Loss(), 7).undecayed()) == []
+
+
+@pytest.mark.parametrize("logit", ["cosine", "distance"])
+@pytest.mark.parametrize("head", [EmbeddingHead, OfficialHead, DenseHead])
+def test_candidates_are_the_best_classes_in_order(head, logit):
+    """Against all logits at full resolution; the best one is the prediction, and the first two give its confidence."""
+    torch.manual_seed(0)
+    model, loss = Model(embed_dim=6), Loss(logit=logit)
+    made = head(model, loss, 40)
+    outputs = torch.randn(2, head.num_outputs(model, 40), 5, 6)
+    size = (20, 24)
+    full = F.interpolate(outputs, size=size, mode="bilinear", align_corners=False)
+    if made.table is None:
+        logits, best = full, full.softmax(1).amax(1)
+    else:
+        cosine = torch.einsum("bdhw,cd->bchw", F.normalize(full, dim=1), F.normalize(made.table(), dim=1))
+        ranked = cosine if logit == "cosine" else -(2 - 2 * cosine).sqrt()
+        logits, best = loss.temperature * ranked, cosine.amax(1)
+    for count in (1, 2, 5):
+        found = made.candidates(outputs, size, count)
+        expected = logits.topk(count, dim=1)
+        assert torch.equal(found.labels, expected.indices.transpose(0, 1))
+        torch.testing.assert_close(found.logits, expected.values.transpose(0, 1), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found.familiarity, best, rtol=1e-4, atol=1e-5)
+    predicted = made.predict_confidence(outputs, size)
+    two = made.candidates(outputs, size, 2)
+    assert torch.equal(predicted.labels, two.labels[0]) and torch.equal(predicted.labels, made.predict(outputs, size))
+    torch.testing.assert_close(predicted.confidence, (two.logits[0] - two.logits[1]).sigmoid())
+
+
+def test_a_head_without_ranks_gives_its_prediction_alone():
+    made = PrototypeHead(Model(embed_dim=6), Loss(), 7)
+    outputs = torch.randn(1, 6, 3, 3)
+    found = made.candidates(outputs, (6, 6), 1)
+    assert torch.equal(found.labels[0], made.predict(outputs, (6, 6))) and found.familiarity.isnan().all()
+    with pytest.raises(ValueError, match="PrototypeHead predicts only the best class of a pixel, not 3 classes"):
+        made.candidates(outputs, (6, 6), 3)

@@ -30,6 +30,8 @@ class Arguments:
     """Names and files for the action, as shown above."""
     out: Path | None = None
     """Folder for the changed model; must not hold checkpoints yet."""
+    fit: bool = False
+    """For add: fit the new row alone to the examples, which takes a second or so, instead of taking their mean."""
     runs: Path = Path("runs")
     """Folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server."""
 
@@ -50,12 +52,12 @@ def main(arguments: Arguments) -> None:
         _print(content)
         return
     assert arguments.out is not None
-    changed = _change(content, arguments.action, arguments.words)
+    changed = _change(content, arguments.action, arguments.words, fit=arguments.fit)
     path = save_checkpoint(arguments.out, content["step"], changed, keep=1)
     print(f"{path}: {changed['num_classes']:,} classes")
 
 
-def _change(content: dict[str, Any], action: str, words: tuple[str, ...]) -> dict[str, Any]:
+def _change(content: dict[str, Any], action: str, words: tuple[str, ...], *, fit: bool) -> dict[str, Any]:
     from kiloseg.inference import editing
 
     if action == "rename" and len(words) == 2:
@@ -65,7 +67,7 @@ def _change(content: dict[str, Any], action: str, words: tuple[str, ...]) -> dic
     if action == "merge" and len(words) >= 2:
         return editing.merge(content, words[0], words[1:])
     if action == "add" and len(words) >= 3 and len(words) % 2:
-        return editing.add(content, words[0], list(zip(words[1::2], words[2::2], strict=True)))
+        return editing.add(content, {words[0]: list(zip(words[1::2], words[2::2], strict=True))}, fit=fit)
     expected = {"rename": "OLD NEW", "remove": "NAME ...", "merge": "NAME OTHER ...", "add": "NAME IMAGE MASK ..."}
     raise ValueError(f"{action} {' '.join(words)}: expected {action} {expected[action]}")
 

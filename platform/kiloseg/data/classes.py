@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import numpy as np
 
@@ -84,6 +84,16 @@ class ClassRecord(TypedDict):
     """Name of the data set."""
     digest: str
     """The digest of the data set, as given by dataset.json."""
+    other_names: NotRequired[list[list[str]]]
+    """Other names of each class: earlier ones, and those of classes that were merged into it."""
+    removed: NotRequired[list[str]]
+    """Names of the classes of the data set that were removed from the model."""
+    edited: NotRequired[bool]
+    """Whether classes were changed after training."""
+    groups: NotRequired[list[list[str]] | None]
+    """The groups that each class belongs to, the largest group first; None if there are none."""
+    known_from: NotRequired[float | None]
+    """Pixels with a lower familiarity show none of the classes (`kiloseg classes SOURCE unknown`); None if it is not calibrated."""
 
 
 def record_classes(data: Data) -> ClassRecord:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +29,16 @@ class ModelClasses:
     """Name of the data set; empty if it is not known."""
     digest: str = ""
     """Digest of the data set, as in dataset.json; empty if it is not known."""
+    other_names: list[list[str]] = field(default_factory=list)
+    """Other names of each class: earlier ones, and those of classes that were merged into it. Empty if no class has any."""
+    removed: list[str] = field(default_factory=list)
+    """Names of the classes that were removed after training."""
+    edited: bool = False
+    """Whether classes were changed after training, so that they need not be those of the data set."""
+    groups: list[list[str]] | None = None
+    """The groups that each class belongs to, the largest group first (`kiloseg.inference.groups`); None if there are none."""
+    known_from: float | None = None
+    """Pixels with a lower familiarity show none of the classes, see `kiloseg.inference.unknown`; None if not calibrated."""
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,6 +60,11 @@ class ModelClasses:
             train_samples=None if samples is None else np.asarray(samples, dtype=np.int64),
             data=record["data"],
             digest=record["digest"],
+            other_names=[list(names) for names in record.get("other_names", [])],
+            removed=list(record.get("removed", [])),
+            edited=record.get("edited", False),
+            groups=record.get("groups"),
+            known_from=record.get("known_from"),
         )
 
     def record(self) -> ClassRecord:
@@ -58,7 +76,33 @@ class ModelClasses:
             "train_samples": None if self.train_samples is None else self.train_samples.tolist(),
             "data": self.data,
             "digest": self.digest,
+            "other_names": self.other_names,
+            "removed": self.removed,
+            "edited": self.edited,
+            "groups": self.groups,
+            "known_from": self.known_from,
         }
+
+    def also_called(self, label: int) -> list[str]:
+        """Returns the other names of a class: earlier ones, and those of classes that were merged into it."""
+        return self.other_names[label] if self.other_names else []
+
+    def take(self, labels: Sequence[int] | np.ndarray, **changes: Any) -> ModelClasses:
+        """Returns the classes with these labels, in ascending order, and then with fields replaced by `changes`."""
+        kept = np.asarray(labels, dtype=np.int64)
+        background = None
+        if self.background is not None and self.background in kept:
+            background = int(np.searchsorted(kept, self.background))
+        chosen = dataclasses.replace(
+            self,
+            ids=self.ids[kept],
+            names=[self.names[label] for label in kept],
+            background=background,
+            train_samples=None if self.train_samples is None else self.train_samples[kept],
+            other_names=[self.other_names[label] for label in kept] if self.other_names else [],
+            groups=None if self.groups is None else [self.groups[label] for label in kept],
+        )
+        return dataclasses.replace(chosen, **changes)
 
     @classmethod
     def of_data(cls, data: Data) -> ModelClasses:

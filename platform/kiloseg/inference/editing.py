@@ -3,30 +3,29 @@
 Each function takes the content of a checkpoint (`kiloseg.inference.loading.content_of`) and returns a new one without the
 optimizer's state: a changed model can predict, but cannot continue training.
 
-Shapes: C classes, D embedding, H W pixels, P pixels of an example.
+Shapes: C classes, D embedding, N new classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
 from kiloseg.inference.classes import ModelClasses
-from kiloseg.inference.images import as_pixels
+from kiloseg.inference.examples import Embedded, Example, embed_examples
 from kiloseg.inference.loading import classes_of
+from kiloseg.inference.row_fitting import fit_row
+from kiloseg.models.heads import Head
 from kiloseg.training.evaluation import segmenter_of
 
 TABLES = ("head.table.rows_CD", "table.rows_CD")
 """Names of the class table in a checkpoint; the second is used by checkpoints from before the package had heads."""
-MAX_EXAMPLE_SIDE = 1024
-"""Longest side of an example, in pixels; larger examples are scaled down."""
 
 
 def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
@@ -39,7 +38,8 @@ def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     _check_new(classes, new)
     label = _label(classes, old)
     names = [new if number == label else name for number, name in enumerate(classes.names)]
-    return _changed(content, classes, names=names)
+    others = [classes.also_called(number) + [old] * (number == label) for number in range(len(classes))]
+    return _changed(content, dataclasses.replace(classes, names=names, other_names=others), _table(content))
 
 
 def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -53,7 +53,9 @@ def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
     kept = np.array([label for label in range(len(classes)) if label not in gone])
     if len(kept) < 2:
         raise ValueError(f"removing {len(gone)} of {len(classes)} classes leaves {len(kept)}: expected at least 2")
-    return _changed(content, classes, kept=kept)
+    lost = [name for label in sorted(gone) for name in (classes.names[label], *classes.also_called(label))]
+    left = classes.take(kept, removed=[*classes.removed, *lost])
+    return _changed(content, left, _table(content)[torch.from_numpy(kept)])
 
 
 def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str, Any]:
@@ -72,41 +74,66 @@ def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str
     kept = np.array([label for label in range(len(classes)) if label not in labels[1:]])
     if len(kept) < 2:
         raise ValueError(f"merging {len(labels)} of {len(classes)} classes leaves {len(kept)}: expected at least 2")
-    return _changed(content, classes, rows_CD=rows_CD, kept=kept)
+    joined = [name for label in labels[1:] for name in (classes.names[label], *classes.also_called(label))]
+    names = [classes.also_called(label) + joined * (label == labels[0]) for label in range(len(classes))]
+    left = dataclasses.replace(classes, other_names=names).take(kept)
+    return _changed(content, left, rows_CD[torch.from_numpy(kept)])
 
 
-def add(content: dict[str, Any], name: str, examples: Sequence[tuple[Path | str, Path | str]]) -> dict[str, Any]:
-    """Adds a class from example images: its vector is the mean unit embedding of the marked pixels.
+def add(content: dict[str, Any], examples: Mapping[str, Sequence[Example]], *, fit: bool = False) -> dict[str, Any]:
+    """Adds classes from example images: a class's vector is the mean unit embedding of the marked pixels.
 
     Args:
         content: content of a checkpoint with an embedding head.
-        name: name of the new class; its id is the highest id plus 1.
-        examples: pairs of an image and a mask of the same size, whose nonzero pixels mark the class.
+        examples: for the name of each new class, pairs of an image and a mask of the same size, whose nonzero pixels mark the
+            class. Its id is the highest id plus 1.
+        fit: whether to fit the new rows, and nothing else, to the examples (`kiloseg.inference.row_fitting`), starting with
+            the mean.
 
     Raises:
         ValueError: a class of that name exists, there are no examples, or an example is empty, has a mask of another size or
             cannot be read.
     """
     classes = classes_of(content)
-    _check_new(classes, name)
-    if not examples:
-        raise ValueError(f"class {name!r} needs at least one example: an image and its mask")
+    for name, pairs in examples.items():
+        _check_new(classes, name)
+        if not pairs:
+            raise ValueError(f"class {name!r} needs at least one example: an image and its mask")
     rows_CD = _table(content)
     segmenter, _ = segmenter_of(content)
-    total_D = torch.zeros(rows_CD.shape[1], dtype=torch.float64)
-    for image, mask in examples:
-        # Each example has the same weight, regardless of the object's size.
-        total_D += _mean_embedding(segmenter, image, mask)
-    row_1D = F.normalize(total_D, dim=0).to(rows_CD.dtype)[None]
-    samples = None if classes.train_samples is None else np.append(classes.train_samples, len(examples))
-    return _changed(
-        content,
+    every = iter(embed_examples(segmenter, [pair for pairs in examples.values() for pair in pairs]))
+    embedded = [[next(every) for _ in pairs] for pairs in examples.values()]
+    # Each example has the same weight, regardless of the object's size.
+    means_ND = F.normalize(torch.stack([torch.stack([one.mean for one in each]).sum(0) for each in embedded]), dim=1)
+    new_ND = _fitted(segmenter.head, means_ND.float(), embedded) if fit else means_ND.to(rows_CD.dtype)
+    added = list(examples)
+    highest = int(classes.ids.max())
+    more = dataclasses.replace(
         classes,
-        rows_CD=torch.cat([rows_CD, row_1D]),
-        names=[*classes.names, name],
-        ids=np.append(classes.ids, classes.ids.max() + 1),
-        samples=samples,
+        names=[*classes.names, *added],
+        ids=np.append(classes.ids, np.arange(highest + 1, highest + 1 + len(added))),
+        train_samples=None
+        if classes.train_samples is None
+        else np.append(classes.train_samples, [len(pairs) for pairs in examples.values()]),
+        other_names=[*classes.other_names, *([] for _ in added)] if classes.other_names else [],
+        removed=[name for name in classes.removed if name not in examples],
+        groups=None if classes.groups is None else [*classes.groups, *([] for _ in added)],
     )
+    return _changed(content, more, torch.cat([rows_CD, new_ND.to(rows_CD.dtype)]))
+
+
+def _fitted(head: Head, means_ND: Tensor, embedded: Sequence[Sequence[Embedded]]) -> Tensor:
+    """Fits each new row against the rows of the table and the means of the other new classes."""
+    assert head.table is not None
+    old_CD = F.normalize(head.table().detach().float(), dim=1)
+    rows = []
+    for number, each in enumerate(embedded):
+        others = torch.arange(len(means_ND)) != number
+        inside_PD, outside_PD = (torch.cat([getattr(one, name) for one in each]) for name in ("inside", "outside"))
+        rows.append(
+            fit_row(means_ND[number], torch.cat([old_CD, means_ND[others]]), inside_PD, outside_PD, loss=head.settings)
+        )
+    return torch.stack(rows)
 
 
 def neighbours(content: dict[str, Any]) -> list[tuple[int, float]]:
@@ -121,36 +148,6 @@ def neighbours(content: dict[str, Any]) -> list[tuple[int, float]]:
     return found
 
 
-@torch.no_grad()
-def _mean_embedding(segmenter: torch.nn.Module, image: Path | str, mask: Path | str) -> Tensor:
-    pixels_HW3 = as_pixels(image)
-    try:
-        with Image.open(mask) as opened:
-            values = np.asarray(opened)
-    except (OSError, SyntaxError) as error:
-        raise ValueError(f"mask {mask} cannot be read ({error}): expected a PNG with 0 outside of the class") from error
-    marked_HW = np.asarray(values.reshape(*values.shape[:2], -1).any(axis=2))
-    if marked_HW.shape != pixels_HW3.shape[:2]:
-        raise ValueError(
-            f"mask {mask} is {marked_HW.shape}, its image {image} {pixels_HW3.shape[:2]} (height, width): expected equal sizes"
-        )
-    if not marked_HW.any():
-        raise ValueError(f"mask {mask} is empty: expected pixels other than 0 where the class is")
-    shrink = max(max(marked_HW.shape) / MAX_EXAMPLE_SIDE, 1)
-    size = tuple(max(round(side / shrink), 1) for side in marked_HW.shape)
-    images = torch.from_numpy(np.asarray(Image.fromarray(pixels_HW3).resize(size[::-1])).transpose(2, 0, 1).copy())[
-        None
-    ]
-    images = F.pad(images, (0, -size[1] % 32, 0, -size[0] % 32))
-    outputs_BDhw = segmenter(images).float()
-    pixels_BDHW = F.interpolate(outputs_BDhw, size=images.shape[2:], mode="bilinear", align_corners=False)
-    marked = torch.from_numpy(np.array(Image.fromarray(marked_HW).resize(size[::-1], Image.Resampling.NEAREST)))
-    if not marked.any():
-        raise ValueError(f"mask {mask} marks too little to be seen at {size} pixels: expected a larger object")
-    pixels_DP = pixels_BDHW[0, :, : size[0], : size[1]][:, marked]
-    return F.normalize(F.normalize(pixels_DP.double(), dim=0).mean(1), dim=0)
-
-
 def _table(content: dict[str, Any]) -> Tensor:
     for name in TABLES:
         if name in content["model"]:
@@ -161,37 +158,13 @@ def _table(content: dict[str, Any]) -> Tensor:
     )
 
 
-def _changed(
-    content: dict[str, Any],
-    classes: ModelClasses,
-    *,
-    rows_CD: Tensor | None = None,
-    kept: np.ndarray | None = None,
-    names: list[str] | None = None,
-    ids: np.ndarray | None = None,
-    samples: np.ndarray | None = None,
-) -> dict[str, Any]:
-    """Returns the content with new rows, names, ids and samples, reduced to the labels in `kept`."""
-    table_CD = _table(content) if rows_CD is None else rows_CD
-    names = classes.names if names is None else names
-    ids = classes.ids if ids is None else ids
-    samples = classes.train_samples if samples is None else samples
-    kept = np.arange(len(names)) if kept is None else kept
-    background = None
-    if classes.background is not None and classes.background in kept:
-        background = int(np.searchsorted(kept, classes.background))
-    made = ModelClasses(
-        ids=ids[kept],
-        names=[names[label] for label in kept],
-        background=background,
-        train_samples=None if samples is None else samples[kept],
-        data=classes.data,
-        digest=classes.digest,
-    )
+def _changed(content: dict[str, Any], classes: ModelClasses, rows_CD: Tensor) -> dict[str, Any]:
+    """Returns the content with these classes and the rows of their embeddings."""
     (name,) = (name for name in TABLES if name in content["model"])
-    model = {**content["model"], name: table_CD[torch.from_numpy(kept)].clone()}
+    model = {**content["model"], name: rows_CD.clone()}
     left = {key: value for key, value in content.items() if key not in ("optimizer", "location")}
-    return {**left, "model": model, "num_classes": len(kept), "classes": made.record()}
+    record = dataclasses.replace(classes, edited=True).record()
+    return {**left, "model": model, "num_classes": len(classes), "classes": record}
 
 
 def _label(classes: ModelClasses, name: str) -> int:

@@ -41,13 +41,23 @@ def load(
         ValueError: there is no such model, it is damaged, or its run has no checkpoint.
         ConnectionError: a store or a tracking server does not answer.
     """
-    state = content_of(source, runs)
-    segmenter, config = segmenter_of(state)
+    return model_of(content_of(source, runs), source, device=device, precision=precision)
+
+
+def model_of(
+    content: dict[str, Any],
+    source: Path | str,
+    *,
+    device: torch.device | str | None = None,
+    precision: Precision = "auto",
+) -> TrainedModel:
+    """Does the same as `load` for the content of a checkpoint (`content_of`) that came from `source`, perhaps edited."""
+    segmenter, config = segmenter_of(content)
     place = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     return TrainedModel(
         segmenter=segmenter.to(place),
         config=config,
-        classes=classes_of(state),
+        classes=classes_of(content),
         source=str(source),
         autocast=autocast_of(precision, place),
     )

@@ -57,7 +57,7 @@ def predict_tiled(
     labels_HW = np.empty((height, width), dtype=np.int32)
     confidence_HW = np.empty((height, width), dtype=np.float16)
     row = 0
-    for outputs_1Nhw, cells, stride in _finished(outputs_of, pixels_HW3, tile, overlap):
+    for outputs_1Nhw, cells, stride in blended(outputs_of, pixels_HW3, tile, overlap):
         h, w = outputs_1Nhw.shape[2:]
         decided = decide(outputs_1Nhw, (h * stride, w * stride))
         rows = min((cells.stop - cells.start) * stride, height - row)
@@ -68,7 +68,7 @@ def predict_tiled(
     return labels_HW, confidence_HW
 
 
-def _finished(
+def blended(
     outputs_of: Callable[[Tensor], Tensor], pixels_HW3: np.ndarray, tile: int, overlap: int
 ) -> Iterator[tuple[Tensor, slice, int]]:
     """Yields blended outputs from top to bottom: rows of cells with context, the slice of rows to decide, and pixels per cell.
@@ -95,6 +95,28 @@ def _finished(
         kept = max(first - CONTEXT, 0)
         rows, first = rows[:, :, kept:].clone(), first - kept
         sums, weights = new_sums[:, :, done:].clone(), new_weights[:, :, done:].clone()
+
+
+def row_bands(outputs_1Nhw: Tensor, cells: slice, stride: int, pixels: int) -> Iterator[tuple[Tensor, slice, int]]:
+    """Splits rows of cells into bands, so that what is computed per pixel needs memory for one band only.
+
+    Args:
+        outputs_1Nhw: outputs of the network.
+        cells: the rows of cells to split; the rows next to them are context.
+        stride: pixels per cell.
+        pixels: target number of pixels of a band.
+
+    Yields:
+        The outputs of a band with context; which of their rows belong to the band, in pixels after upsampling by `stride`; and
+        the position in pixels of the band's first row below the first row of `cells`.
+    """
+    h, w = outputs_1Nhw.shape[2:]
+    step = max(pixels // (stride * stride * w), 1)
+    for start in range(cells.start, cells.stop, step):
+        stop = min(start + step, cells.stop)
+        first, last = max(start - CONTEXT, 0), min(stop + CONTEXT, h)
+        taken = slice((start - first) * stride, (stop - first) * stride)
+        yield outputs_1Nhw[:, :, first:last], taken, (start - cells.start) * stride
 
 
 def _strip(

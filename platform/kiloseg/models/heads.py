@@ -25,7 +25,7 @@ from kiloseg.losses import (
     official_cross_entropy,
 )
 from kiloseg.models.class_table import ClassTable
-from kiloseg.models.prediction import nearest_class, nearest_two
+from kiloseg.models.prediction import nearest_class, nearest_several, nearest_two
 
 
 class HeadLoss(NamedTuple):
@@ -46,6 +46,18 @@ class Prediction(NamedTuple):
     """float32 (B, H, W): the probability of the class against only the second best, 0.5 to 1. NaN if a head has none."""
 
 
+class Candidates(NamedTuple):
+    """Holds the K best classes of every pixel at full resolution."""
+
+    labels: Tensor
+    """The classes, best first: int64 (K, B, H, W)."""
+    logits: Tensor
+    """float32 (K, B, H, W): the logits of these classes, as the loss sees them."""
+    familiarity: Tensor
+    """float32 (B, H, W): how well the pixel fits the classes of training; higher is better. The cosine of the nearest class, or
+    the probability of the best class for the dense head."""
+
+
 class Head(ABC, nn.Module):
     """Base class of all heads. Calling a head with the network's outputs returns the input of `loss` and `predict`.
 
@@ -60,6 +72,8 @@ class Head(ABC, nn.Module):
 
     table: ClassTable | None
     """The table with the embedding of every class, or None for heads that have no table."""
+    ranks = False
+    """Whether `candidates` can return more than one class."""
 
     def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
         super().__init__()
@@ -93,6 +107,20 @@ class Head(ABC, nn.Module):
         """Does the same as `predict` and adds confidences, which are NaN for heads that do not provide them."""
         labels_BHW = self.predict(outputs_BNhw, size)
         return Prediction(labels_BHW, torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device))
+
+    def candidates(self, outputs_BNhw: Tensor, size: tuple[int, int], count: int) -> Candidates:
+        """Finds the `count` best classes of every pixel, without a graph: 1 to C of them, or 1 if `ranks` is False.
+
+        Logits and familiarity are NaN for heads that do not rank classes.
+
+        Raises:
+            ValueError: the head does not rank classes, and `count` is not 1.
+        """
+        if count != 1:
+            raise ValueError(f"{type(self).__name__} predicts only the best class of a pixel, not {count} classes")
+        labels_BHW = self.predict(outputs_BNhw, size)
+        unknown_BHW = torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device)
+        return Candidates(labels_BHW[None], unknown_BHW[None], unknown_BHW)
 
     def undecayed(self) -> Iterable[nn.Parameter]:
         """Returns parameters of more than one dimension that are exempt from weight decay."""
@@ -138,6 +166,7 @@ class EmbeddingHead(Head):
     """
 
     table: ClassTable
+    ranks = True
 
     def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
         super().__init__(model, loss, num_classes)
@@ -186,11 +215,20 @@ class EmbeddingHead(Head):
     def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
         """Predicts the nearest class and its probability against the second nearest under the logits used in training."""
         nearest = nearest_two(outputs_BNhw, self.table(), size=size)
-        first_BHW, second_BHW = nearest.cosine, nearest.runner_up_cosine
+        margin_BHW = self._logits(nearest.cosine) - self._logits(nearest.runner_up_cosine)
+        return Prediction(nearest.labels, margin_BHW.sigmoid_())
+
+    @torch.no_grad()
+    def candidates(self, outputs_BNhw: Tensor, size: tuple[int, int], count: int) -> Candidates:
+        """Finds the nearest classes; the familiarity is the cosine of the nearest."""
+        labels_KBHW, cosines_KBHW = nearest_several(outputs_BNhw, self.table(), size=size, count=count)
+        return Candidates(labels_KBHW, self._logits(cosines_KBHW), cosines_KBHW[0])
+
+    def _logits(self, cosine: Tensor) -> Tensor:
         if self.settings.logit == "distance":
             # For unit vectors ||o - e||^2 = 2 - 2 o.e.
-            first_BHW, second_BHW = (-(2 - 2 * cosine).clamp_(min=0).sqrt_() for cosine in (first_BHW, second_BHW))
-        return Prediction(nearest.labels, (self.settings.temperature * (first_BHW - second_BHW)).sigmoid_())
+            cosine = -(2 - 2 * cosine).clamp_(min=0).sqrt_()
+        return self.settings.temperature * cosine
 
 
 @register_head("official")
@@ -211,6 +249,8 @@ class OfficialHead(EmbeddingHead):
 @register_head("dense")
 class DenseHead(Head):
     """Computes one logit per class and pixel. This is the baseline for kiloseg, and it uses no setting of the loss."""
+
+    ranks = True
 
     @staticmethod
     def num_outputs(model: Model, num_classes: int) -> int:
@@ -236,6 +276,16 @@ class DenseHead(Head):
         labels_BHW = torch.cat([one.indices[:, 0] for one in two])
         margins_BHW = torch.cat([one.values[:, 0] - one.values[:, 1] for one in two])
         return Prediction(labels_BHW, margins_BHW.sigmoid_())
+
+    @torch.no_grad()
+    def candidates(self, outputs_BNhw: Tensor, size: tuple[int, int], count: int) -> Candidates:
+        """Finds the classes with the highest logits; the familiarity is the softmax probability of the best."""
+        found, familiarity = [], []
+        for one in self._logits(outputs_BNhw, size):
+            found.append(one.topk(count, dim=1))
+            familiarity.append((found[-1].values[:, 0] - one.logsumexp(1)).exp_())
+        logits_KBHW, labels_KBHW = (torch.cat(parts).transpose(0, 1) for parts in zip(*found, strict=True))
+        return Candidates(labels_KBHW, logits_KBHW, torch.cat(familiarity))
 
     def _logits(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Iterable[Tensor]:
         for one in outputs_BNhw:

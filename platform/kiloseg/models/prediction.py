@@ -69,23 +69,43 @@ def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int])
     """
     if len(table_CD) < 2:
         raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since there is no runner-up else")
-    if upsampled_search.supports(pixels_BDhw, size, 2):
-        labels_KBHW, cosines_KBHW = upsampled_search.best_classes(
-            pixels_BDhw, _unit_rows(table_CD), size, 2, wants_cosines=True
-        )
-        assert cosines_KBHW is not None
-        return Nearest(labels_KBHW[0], cosines_KBHW[0], labels_KBHW[1], cosines_KBHW[1])
-    result = Nearest(
-        *(_empty(pixels_BDhw, size, dtype) for dtype in (torch.int64, torch.float32, torch.int64, torch.float32))
-    )
-    for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, 2):
-        # There are only a few values per pixel: sorting two is cheaper than having the search return them in order.
-        cosine_Pk, order_Pk = (scores_Pk / norm_P1).sort(dim=1, descending=True)
-        ids_Pk = ids_Pk.gather(1, order_Pk)
-        columns = (ids_Pk[:, 0], cosine_Pk[:, 0], ids_Pk[:, 1], cosine_Pk[:, 1])
-        for whole_BHW, part_P in zip(result, columns, strict=True):
-            whole_BHW[image, rows] = part_P.view(-1, size[1]).to(whole_BHW.dtype)
-    return result
+    labels_KBHW, cosines_KBHW = nearest_several(pixels_BDhw, table_CD, size=size, count=2)
+    return Nearest(labels_KBHW[0], cosines_KBHW[0], labels_KBHW[1], cosines_KBHW[1])
+
+
+@torch.no_grad()
+def nearest_several(
+    pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int], count: int
+) -> tuple[Tensor, Tensor]:
+    """Finds the `count` nearest classes of every pixel, as `nearest_class` finds one.
+
+    Args:
+        pixels_BDhw: the output of the embedding head.
+        table_CD: the class table; rows are normalized here.
+        size: (H, W) of the labels.
+        count: the number K of classes, 1 to C.
+
+    Returns:
+        int64 labels and float32 cosines, both (K, B, H, W), the nearest class first.
+
+    Raises:
+        ValueError: the table does not have that many classes.
+    """
+    if not 1 <= count <= len(table_CD):
+        raise ValueError(f"count = {count}: expected 1 to {len(table_CD)}, the number of classes in the table")
+    if upsampled_search.supports(pixels_BDhw, size, count):
+        found = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, count, wants_cosines=True)
+        assert found[1] is not None
+        return found[0], found[1]
+    shape = (count, len(pixels_BDhw), *size)
+    labels_KBHW = torch.empty(shape, dtype=torch.int64, device=pixels_BDhw.device)
+    cosines_KBHW = torch.empty(shape, dtype=torch.float32, device=pixels_BDhw.device)
+    for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, count):
+        # There are only a few values per pixel: sorting them is cheaper than having the search return them in order.
+        cosine_Pk, order_Pk = (scores_Pk / norm_P1).sort(dim=1, descending=True, stable=True)
+        labels_KBHW[:, image, rows] = ids_Pk.gather(1, order_Pk).T.reshape(count, -1, size[1])
+        cosines_KBHW[:, image, rows] = cosine_Pk.T.reshape(count, -1, size[1]).float()
+    return labels_KBHW, cosines_KBHW
 
 
 def _unit_rows(table_CD: Tensor) -> Tensor:

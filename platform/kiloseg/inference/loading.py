@@ -10,6 +10,7 @@ import torch
 
 from kiloseg.config import Precision
 from kiloseg.inference.classes import ModelClasses
+from kiloseg.inference.folder import is_model_folder, load_folder
 from kiloseg.inference.model import TrainedModel
 from kiloseg.overrides import from_flat
 from kiloseg.storage.errors import DataError
@@ -30,9 +31,10 @@ def load(
     """Loads a trained model, ready to predict.
 
     Args:
-        source: a checkpoint file; or a folder of checkpoints, of which the newest intact one is used; either by path or by a
-            URL that pyarrow supports (s3://..., gs://...); or `runs:/ID`, a run or a study in MLflow; or the name of a study,
-            whose newest run with a checkpoint is used. For a study, the best trial's checkpoint is loaded.
+        source: a checkpoint file; or a folder of checkpoints, of which the newest intact one is used; or a folder that
+            `kiloseg export --format folder` wrote; each by path or by a URL that pyarrow supports (s3://..., gs://...); or
+            `runs:/ID`, a run or a study in MLflow; or the name of a study, whose newest run with a checkpoint is used. For a
+            study, the best trial's checkpoint is loaded.
         device: where the network runs; None: a GPU if there is one.
         precision: as `trainer.precision`.
         runs: folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server.
@@ -78,10 +80,13 @@ def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
         place = checkpoint_of_study(source, runs)
     if place.partition("?")[0].endswith(".pt"):
         return load_checkpoint(place)
+    if is_model_folder(place):
+        return load_folder(place)
     state = load_newest(place)
     if state is None:
         raise ValueError(
-            f"{place} holds no checkpoint (expected step-NNNNNNNN.pt); name a checkpoint, a run or a study"
+            f"{place} holds no checkpoint (expected step-NNNNNNNN.pt) and no exported model (config.json); name a checkpoint, "
+            "a run or a study"
         )
     return state
 
@@ -90,7 +95,13 @@ def classes_of(state: dict[str, Any]) -> ModelClasses:
     """Returns the classes that a checkpoint records; without a record, those of its data set, or unnamed ones if it is gone."""
     num_classes = state["num_classes"]
     if "classes" in state:
-        return ModelClasses.from_record(state["classes"])
+        classes = ModelClasses.from_record(state["classes"])
+        if len(classes) != num_classes:
+            raise DataError(
+                f"{state['location']} has {num_classes} classes but names {len(classes)}: expected the same number; it is "
+                "damaged, so use another checkpoint"
+            )
+        return classes
     try:
         data = from_flat(state["config"]).data
         classes = ModelClasses.of_data(data)

@@ -94,7 +94,13 @@ def segmenter_of(state: dict[str, Any]) -> tuple[Segmenter, Config]:
     # The checkpoint has all weights; pretrained ones would be fetched only to be overwritten.
     model = override(config.model, {"weights": "none"})
     segmenter = Segmenter(model, state["num_classes"], config.loss)
-    segmenter.load_state_dict(state["model"])
+    try:
+        segmenter.load_state_dict(state["model"])
+    except RuntimeError as error:  # torch lists every parameter that does not fit
+        raise DataError(
+            f"{state.get('location', 'the checkpoint')} has weights that do not fit its settings ({str(error)[:300]}): expected "
+            f"{config.model.arch} over {config.model.backbone} with {state['num_classes']} classes; it is damaged"
+        ) from error
     return segmenter.eval(), config
 
 

@@ -55,7 +55,8 @@ from kiloseg.data.reading.decoding import decode_ids, decode_pixels
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.order import share
 from kiloseg.data.reading.reader import Reader
-from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.build import ShardTask, build, plan_shards
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
 
 HEIGHT, WIDTH = 480, 640

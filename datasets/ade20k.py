@@ -10,35 +10,31 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.archive import Archive, build_archive
+from common.ade20k import FOLDERS, LICENSE, places
+from common.archive import Archive, ArchiveOutput, build_archive
 from common.command_line import run
 from common.label_table import class_names, read_table
-from common.pairs import Pair, Place
+from common.pairs import Pair
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
 
 NAME = "ade20k"
 VERSION = 1
 """The version is raised with every change that changes a sample."""
 
 FOLDER = "ADEChallengeData2016"
-FOLDERS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Output):
-    """Builds ADE20K: the 150 classes of the scene parsing challenge."""
-
-    root: Path
-    """The folder that holds ADEChallengeData2016."""
+class Arguments(ArchiveOutput):
+    """Builds ADE20K: the 150 classes of the scene parsing challenge. --root holds ADEChallengeData2016."""
 
 
 def build_ade20k(arguments: Arguments) -> DatasetInfo:
     """Builds the splits that exist; raises the same errors as `build_archive`."""
     rows = read_table(NAME)
     class_ids = {0: IGNORE_ID} | {int(row["raw_id"]): int(row["class_id"]) for row in rows}
-    return build_archive(ARCHIVE, arguments, arguments.root, class_names(rows), class_ids)
+    return build_archive(ARCHIVE, arguments, class_names(rows), class_ids)
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:
@@ -57,12 +53,11 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
 ARCHIVE = Archive(
     name=NAME,
     version=VERSION,
-    places={"train": Place(f"{FOLDER}/images/training", 20210), "val": Place(f"{FOLDER}/images/validation", 2000)},
+    places=places(f"{FOLDER}/images", 20210),
     list_pairs=list_pairs,
     layout=f"Unpack ADEChallengeData2016.zip of the scene parsing challenge into --root, so that it holds {FOLDER}",
     ids="Expected annotations of the challenge, with ids 0 to 150, not those of the full data set",
-    license="ADE20K: images for non-commercial research and education, annotations BSD 3-Clause; see the terms at "
-    "https://ade20k.csail.mit.edu. Cite Zhou et al., CVPR 2017.",
+    license=LICENSE,
 )
 
 

@@ -20,13 +20,13 @@ import msgspec
 import numpy as np
 from PIL import Image
 
-from common.archive import Archive, build_archive
+from common.ade20k import FOLDERS, LICENSE, places
+from common.archive import Archive, ArchiveOutput, build_archive
 from common.command_line import run
 from common.label_table import class_names, read_table
-from common.pairs import Pair, Place
+from common.pairs import Pair
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
 from kiloseg.storage.errors import DataError
 
 NAME = "ade20k_full"
@@ -34,15 +34,12 @@ VERSION = 1
 """The version is raised with every change that changes a sample."""
 
 FOLDER = "ADE20K_2021_17_01/images/ADE"
-FOLDERS = {"train": "training", "val": "validation"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Output):
-    """Builds the full ADE20K: 847 classes of the benchmark, or all that were named."""
+class Arguments(ArchiveOutput):
+    """Builds the full ADE20K: 847 classes of the benchmark, or all that were named. --root holds ADE20K_2021_17_01."""
 
-    root: Path
-    """The folder that holds ADE20K_2021_17_01."""
     classes: Literal["847", "all"] = "847"
     """847 builds the classes of the benchmark. all builds every name that an object of an image has, in the order of the raw
     ids."""
@@ -84,7 +81,7 @@ def build_ade20k_full(arguments: Arguments) -> DatasetInfo:
             ]
         class_ids = {raw_id: class_id for class_id, raw_id in enumerate(order)}
     recipe = {"classes": arguments.classes, "names": sorted(names.items())}
-    return build_archive(ARCHIVE, arguments, arguments.root, classes, {**class_ids, 0: IGNORE_ID}, recipe=recipe)
+    return build_archive(ARCHIVE, arguments, classes, {**class_ids, 0: IGNORE_ID}, recipe=recipe)
 
 
 @functools.cache
@@ -151,12 +148,11 @@ def read_ids(path: Path) -> np.ndarray:
 ARCHIVE = Archive(
     name=NAME,
     version=VERSION,
-    places={"train": Place(f"{FOLDER}/training", 25574), "val": Place(f"{FOLDER}/validation", 2000)},
+    places=places(FOLDER, 25574),
     list_pairs=list_pairs,
     layout="Unpack ADE20K_2021_17_01.zip of https://groups.csail.mit.edu/vision/datasets/ADE20K into --root",
     ids="Expected ids of which some image's json has the name (object[].name_ndx)",
-    license="ADE20K: images for non-commercial research and education, annotations BSD 3-Clause; see the terms at "
-    "https://ade20k.csail.mit.edu. Cite Zhou et al., CVPR 2017.",
+    license=LICENSE,
     read_ids=read_ids,
 )
 

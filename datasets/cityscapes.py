@@ -11,12 +11,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from common.archive import Archive, build_archive
+from common.archive import Archive, ArchiveOutput, build_archive
 from common.command_line import run
 from common.label_table import class_names, ignore_or, read_table
 from common.pairs import Pair, Place
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
 
 NAME = "cityscapes"
 VERSION = 1
@@ -24,11 +23,8 @@ VERSION = 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Output):
-    """Builds Cityscapes: 19 classes of street scenes."""
-
-    root: Path
-    """The folder that holds leftImg8bit and gtFine."""
+class Arguments(ArchiveOutput):
+    """Builds Cityscapes: 19 classes of street scenes. --root holds leftImg8bit and gtFine."""
 
 
 def build_cityscapes(arguments: Arguments) -> DatasetInfo:
@@ -36,7 +32,7 @@ def build_cityscapes(arguments: Arguments) -> DatasetInfo:
     rows = read_table(NAME)
     # Raw id -1, the license plate, is never drawn into a mask.
     class_ids = {int(row["raw_id"]): ignore_or(row["class_id"]) for row in rows if int(row["raw_id"]) >= 0}
-    return build_archive(ARCHIVE, arguments, arguments.root, class_names(rows), class_ids)
+    return build_archive(ARCHIVE, arguments, class_names(rows), class_ids)
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:

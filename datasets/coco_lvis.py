@@ -26,7 +26,8 @@ from common.label_table import class_names, read_table
 from common.pairs import check_count, check_files, order
 from common.regions import make_samples
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output, build, plan_shards
+from kiloseg.data.writing.build import build, plan_shards
+from kiloseg.data.writing.output import Output
 from kiloseg.storage.errors import DataError
 
 NAME = "coco_lvis"

@@ -14,14 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from common.archive import Archive, build_archive
+from common.archive import Archive, ArchiveOutput, build_archive
 from common.command_line import run
 from common.label_table import class_names, read_table
 from common.matlab import read_matlab
 from common.pairs import Pair, Place, read_list
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
 
 NAME = "coco_stuff10k"
 VERSION = 1
@@ -31,11 +30,9 @@ LISTS = {"train": "imageLists/train.txt", "val": "imageLists/test.txt"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Output):
-    """Builds COCO-Stuff 10k v1.1: 171 classes of things and stuff."""
+class Arguments(ArchiveOutput):
+    """Builds COCO-Stuff 10k v1.1: 171 classes of things and stuff. --root holds images, annotations and imageLists."""
 
-    root: Path
-    """The folder that holds images, annotations and imageLists."""
     num_classes: Literal[171, 182] = 171
     """171 builds the classes that were annotated. 182 builds all ids of COCO, of which 11 never occur. mIoU is taken over those
     that occur, but a network has outputs for all, so say which of the two a result was made with."""
@@ -48,7 +45,6 @@ def build_coco_stuff10k(arguments: Arguments) -> DatasetInfo:
     return build_archive(
         ARCHIVE,
         arguments,
-        arguments.root,
         class_names(rows, column),
         {0: IGNORE_ID} | {int(row["raw_id"]): int(row[column]) for row in rows if row[column]},
         recipe={"num_classes": arguments.num_classes},

@@ -26,7 +26,8 @@ from emoji_shards import ROWS, coverage, write_attribution
 from kiloseg.data.description import DESCRIPTION, DatasetInfo
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index, write_index
-from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.build import ShardTask, build, plan_shards
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder

@@ -38,8 +38,12 @@ Part = tuple[str, int, int, int]
 """A part is a split, the number of a shard, its first sample, and the end of its samples."""
 
 
-def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, processes: int) -> DatasetInfo:
+def write_emoji(
+    bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, processes: int, rebuild: bool = False
+) -> DatasetInfo:
     """Writes shards, index.jsonl, ATTRIBUTION.md and dataset.json, unless `out` already holds that data set.
+
+    With `rebuild`, a data set that is there is written again, for example if `python -m kiloseg.data.verify` finds damage.
 
     Raises:
         DataError: There is no bank, or `out` holds something else.
@@ -48,7 +52,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
     info = describe(
         scenes, bank, digest=digest, shard_size=shard_size, command=_command(bank_path, scenes, out, shard_size)
     )
-    found = _found(out, info)
+    found = _found(out, info, rebuild=rebuild)
     if found is not None:
         print(f"{out} is up to date: {found.num_classes} classes, digest {found.digest}")
         return found
@@ -58,6 +62,7 @@ def write_emoji(bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, 
         for number, start in enumerate(range(0, count, shard_size))
     ]
     out.mkdir(parents=True, exist_ok=True)
+    (out / DESCRIPTION).unlink(missing_ok=True)  # until all is written again, so that nobody reads half of it
     write = functools.partial(
         _write, out=out, scenes=scenes, bank=str(bank_path.absolute()), digest=digest, num_classes=info.num_classes
     )
@@ -122,8 +127,8 @@ def _write(
     return write_shard(out / f"{split}-{number:06d}.tar", samples, num_classes=num_classes)
 
 
-def _found(out: Path, info: DatasetInfo) -> DatasetInfo | None:
-    """Returns the same data set if it is complete in `out`, or None if there is nothing.
+def _found(out: Path, info: DatasetInfo, *, rebuild: bool) -> DatasetInfo | None:
+    """Returns the same data set if it is complete in `out`, or None if there is nothing or it is to be built again.
 
     Raises:
         DataError: There is something else.
@@ -132,6 +137,8 @@ def _found(out: Path, info: DatasetInfo) -> DatasetInfo | None:
     if DESCRIPTION in entries:
         found = read_info(out)
         if found.recipe == info.recipe and found.name == NAME:
+            if rebuild:
+                return None
             for split in found.splits:
                 check_shards(out, found, split)
             return found
@@ -170,16 +177,19 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder for the data set, new or empty")
     parser.add_argument("--shard-size", type=int, default=500, help="samples in a shard (default 500)")
     parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="processes that draw")
+    parser.add_argument("--rebuild", action="store_true", help="write a complete data set with these settings again")
     for field in dataclasses.fields(Scenes):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
     settings = vars(parser.parse_args(arguments))
-    bank, out, shard_size, processes = (settings.pop(name) for name in ("bank", "out", "shard_size", "processes"))
+    bank, out, shard_size, processes, rebuild = (
+        settings.pop(name) for name in ("bank", "out", "shard_size", "processes", "rebuild")
+    )
     for name, value in (("shard-size", shard_size), ("processes", processes)):
         if value < 1:
             parser.error(f"--{name} = {value}: expected at least 1")
     try:
-        write_emoji(bank, Scenes(**settings), out, shard_size=shard_size, processes=processes)
+        write_emoji(bank, Scenes(**settings), out, shard_size=shard_size, processes=processes, rebuild=rebuild)
     except ValueError as error:  # DataError among them
         parser.error(str(error))
 

@@ -15,14 +15,13 @@ from pathlib import Path
 
 import numpy as np
 
-from common.archive import Archive, build_archive
+from common.archive import Archive, ArchiveOutput, build_archive
 from common.command_line import run
 from common.label_table import class_names, read_table
 from common.matlab import read_matlab
 from common.pairs import Pair, Place, read_ids, read_list
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
 from kiloseg.storage.errors import DataError
 
 NAME = "voc"
@@ -40,11 +39,11 @@ LAYOUT = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arguments(Output):
-    """Builds PASCAL VOC 2012: 21 classes including the background; train is trainaug if SBD is available."""
+class Arguments(ArchiveOutput):
+    """Builds PASCAL VOC 2012: 21 classes including the background; train is trainaug if SBD is available.
 
-    root: Path
-    """The folder that holds VOCdevkit and, for the 10,582 images of trainaug, SBD's benchmark_RELEASE."""
+    --root holds VOCdevkit and, for the 10,582 images of trainaug, SBD's benchmark_RELEASE.
+    """
 
 
 def build_voc(arguments: Arguments) -> DatasetInfo:
@@ -74,7 +73,7 @@ def build_voc(arguments: Arguments) -> DatasetInfo:
     )
     rows = read_table(NAME)
     class_ids = {int(row["class_id"]): int(row["class_id"]) for row in rows} | {255: IGNORE_ID}
-    return build_archive(archive, arguments, root, class_names(rows), class_ids, background=0)
+    return build_archive(archive, arguments, class_names(rows), class_ids, background=0)
 
 
 def list_pairs(root: Path, split: str) -> list[Pair]:

@@ -13,7 +13,15 @@ import numpy as np
 from common.label_table import lookup, to_class_ids
 from common.pairs import Pair, Place, build_pairs, find_splits, read_ids
 from kiloseg.data.description import DatasetInfo
-from kiloseg.data.writing.build import Output
+from kiloseg.data.writing.output import Output
+
+
+@dataclass(frozen=True, kw_only=True)
+class ArchiveOutput(Output):
+    """Holds the arguments that all builders of archives share."""
+
+    root: Path
+    """The folder into which the archives were unpacked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +47,7 @@ class Archive:
 
 def build_archive(
     archive: Archive,
-    arguments: Output,
-    root: Path,
+    arguments: ArchiveOutput,
     classes: list[str],
     class_ids: Mapping[int, int],
     *,
@@ -51,8 +58,7 @@ def build_archive(
 
     Args:
         archive: the archive to build.
-        arguments: the output location and further options.
-        root: the folder of the archive.
+        arguments: the folder of the archive, the output location and further options.
         classes: a name per class id.
         class_ids: maps raw ids to class ids, or to IGNORE_ID.
         background: the class id of the background, if there is one.
@@ -61,7 +67,7 @@ def build_archive(
     Raises:
         DataError: Files are missing or hold something else, or as for `build`.
     """
-    splits = find_splits(archive.name, root, archive.places, archive.list_pairs, archive.layout)
+    splits = find_splits(archive.name, arguments.root, archive.places, archive.list_pairs, archive.layout)
     info = DatasetInfo(
         name=archive.name,
         classes=classes,
@@ -71,7 +77,7 @@ def build_archive(
         recipe={"builder": archive.name, "version": archive.version, **(recipe or {})},
     )
     read = functools.partial(read_mask, archive_ids=archive.ids, read=archive.read_ids, table=lookup(class_ids))
-    return build_pairs(arguments, info, root, splits, read)
+    return build_pairs(arguments, info, arguments.root, splits, read)
 
 
 def read_mask(path: Path, *, archive_ids: str, read: Callable[[Path], np.ndarray], table: np.ndarray) -> np.ndarray:

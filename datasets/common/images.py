@@ -87,25 +87,35 @@ def composed(name: str) -> str:
 
 def image_size(path: Path, exif: Exif) -> tuple[int, int]:
     """Returns (height, width) as `read_stored` gives it, from the header; raises DataError."""
-    with _opened(path) as image:
+    with _opened(path, path) as image:
         turned = exif == "apply" and image.getexif().get(ORIENTATION, 1) in (5, 6, 7, 8)
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def read_stored(path: Path, *, exif: Exif) -> bytes:
+    """Returns the bytes to store for an image's file; see `stored`; raises DataError also if there is no such file."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing: expected an image; restore it") from None
+    return stored(data, path, exif=exif)
+
+
+def stored(data: bytes, path: Path | str, *, exif: Exif) -> bytes:
     """Returns the bytes to store for an image: its own, or a PNG of its pixels if it is neither JPEG nor PNG or is turned.
 
     The image is decoded once, as in training, so a truncated file is reported by its own name.
 
     Args:
-        path: its file, in any format in FORMATS regardless of its suffix.
+        data: the bytes of its file, in any format in FORMATS.
+        path: the name of the file, for messages.
         exif: what to do if EXIF data says that it is to be shown turned.
 
     Raises:
-        DataError: There is no such file, it is not an image or holds more than one, it has 16 bits per channel or too many
-            pixels, or it is turned and `exif` is refuse.
+        DataError: It is not an image or holds more than one, it has 16 bits per channel or too many pixels, or it is turned
+            and `exif` is refuse.
     """
-    with _opened(path) as image:
+    with _opened(io.BytesIO(data), path) as image:
         if image.mode.startswith(("I", "F")):
             raise DataError(f"{path} has one channel of 16 or more bits: expected 8 bits a channel; convert it")
         turned = image.getexif().get(ORIENTATION, 1) != 1
@@ -115,11 +125,10 @@ def read_stored(path: Path, *, exif: Exif) -> bytes:
                 "image as it is shown (--exif apply) or as it is stored (--exif ignore)"
             )
         turned = turned and exif == "apply"
-        if image.format in ("JPEG", "MPO", "PNG") and not turned:
-            data = path.read_bytes()
-        elif image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
+        as_it_is = image.format in ("JPEG", "MPO", "PNG") and not turned
+        if not as_it_is and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
             raise DataError(f"{path} holds several images: expected one; save the one that was labelled")
-        else:
+        if not as_it_is:
             data = _as_png(image, turned, path)
     try:
         decode_pixels(data)
@@ -128,7 +137,7 @@ def read_stored(path: Path, *, exif: Exif) -> bytes:
     return data
 
 
-def _as_png(image: Image.Image, turned: bool, path: Path) -> bytes:
+def _as_png(image: Image.Image, turned: bool, path: Path | str) -> bytes:
     try:
         pixels = ImageOps.exif_transpose(image) if turned else image
         if pixels.mode not in ("L", "RGB"):
@@ -140,15 +149,13 @@ def _as_png(image: Image.Image, turned: bool, path: Path) -> bytes:
         raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore or remove it") from error
 
 
-def _opened(path: Path) -> Image.Image:
+def _opened(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
     try:
-        return Image.open(path, formats=FORMATS)
+        return Image.open(file, formats=FORMATS)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected an image; restore it") from None
     except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{path} is too large ({error}): cut it and its mask into tiles, then build from those"
-        ) from error
+        raise DataError(f"{path} is too large ({error}): cut it and its mask into tiles with --tile 1024") from error
     except (OSError, SyntaxError) as error:
         raise DataError(
             f"{path} is no readable image ({error}): expected {', '.join(FORMATS)}; restore or convert it"

@@ -8,14 +8,16 @@ import hashlib
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.reading.decoding import decode_pixels
-from kiloseg.data.writing.build import Output, ShardTask, build, plan_shards
+from kiloseg.data.writing.build import ShardTask, build, plan_shards
+from kiloseg.data.writing.current import working_on
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
@@ -174,6 +176,7 @@ def make_samples(
 ) -> Iterator[Sample]:
     """Yields the samples of a shard."""
     for pair in splits[task.split][task.start : task.stop]:
+        working_on(pair.image)
         yield Sample(
             key=pair.key,
             image=read_image(images / pair.image),
@@ -194,20 +197,21 @@ def read_ids(path: Path) -> np.ndarray:
                 f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected a mask of one channel, whose "
                 "values (8 or 16 bits) or palette indices are class ids; convert its colours to ids first"
             )
-        bits = grey_bits(path) if image.mode == "L" else 8
         try:
             ids = np.asarray(image)
         except (OSError, SyntaxError, ValueError) as error:  # Pillow calls damaged PNG data a SyntaxError
             raise DataError(f"{path} cannot be decoded ({error}): expected a whole PNG; restore it") from error
+        with path.open("rb") as file:
+            bits = grey_bits(file) if image.mode == "L" else 8
     if bits < 8:  # Pillow spreads the values over 0 to 255
         return ids // (255 // (2**bits - 1))
     return ids.astype(np.uint16 if image.mode.startswith("I") else np.uint8)
 
 
-def grey_bits(path: Path) -> int:
+def grey_bits(file: BinaryIO) -> int:
     """Returns the bit depth of a PNG, from its header."""
-    with path.open("rb") as file:
-        return file.read(25)[24]
+    file.seek(24)
+    return file.read(1)[0]
 
 
 def _opened(path: Path, *formats: str) -> Image.Image:

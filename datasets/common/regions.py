@@ -15,6 +15,7 @@ from common.pairs import read_image
 from common.polygons import covered_places, has_shape, to_rles
 from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
+from kiloseg.data.writing.current import working_on
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
@@ -110,6 +111,7 @@ def make_samples(
         read_image: reads the JPEG or PNG bytes from an image's file.
     """
     for image in read_store(stores[task.split], task.start, task.stop):
+        working_on(image.image)
         data = read_image(root / image.image)
         # This runs before anything is drawn: sizes in a json file can be anything.
         size = encode_image(data)[2]

@@ -12,7 +12,7 @@ from common.images import Exif
 from common.label_table import MAX_RAW_ID
 from common.regions import Overlap
 from folders.splits import parse_splits
-from kiloseg.data.writing.build import Output
+from kiloseg.data.writing.output import Output
 
 NAME = "folder"
 VERSION = 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,7 +47,15 @@ class MaskReader:
         Raises:
             DataError: There is no such file, it is not a mask, or an id or color is not in the table.
         """
-        raw_HW = self._raw(path)
+        try:
+            data = path.read_bytes()
+        except FileNotFoundError:
+            raise DataError(f"{path} is missing: expected a mask; restore it") from None
+        return self.read(data, path)
+
+    def read(self, data: bytes, path: Path | str) -> tuple[np.ndarray, bool]:
+        """Does what `__call__` does for the bytes of a file; `path` is its name, for messages."""
+        raw_HW = self._raw(io.BytesIO(data), path)
         ignore_id = self.ignore_id
         white = ignore_id is None and raw_HW.dtype == np.uint8 and 255 not in self.names
         if white:
@@ -63,9 +72,9 @@ class MaskReader:
         mask_HW = to_class_ids(raw_HW, lookup(known), path, advice)
         return mask_HW, white and bool((raw_HW == 255).any())
 
-    def _raw(self, path: Path) -> np.ndarray:
+    def _raw(self, file: io.BytesIO, path: Path | str) -> np.ndarray:
         try:
-            with Image.open(path, formats=FORMATS) as image:
+            with Image.open(file, formats=FORMATS) as image:
                 turned = image.getexif().get(ORIENTATION, 1) != 1
                 if turned and self.exif == "refuse":
                     raise DataError(
@@ -74,22 +83,23 @@ class MaskReader:
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image) if turned and self.exif == "apply" else image
-                return self._ids(upright, path)
-        except FileNotFoundError:
-            raise DataError(f"{path} is missing: expected a mask; restore it") from None
+                bits = grey_bits(file) if image.mode == "L" and image.format == "PNG" else 8
+                return self._ids(upright, bits, path)
         except DataError:
             raise
         except Image.DecompressionBombError as error:
-            raise DataError(f"{path} is too large ({error}): cut it and its image into tiles") from error
+            raise DataError(
+                f"{path} is too large ({error}): cut it and its image into tiles with --tile 1024"
+            ) from error
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(
                 f"{path} is no readable mask ({error}): expected a whole file of {', '.join(FORMATS)}; restore or convert it"
             ) from error
 
-    def _ids(self, image: Image.Image, path: Path) -> np.ndarray:
+    def _ids(self, image: Image.Image, bits: int, path: Path | str) -> np.ndarray:
         if self.colors and image.mode not in ("1", "L") and not image.mode.startswith("I"):
             return self._from_colors(np.asarray(image.convert("RGB")), path)
-        if image.mode == "L" and image.format == "PNG" and (bits := grey_bits(path)) < 8:
+        if image.mode == "L" and bits < 8:
             return np.asarray(image) // (255 // (2**bits - 1))  # Pillow spreads the values over 0 to 255
         if image.mode in ("1", "L", "P"):
             return np.asarray(image).astype(np.uint8)
@@ -108,7 +118,7 @@ class MaskReader:
             f"names with a color for each class (columns name, r, g, b); {self.table} has none"
         )
 
-    def _from_colors(self, pixels_HW3: np.ndarray, path: Path) -> np.ndarray:
+    def _from_colors(self, pixels_HW3: np.ndarray, path: Path | str) -> np.ndarray:
         packed = sorted((red << 16 | green << 8 | blue, raw_id) for (red, green, blue), raw_id in self.colors.items())
         keys, raw_ids = (np.array(column, np.int64) for column in zip(*packed, strict=True))
         wide_HW3 = pixels_HW3.astype(np.int64)

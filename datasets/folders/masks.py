@@ -18,6 +18,7 @@ from folders.mask_files import MASK_SUFFIXES, MaskReader
 from folders.splits import divide, divide_by_folders, keys_of, split_in_name, without_test
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import ShardTask, build, plan_shards
+from kiloseg.data.writing.current import working_on
 from kiloseg.data.writing.report import WHITE
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
@@ -129,6 +130,7 @@ def make_samples(
 ) -> Iterator[Sample]:
     """Yields the samples of a shard."""
     for pair in pairs[task.split][task.start : task.stop]:
+        working_on(pair.image)
         data = read_stored(images / pair.image, exif=reader.exif)
         mask_HW, white = reader(masks / pair.mask)
         yield Sample(

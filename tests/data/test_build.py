@@ -20,7 +20,9 @@ import tyro
 
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import read_index
-from kiloseg.data.writing.build import Output, build, finished, plan_shards
+from kiloseg.data.writing.build import build, finished, plan_shards
+from kiloseg.data.writing.current import working_on
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.processes import in_processes
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.storage.errors import DataError
@@ -400,11 +402,38 @@ def test_memory_of_the_driver_does_not_grow_with_samples(tmp_path):
 
 
 def ended_from_outside(task):
+    working_on(f"photo {task}.jpg")
     if task == 3:
         os.kill(os.getpid(), 9)
     return task
 
 
+def dying_at_a_sample(task, **given):
+    """Dies while the sample after one of shard 3 is made."""
+    for sample in numbered(task, **given):
+        yield sample
+        if sample.key == "train00013":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def failing_at_a_sample(task, **given):
+    for sample in numbered(task, **given):
+        if sample.key == "train00013":
+            raise MemoryError
+        yield sample
+
+
+def test_the_sample_at_which_a_process_ends_is_named(tmp_path):
+    with pytest.raises(DataError, match=r"while the processes worked on .*the sample after train00013.*look at these"):
+        build_numbered(tmp_path / "dying", make_samples=dying_at_a_sample, processes=2)
+    for processes in (1, 2):
+        with pytest.raises(MemoryError) as caught:
+            build_numbered(tmp_path / f"failing{processes}", make_samples=failing_at_a_sample, processes=processes)
+        assert "train-000003.tar: this happened at the sample after train00012" in caught.value.__notes__
+
+
 def test_a_process_that_is_ended_from_outside_is_a_clear_error():
-    with pytest.raises(DataError, match=r"a process was ended from outside, .* at one of [0-4].*lower --processes"):
+    with pytest.raises(
+        DataError, match=r"a process was ended from outside, .* one of [0-4].*worked on photo 3.jpg; lower --processes"
+    ):
         list(in_processes(ended_from_outside, range(5), processes=2))

@@ -18,7 +18,8 @@ from kiloseg.data.codec import IGNORE_ID, encode_mask
 from kiloseg.data.description import DatasetInfo, read_info, write_info
 from kiloseg.data.index import class_samples, read_index, write_index
 from kiloseg.data.verify import verify
-from kiloseg.data.writing.build import Output, build, plan_shards
+from kiloseg.data.writing.build import build, plan_shards
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
 
 SHARD = "train-000001.tar"  # samples train00004 to train00007

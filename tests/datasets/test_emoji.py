@@ -745,6 +745,11 @@ def test_numpy_and_pillow_draw_the_same_from_the_bank(built, tmp_path, capsys):
     assert read_info(out).recipe == info.recipe
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert "is up to date" in again.stdout
+    damaged = out / "val-000000.tar"
+    whole = damaged.read_bytes()
+    damaged.write_bytes(whole[:600] + bytes([whole[600] ^ 255]) + whole[601:])
+    rebuilt = subprocess.run([*command, "--rebuild"], env=environment, capture_output=True, text=True, timeout=300)
+    assert rebuilt.returncode == 0 and info.digest in rebuilt.stdout and damaged.read_bytes() == whole
     assert (out / "ATTRIBUTION.md").read_text() == (Path(arguments.out) / "ATTRIBUTION.md").read_text()
 
     # Where pyarrow is, the full builder takes it over and completes the index.

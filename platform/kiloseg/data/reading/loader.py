@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import IterableDataset, get_worker_info
 
@@ -23,14 +22,12 @@ from kiloseg.data.reading.batches import Batch, Memory, Slots
 from kiloseg.data.reading.decoding import Decoder
 from kiloseg.data.reading.loader_processes import PREFETCH, data_loader, loader_process
 from kiloseg.data.reading.order import Position, as_positions, epoch_order, in_order, share, shuffle
+from kiloseg.data.reading.padding import round_up, stack, to_tensors
 from kiloseg.data.reading.reader import Reader
 from kiloseg.data.reading.sampling import Repeats, SampleClasses
 from kiloseg.data.reading.shared_memory import FOLDER, naming_settings, require_room
 from kiloseg.data.reading.transforms import Augment, NoSuchPixelError
 from kiloseg.storage.errors import DataError
-
-STRIDE = 32
-"""The sides of a batch are multiples of this many pixels, the stride of the coarsest feature map of the backbones."""
 
 TRAINING_SETTINGS = "data.loader_workers, trainer.batch_size or data.crop"
 VALIDATION_SETTINGS = "data.loader_workers or data.val_batch_size"
@@ -204,7 +201,7 @@ class _ValidationStream(IterableDataset[Batch]):
         with Reader(self.data.path, self.shards, cache_gib=self.data.cache_gib) as reader:
             reader.expect(_shards_in_turn(order))
             while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
-                batch = _stack([_to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
+                batch = stack([to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
                 if get_worker_info() is not None:
                     # Moved to shared memory here, so that an error reaches the training process. The thread that would
                     # otherwise do it drops the batch.
@@ -279,29 +276,10 @@ def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list
     sides = [index[name].to_numpy()[:samples] for name in ("height", "width")]
     starts = range(0, samples, data.val_batch_size)
     chunks = ([side[start : start + data.val_batch_size] for side in sides] for start in starts)
-    return [len(rows) * _round_up(int(rows.max())) * _round_up(int(columns.max())) for rows, columns in chunks]
+    return [len(rows) * round_up(int(rows.max())) * round_up(int(columns.max())) for rows, columns in chunks]
 
 
 def _shards_in_turn(order: np.ndarray) -> list[int]:
     """Returns the shards in an order of positions, one entry each time another shard begins."""
     shards = order[:, 0]
     return shards[np.flatnonzero(np.diff(shards, prepend=-1))].tolist()
-
-
-def _to_tensors(image_HW3: np.ndarray, labels_HW: np.ndarray) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(image_HW3.transpose(2, 0, 1).copy()), torch.from_numpy(labels_HW).long()
-
-
-def _stack(samples: list[tuple[Tensor, Tensor]]) -> Batch:
-    height = _round_up(max(labels.shape[0] for _, labels in samples))
-    width = _round_up(max(labels.shape[1] for _, labels in samples))
-    images, labels = [], []
-    for image, label in samples:
-        padding = (0, width - label.shape[1], 0, height - label.shape[0])
-        images.append(F.pad(image, padding))
-        labels.append(F.pad(label, padding, value=-1))
-    return Batch(torch.stack(images), torch.stack(labels))
-
-
-def _round_up(side: int) -> int:
-    return -(-side // STRIDE) * STRIDE

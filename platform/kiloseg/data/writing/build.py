@@ -6,8 +6,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
-import shlex
 import time
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import closing
@@ -20,68 +18,15 @@ from tqdm import tqdm
 
 from kiloseg.data.description import FORMAT, DatasetInfo, Shard, check_shards, read_info, write_info
 from kiloseg.data.index import read_index, write_tables
+from kiloseg.data.writing.current import current
 from kiloseg.data.writing.faults import writing
+from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.processes import in_processes
 from kiloseg.data.writing.report import Notes, Tally, lines
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.data.writing.unfinished import claim, is_intact, read_record, write_record
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder, open_folder
-
-UNRECORDED = ("out", "processes", "address", "rebuild", "strict")
-"""Fields of `Output` that do not affect the bytes of the data set."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Output:
-    """Holds the arguments that all builders share: where to write the data set and with which resources."""
-
-    out: str
-    """Folder for dataset.json, index.parquet and the shards, or its URL on any filesystem that pyarrow knows (s3://...,
-    gs://...): new, empty, or an earlier build of this data set."""
-    shard_size: int = 500
-    """Maximum number of samples in a shard."""
-    processes: int = os.cpu_count() or 1
-    """Number of processes that work at the same time on this machine. With 1, the main process does everything."""
-    address: str | None = None
-    """Ray cluster that builds the shards instead, such as auto or HOST:PORT. All its machines must have access to `out` and
-    to the files that are read."""
-    rebuild: bool = False
-    """Build a complete data set with the same settings again, for example if `python -m kiloseg.data.verify` finds damage."""
-    strict: bool = False
-    """End with an error if the report has a warning, such as a class that is in val but not in train."""
-
-    def __post_init__(self) -> None:
-        if not self.out:
-            raise ValueError("out = '': expected a folder or a URL")
-        for name in ("shard_size", "processes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} = {getattr(self, name)}: expected at least 1")
-
-    def settings(self) -> dict[str, Any]:
-        """Returns all fields that affect the bytes, for a recipe, so not where and how fast to write. Paths become text."""
-        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {
-            name: str(value) if isinstance(value, Path) else value
-            for name, value in values.items()
-            if name not in UNRECORDED
-        }
-
-    def command(self, script: str) -> str:
-        """Returns the command line of `script` that gives these settings."""
-        words = ["python", script, "--out", open_folder(self.out).name]
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in UNRECORDED or value == field.default:
-                continue
-            flag = field.name.replace("_", "-")
-            if isinstance(value, bool):
-                words.append(f"--{flag}" if value else f"--no-{flag}")
-            elif isinstance(value, tuple):
-                words += [f"--{flag}", *map(str, value)]
-            else:
-                words += [str(value)] if field.name == "path" else [f"--{flag}", str(value)]
-        return shlex.join(words)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,19 +129,7 @@ def build(
         num_classes=info.num_classes,
         digest=digest,
     )
-    done: dict[ShardTask, tuple[Shard, bool]] = {}
-    total = sum(task.stop - task.start for task in tasks)
-    with tqdm(total=total, unit=" samples", desc=info.name) as bar, closing(_spread(work, tasks, output)) as results:
-        try:
-            for task, result in results:
-                if not done:  # detects at once a cluster that writes to a place this machine does not see
-                    _rows(folder, task, digest)
-                done[task] = result
-                bar.update(task.stop - task.start)
-        except BaseException as error:
-            again = "the same command goes on from there" + " once that is corrected" * isinstance(error, Exception)
-            error.add_note(f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}; {again}")
-            raise
+    done = _finish_all(work, tasks, output, info.name, folder, digest)
     splits: dict[str, list[Shard]] = {}
     tally = Tally(info.classes, info.background)
     for task in tasks:
@@ -219,6 +152,31 @@ def build(
     return info
 
 
+def _finish_all(
+    work: functools.partial[tuple[Shard, bool]],
+    tasks: list[ShardTask],
+    output: Output,
+    name: str,
+    folder: Folder,
+    digest: str,
+) -> dict[ShardTask, tuple[Shard, bool]]:
+    """Returns each shard, and whether it existed before; an error gets a note that says what is kept."""
+    done: dict[ShardTask, tuple[Shard, bool]] = {}
+    total = sum(task.stop - task.start for task in tasks)
+    with tqdm(total=total, unit=" samples", desc=name) as bar, closing(_spread(work, tasks, output)) as results:
+        try:
+            for task, result in results:
+                if not done:  # detects at once a cluster that writes to a place this machine does not see
+                    _rows(folder, task, digest)
+                done[task] = result
+                bar.update(task.stop - task.start)
+        except BaseException as error:
+            again = "the same command goes on from there" + " once that is corrected" * isinstance(error, Exception)
+            error.add_note(f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}; {again}")
+            raise
+    return done
+
+
 def _finish(
     task: ShardTask,
     *,
@@ -237,7 +195,13 @@ def _finish(
     with writing(folder):
         with folder.scratch() as scratch:
             noted = notes.following(make_samples(task))
-            shard, rows = write_shard(scratch / task.name, noted, num_classes=num_classes)
+            try:
+                shard, rows = write_shard(scratch / task.name, noted, num_classes=num_classes)
+            except DataError:
+                raise  # it names the file or sample itself
+            except Exception as error:
+                error.add_note(f"{task.name}: this happened at {current()}")
+                raise
             folder.put(scratch / task.name, task.name)
         write_record(folder, shard, [{"split": task.split, **row} for row in rows], notes, digest)
     return shard, False

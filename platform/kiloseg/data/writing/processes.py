@@ -13,6 +13,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
+from kiloseg.data.writing.current import Board, join, working_on
 from kiloseg.storage.errors import DataError
 
 Task = TypeVar("Task", bound=Hashable)
@@ -41,11 +42,11 @@ def in_processes(
             f"{work} cannot be sent to another process ({error}); expected a module's function, or a partial of one"
         ) from error
     # Spawned, not forked, since the caller may have threads (Ray, a notebook).
+    context = multiprocessing.get_context("spawn")
+    processes = min(processes, len(tasks))
+    board = Board(context, processes)
     with ProcessPoolExecutor(
-        min(processes, len(tasks)),
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_receive,
-        initargs=(pickled,),
+        processes, mp_context=context, initializer=_receive, initargs=(pickled, *board.arguments)
     ) as pool:
         try:
             futures = {pool.submit(_run, task): task for task in tasks}
@@ -54,10 +55,12 @@ def in_processes(
         except BrokenProcessPool as error:
             # Tasks start in order, so the process that ended was running one of the first unfinished tasks.
             left = [task for future, task in futures.items() if future.exception() is not None]
-            at = ", ".join(str(getattr(task, "name", task)) for task in left[: min(processes, len(left)) + 1])
+            at = ", ".join(str(getattr(task, "name", task)) for task in left[: processes + 1])
+            names = ", ".join(board.names())
             raise DataError(
-                f"a process was ended from outside, as the system does where memory runs out, at one of {at}; lower --processes, "
-                "or see with --processes 1 which sample it is"
+                f"a process was ended from outside, as the system does if memory runs out, at one of {at}"
+                + f" while the processes worked on {names}" * bool(names)
+                + "; lower --processes if memory ran out, or look at these files"
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -67,9 +70,10 @@ def in_processes(
 _pickled: bytes = b""
 
 
-def _receive(pickled: bytes) -> None:
+def _receive(pickled: bytes, names: Any, taken: Any) -> None:
     global _pickled
     _pickled = pickled
+    join(names, taken)
     # Ctrl-C reaches every process, but only the main process reports it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     # Without this, processes whose parent was killed would wait for tasks forever.
@@ -89,4 +93,6 @@ def _work() -> Callable[[Any], Any]:
 
 
 def _run(task: Any) -> Any:
-    return _work()(task)
+    result = _work()(task)
+    working_on("")
+    return result

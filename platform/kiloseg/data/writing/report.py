@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pyarrow
 
+from kiloseg.data.writing.current import working_on
 from kiloseg.data.writing.shard import Sample
 
 MOSTLY = 0.5
@@ -49,11 +50,14 @@ class Notes:
     """A short digest of the bytes of each image that comes from a file."""
 
     def following(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """Yields the samples and takes note of each one."""
+        """Yields the samples and takes note of each one, and of which one the process works on."""
+        working_on("the first sample")
         for sample in samples:
+            working_on(f"sample {sample.key}")
             self.counts.update(sample.counts)
             self.images.append(image_digest(sample.image) if isinstance(sample.image, bytes) else "")
             yield sample
+            working_on(f"the sample after {sample.key}")
 
 
 def image_digest(image: bytes) -> str:

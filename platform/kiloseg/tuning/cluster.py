@@ -53,7 +53,7 @@ def ray_connection() -> Iterator[None]:
         start_ray()
         yield
     finally:
-        ray.shutdown()
+        ray.shutdown(wait_for_processes=True)
 
 
 def start_ray() -> None:

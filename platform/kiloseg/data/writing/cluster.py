@@ -58,7 +58,7 @@ def on_cluster(
         for reference in running:
             ray.cancel(reference, force=True)
         if not connected:
-            ray.shutdown()
+            ray.shutdown(wait_for_processes=True)
 
 
 def _connect(address: str, code: str) -> None:

@@ -817,7 +817,10 @@ def test_command_line(built, tmp_path):
     for field in dataclasses.fields(emoji.Arguments):
         assert "--" + field.name.replace("_", "-") in shown
     words = " ".join(shown.replace("│", " ").split())
-    assert "the rarest class is then placed 16 times" in words and "Every third of all photographs is kept for val" in words
+    assert (
+        "the rarest class is then placed 16 times" in words
+        and "Every third of all photographs is kept for val" in words
+    )
     command = [sys.executable, script, "--bank", arguments.bank, "--out", tmp_path / "set"]
     for name, value in BUILD.items():
         command += ["--" + name.replace("_", "-"), str(value)]

@@ -10,6 +10,7 @@ from kiloseg.config import Config
 from kiloseg.models import build_segmenter
 from kiloseg.models.execution import blocks
 from kiloseg.overrides import override
+from kiloseg.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,3 +114,13 @@ def test_compiled_network_equals_the_plain_one(monkeypatch):
     assert counters["stats"]["unique_graphs"] == 1
     assert not counters["graph_break"]
     assert_same(got, stepped(plain), rtol=1e-3, buffers=1e-6)
+
+
+def test_an_encoder_of_depthwise_convolutions_stays_in_float32_on_a_cpu():
+    config = override(PRESETS["glyphs"].config, {"model.weights": "none"})
+    segmenter = build_segmenter(config, 5).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        features = segmenter.network.encoder(torch.rand(1, 3, 32, 32))
+        outputs = segmenter(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
+    assert {feature.dtype for feature in features} == {torch.float32}
+    assert outputs.dtype == torch.bfloat16, "the decoder is still in mixed precision"

@@ -37,6 +37,8 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
     """
     with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
         segmenter = Segmenter(config.model, num_classes, config.loss).to(device)
+    if torch.device(device).type == "cpu" and _has_depthwise(segmenter.network.encoder):
+        segmenter.network.encoder.forward = _InFloat32(segmenter.network.encoder)
     if config.trainer.channels_last:
         segmenter.network.to(memory_format=torch.channels_last)
     if config.trainer.checkpoint_activations:
@@ -45,6 +47,27 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
     if config.trainer.compile:
         segmenter.network.compile()
     return segmenter.train()
+
+
+def _has_depthwise(module: nn.Module) -> bool:
+    return any(isinstance(inner, nn.Conv2d) and inner.groups > 1 for inner in module.modules())
+
+
+class _InFloat32:
+    """Runs an encoder of depthwise convolutions in float32 on a CPU, also under autocast.
+
+    Their gradients in bfloat16 take up to 9 times as long there as in float32 (oneDNN in torch 2.14 on a Xeon with AMX: 24 ms
+    against 2.8 ms for 16 x 96 x 33 x 33), which is more than the decoder's dense convolutions gain.
+    """
+
+    def __init__(self, encoder: nn.Module) -> None:
+        self._encoder = weakref.ref(encoder)  # a strong reference would form a cycle
+
+    def __call__(self, images: Tensor) -> Any:
+        encoder = self._encoder()
+        assert encoder is not None, "called by the encoder itself"
+        with torch.autocast("cpu", enabled=False):
+            return type(encoder).forward(encoder, images)
 
 
 def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:

@@ -41,7 +41,9 @@ def free_port() -> int:
         with socket.socket() as listener, contextlib.suppress(OSError):
             listener.bind(("127.0.0.1", port))
             return port
-    raise OSError(f"100 ports of 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1} were tried for Ray's dashboard; none is free")
+    raise OSError(
+        f"100 ports of 127.0.0.1 between {PORTS.start} and {PORTS.stop - 1} were tried for Ray's dashboard; none is free"
+    )
 
 
 @contextlib.contextmanager

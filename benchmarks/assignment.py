@@ -92,7 +92,7 @@ def make_info(arguments: Arguments) -> DatasetInfo:
         name="none",
         classes=["a", "b"],
         background=None,
-        licence="none",
+        license="none",
         command="none",
         recipe={},
         splits={"train": shards},

@@ -136,7 +136,7 @@ def make_data(arguments: Arguments) -> tuple[Path, DatasetInfo]:
         name="benchmark",
         classes=[f"class {c}" for c in range(NUM_CLASSES)],
         background=None,
-        licence="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
+        license="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
         command="python benchmarks/data.py",
         recipe=recipe,
     )
@@ -241,7 +241,7 @@ class LooseFiles(Dataset[tuple[Tensor, Tensor]]):
             return self.transforms(image, mask)
 
 
-class Normaliser:
+class Normalizer:
     """uint8 batches to float32 in memory that is used again, image after image so that each stays in the cache."""
 
     def __init__(self, arguments: Arguments) -> None:
@@ -262,7 +262,7 @@ class Normaliser:
 
 def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[str, Callable[[], int]]:
     """By name: a function that goes through the data set once and returns how many images came."""
-    normalise = Normaliser(arguments)
+    normalize = Normalizer(arguments)
     workers = arguments.loader_workers
     samples = raw_samples(folder, info)
 
@@ -273,7 +273,7 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
         def run() -> int:
             count = 0
             for images, _ in batches():
-                normalise(images)
+                normalize(images)
                 count += len(images)
             return count
 

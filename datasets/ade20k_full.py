@@ -124,7 +124,7 @@ def read_names(root: Path, jsons: Iterable[Path]) -> dict[int, str]:
             known = names.setdefault(found.name_ndx, found.name.strip())
             if known != found.name.strip():
                 raise DataError(
-                    f"{root / json} calls {found.name_ndx} {found.name!r}, other files {known!r}: restore it"
+                    f"{root / json} calls {found.name_ndx} {found.name!r}, but other files call it {known!r}: restore it"
                 )
     return names
 

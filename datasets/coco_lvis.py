@@ -39,11 +39,11 @@ STUFF_OTHER = 183
 """This is COCO's stuff category for everything that is a thing."""
 SPLITS = {"train": ("lvis_v1_train.json", 100170), "val": ("lvis_v1_val.json", 19809)}
 STUFF = {"train2017": "stuff_train2017.json", "val2017": "stuff_val2017.json"}
-MEND = (
+REMEDY = (
     "--root must hold train2017 and val2017 (train2017.zip, val2017.zip) and, in annotations, lvis_v1_{train,val}.json and "
     "stuff_{train,val}2017.json (lvis_v1_*.json.zip, stuff_annotations_trainval2017.zip)"
 )
-LICENCE = (
+LICENSE = (
     "LVIS v1 and COCO-Stuff annotations: CC BY 4.0; images: Flickr terms of use, as COCO "
     "(https://cocodataset.org/#termsofuse). Cite Gupta et al., CVPR 2019, and Caesar et al., CVPR 2018."
 )
@@ -75,14 +75,14 @@ def build_coco_lvis(arguments: Arguments) -> DatasetInfo:
     for split, (store, recipe) in stores.items():
         images = read_column(store, "image")
         check_count(NAME, split, len(images), SPLITS[split][1])
-        check_files(root, images, "images", MEND)
+        check_files(root, images, "images", REMEDY)
         tasks += plan_shards(split, len(images), arguments.shard_size)
         recipes[split] = recipe
     info = DatasetInfo(
         name=NAME,
         classes=class_names(read_table("coco_lvis_1284")),
         background=None,
-        licence=LICENCE,
+        license=LICENSE,
         command=arguments.command("datasets/coco_lvis.py"),
         recipe={"builder": NAME, "version": VERSION, "annotations": recipes},
     )
@@ -120,11 +120,11 @@ def index_annotations(root: Path, folder: Path, official_chaining: bool) -> dict
         else:
             print(f"{NAME}: {jsons / file} does not exist, so there will be no split {split}")
     if not splits:
-        raise DataError(f"{root} holds nothing of {NAME}: expected {jsons / SPLITS['train'][0]}. {MEND}")
+        raise DataError(f"{root} holds no files of {NAME}: expected {jsons / SPLITS['train'][0]}. {REMEDY}")
     stuff_paths = [jsons / file for file in STUFF.values() if (jsons / file).is_file()]
     if not stuff_paths:
         raise DataError(
-            f"{jsons / STUFF['train2017']} is missing: expected stuff annotations beside those of LVIS. {MEND}"
+            f"{jsons / STUFF['train2017']} is missing: expected stuff annotations beside those of LVIS. {REMEDY}"
         )
     stuff_sources = [source(path) for path in stuff_paths]
     classes = class_names(read_table("coco_lvis_1284"))
@@ -159,7 +159,7 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
     """
     if {category.id for category in lvis.categories} != set(range(1, NUM_LVIS + 1)):
         raise DataError(
-            f"{lvis.path} has {len(lvis.categories):,} categories: expected LVIS v1 with ids 1 to {NUM_LVIS}. {MEND}"
+            f"{lvis.path} has {len(lvis.categories):,} categories: expected LVIS v1 with ids 1 to {NUM_LVIS}. {REMEDY}"
         )
     lvis_ids = {category_id: category_id - 1 for category_id in range(1, NUM_LVIS + 1)}
     stuff_ids = stuff_ids | {STUFF_OTHER: -1}
@@ -171,7 +171,7 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
         if owner is None:
             raise DataError(
                 f"{lvis.path} has image {image.id}, which {' and '.join(str(file.path) for file in stuff)} do not list: "
-                f"expected the stuff annotations of every image. {MEND}"
+                f"expected the stuff annotations of every image. {REMEDY}"
             )
         class_ids, segmentations = [], []
         for file, ids in ((lvis, lvis_ids), (owner, stuff_ids)):
@@ -180,7 +180,7 @@ def join_annotations(lvis: CocoJson, stuff: list[CocoJson], stuff_ids: dict[int,
                 if class_id is None:
                     raise DataError(
                         f"{file.path}: image {image.id} has category {annotation.category_id}: expected {min(ids)} to "
-                        f"{max(ids)}. {MEND}"
+                        f"{max(ids)}. {REMEDY}"
                     )
                 if class_id >= 0:
                     class_ids.append(class_id)
@@ -201,7 +201,7 @@ def _locate(image: Image, json_path: Path) -> tuple[str, str]:
     if len(parts) != 2 or parts[0] not in STUFF or not parts[1]:
         raise DataError(
             f"{json_path}: image {image.id} has coco_url {image.coco_url!r}: expected one that ends in "
-            f"{' or '.join(STUFF)} and a file name. {MEND}"
+            f"{' or '.join(STUFF)} and a file name. {REMEDY}"
         )
     return parts[1].partition(".")[0], "/".join(parts)
 

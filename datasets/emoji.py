@@ -118,8 +118,8 @@ def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
     added = [photograph.sha256 for photograph in bank.photographs[len(PACKAGED) :]]
     if added != [photograph.sha256 for photograph in in_folder(folder)]:
         raise DataError(
-            f"{bank_path} was made with other photographs than those in {folder}; delete it or name a new file by --bank, "
-            "or leave --backgrounds out"
+            f"{bank_path} was made with other photographs than those in {folder}; delete it, or name a new file with --bank, "
+            "or omit --backgrounds"
         )
 
 

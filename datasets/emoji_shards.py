@@ -92,12 +92,12 @@ def write_emoji(
 def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
     """Writes, beside the shards, whose pictures they hold and under which licenses."""
     lines = [
-        "# Whose pictures these are",
+        "# Sources of these pictures",
         "",
-        "Scenes of the emoji data set of kiloseg hold sprites and photographs of others. All were resized, turned, mirrored,",
-        "recoloured, cut and drawn over one another. Who passes the data set on passes this file on with it.",
+        "Scenes of the emoji data set of kiloseg hold sprites and photographs of others. All were resized, rotated, mirrored,",
+        "recolored, cut and drawn over one another. Whoever passes the data set on must include this file.",
         "",
-        "| picture | split | source and licence |",
+        "| picture | split | source and license |",
         "|---|---|---|",
     ]
     vendors = scenes.recipe.vendors
@@ -113,7 +113,7 @@ def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
 def coverage(samples_per_class: Iterable[int], split: str, num_samples: int) -> str:
     """Returns a line on how often a validation split shows the rarest class; `samples_per_class` begins with the background."""
     fewest = min(list(samples_per_class)[1:])
-    line = f"every class is labelled in at least {fewest} samples of {split}"
+    line = f"every class is labeled in at least {fewest} samples of {split}"
     if fewest < ENOUGH:
         line += f"; at least {ENOUGH} are advised: raise {split}_samples = {num_samples}"
     return line
@@ -148,7 +148,7 @@ def _found(out: Path, info: DatasetInfo, *, rebuild: bool) -> DatasetInfo | None
         if not begun or DESCRIPTION in entries:
             raise DataError(
                 f"{out} holds {entry!r}: expected a new or empty folder, or an earlier build of the same scenes; choose "
-                "another --out, or empty this one yourself"
+                "another --out, or empty this folder yourself"
             )
     return None
 

@@ -35,7 +35,7 @@ def build_folder(arguments: Arguments) -> DatasetInfo:
         return build_source(arguments, found) if isinstance(found, MaskSource) else build_regions(arguments, found)
     assert arguments.images is not None
     if not arguments.images.is_dir():
-        raise DataError(f"{arguments.images} is no folder: expected the images of --images")
+        raise DataError(f"{arguments.images} is not a folder: expected the images of --images")
     return build_regions(arguments, source_of(arguments)) if arguments.masks is None else build_masked(arguments)
 
 

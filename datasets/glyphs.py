@@ -19,8 +19,8 @@ from kiloseg.data.writing.build import build, finished, plan_shards
 from synthetic.glyph_characters import distinct_characters
 from synthetic.glyph_scenes import NAME, Recipe, make_samples, object_counts
 
-LICENCE = (
-    "Glyphs: DejaVu fonts (Bitstream Vera licence with public domain changes, free to use and redistribute; "
+LICENSE = (
+    "Glyphs: DejaVu fonts (Bitstream Vera license with public domain changes, free to use and redistribute; "
     "LICENSE_DEJAVU beside matplotlib's fonts). Backgrounds: crops of china.jpg and flower.jpg as shipped by "
     "scikit-learn, CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/), both credited there to danielbuechele: "
     "https://www.flickr.com/photos/danielbuechele/6061409035/ and https://www.flickr.com/photos/vultilion/6056698931/; "
@@ -41,21 +41,21 @@ def build_glyphs(recipe: Recipe) -> DatasetInfo:
     characters = distinct_characters(recipe.num_classes - 1)
     if len(characters) < recipe.num_classes - 1:
         raise ValueError(
-            f"num_classes = {recipe.num_classes}: the fonts hold {len(characters)} characters that can be told apart; "
+            f"num_classes = {recipe.num_classes}: the fonts have {len(characters)} distinguishable characters; "
             f"expected at most {len(characters) + 1}, with the background"
         )
     num_val_objects = object_counts(recipe, "val", recipe.val_samples).sum()
     if num_val_objects < len(characters):
         enough = math.ceil(recipe.val_samples * len(characters) / num_val_objects)
         print(
-            f"note: val_samples = {recipe.val_samples} hold {num_val_objects} objects, so that not all of the "
-            f"{len(characters)} characters occur in val; it takes at least {enough}"
+            f"note: val_samples = {recipe.val_samples} hold {num_val_objects} objects, so not all of the "
+            f"{len(characters)} characters occur in val; set it to at least {enough}"
         )
     info = DatasetInfo(
         name=NAME,
         classes=["background", *(f"{character} {unicodedata.name(character)}" for character in characters)],
         background=0,
-        licence=LICENCE,
+        license=LICENSE,
         command=recipe.command("datasets/glyphs.py"),
         recipe=recipe.content(),
     )

@@ -54,7 +54,9 @@ def build_voc(arguments: Arguments) -> DatasetInfo:
     """
     root = arguments.root
     has_sbd = (root / SBD).is_dir()
-    train = f"trainaug, with the masks of {root / SBD}" if has_sbd else f"VOC's own, since {root / SBD} does not exist"
+    train = (
+        f"trainaug, with the masks of {root / SBD}" if has_sbd else f"VOC's own list, since {root / SBD} does not exist"
+    )
     print(f"{NAME}: split train is {train}")
     archive = Archive(
         name=NAME,
@@ -87,7 +89,7 @@ def list_pairs(root: Path, split: str) -> list[Pair]:
                 )
         if not (root / LISTS / "val.txt").is_file():
             raise DataError(
-                f"{root / LISTS / 'val.txt'} is missing: trainaug leaves out its images, which SBD has too. {LAYOUT}"
+                f"{root / LISTS / 'val.txt'} is missing: trainaug leaves out its images, which SBD contains too. {LAYOUT}"
             )
         sbd = {*read_list(root / SBD / "train.txt"), *read_list(root / SBD / "val.txt")}
         taken = {pair.key for pair in pairs} | set(read_list(root / LISTS / "val.txt"))

@@ -11,14 +11,14 @@ seed:
     logit         distances (the paper) or cosines?
     temperature   the factor on them, 5 to 80
     separation    does the regularizer help?
-    normalise     unit vectors after upsampling (Figure 2 of the paper) or before (its code)?
-    neighbours    the paper's loss as its code has it, whose search can take another class for a pixel's own, against ours
+    normalize     unit vectors after upsampling (Figure 2 of the paper) or before (its code)?
+    neighbors    the paper's loss as its code has it, whose search can take another class for a pixel's own, against ours
 
 Arms whose number of negatives is more than the data set has other classes are left out, and named. What comes out: a run per arm
 and seed in MLflow, a table and a figure at the study's run and in its folder.
 
 Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489, Tables 5 to 7, which
-vary dimensions and neighbours.
+vary dimensions and neighbors.
 
 Expected: experiments/LOG.md.
 """
@@ -48,7 +48,7 @@ from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
 
-Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalise", "neighbours"]
+Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalize", "neighbors"]
 
 
 def _negatives(kind: str, count: int, **more: Any) -> dict[str, Any]:
@@ -65,10 +65,10 @@ ARMS: dict[Question, dict[str, dict[str, Any]]] = {
     "logit": {logit: {"loss.logit": logit} for logit in ("distance", "cosine")},
     "temperature": {f"{tau:g}": {"loss.temperature": tau} for tau in (5.0, 10.0, 20.0, 40.0, 80.0)},
     "separation": {"on": {"loss.separation_weight": 1.0}, "off": {"loss.separation_weight": 0.0}},
-    "normalise": {"after upsampling": {}, "before as well": {"model.normalise_early": True}},
-    "neighbours": {
+    "normalize": {"after upsampling": {}, "before as well": {"model.normalize_early": True}},
+    "neighbors": {
         "as the code has it": head_overrides("official"),
-        "ours (nearest, normalised after upsampling)": {"loss.negatives.kind": "nearest", "loss.logit": "distance"},
+        "ours (nearest, normalized after upsampling)": {"loss.negatives.kind": "nearest", "loss.logit": "distance"},
     },
 }
 """The settings of each arm of a question, by dotted names."""
@@ -91,14 +91,16 @@ class Arguments(cli.Preset):
         unknown = set(self.arms) - ARMS[self.question].keys()
         if unknown:
             raise ValueError(
-                f"--arms {', '.join(sorted(unknown))}: expected some of {', '.join(map(repr, ARMS[self.question]))}"
+                f"--arms {', '.join(sorted(unknown))}: expected one or more of {', '.join(map(repr, ARMS[self.question]))}"
             )
 
 
 def main(arguments: Arguments) -> None:
     """Runs all arms and prints how they rank."""
     if not arguments.run.data.path:
-        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+        raise ValueError(
+            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
+        )
     info = read_info(arguments.run.data.path)
     num_classes = count_classes(arguments.run.data, info)
     path = open_folder(arguments.run.data.path).location

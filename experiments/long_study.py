@@ -206,13 +206,13 @@ class TimedRun:
             counts = evaluate(
                 self.segmenter, validation_batches(self.config.data, self.info, split=split), autocast=self.autocast
             )
-            assert counts is not None, "nobody asked it to stop"
+            assert counts is not None, "it was not asked to stop"
             metrics = counts.compute()
             found[f"miou{suffix}"] = metrics["miou"]
             if split == "val":
-                hits, _, labelled = counts.counts_3C.double().cpu().numpy()
-                found["background_accuracy"] = hits[0] / labelled[0]
-                found["object_accuracy"] = hits[1:].sum() / labelled[1:].sum()
+                hits, _, labeled = counts.counts_3C.double().cpu().numpy()
+                found["background_accuracy"] = hits[0] / labeled[0]
+                found["object_accuracy"] = hits[1:].sum() / labeled[1:].sum()
                 thirds = np.array_split(metrics["iou_per_class"].cpu().numpy()[1:], 3)  # in the order of frequency
                 for name, third in zip(("head", "medium", "tail"), thirds, strict=True):
                     found[f"miou_{name}"] = np.nanmean(third)
@@ -230,7 +230,9 @@ class TimedRun:
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet, and adds its row and curve to the tables."""
     if not arguments.run.data.path:
-        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+        raise ValueError(
+            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
+        )
     on_cpu = not torch.cuda.is_available()
     processor = on_cpu if arguments.clock == "auto" else arguments.clock == "processor"
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")

@@ -94,7 +94,9 @@ def row_of(config: Config) -> dict[str, Any]:
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet, and prints what is good enough."""
     if not arguments.run.data.path:
-        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+        raise ValueError(
+            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
+        )
     rows = rows_of(arguments.results)
     done = {tuple(row[name] for name in KEY) for row in rows}
     arguments.results.parent.mkdir(parents=True, exist_ok=True)

@@ -145,8 +145,8 @@ def with_precision(base: Config, study: Study) -> Config:
     here = torch.cuda.is_available()
     if study.gpus_per_worker and not here:
         raise ValueError(
-            "--trainer.precision auto: a budget is planned for one precision, and the GPUs are on other machines; give bf16, or "
-            "fp32 where they do not have it"
+            "--trainer.precision auto: a budget is planned for one precision, and the GPUs are on other machines; use bf16, or "
+            "fp32 where they do not support it"
         )
     on_gpu = here and study.gpus_per_worker != 0
     autocast = autocast_of("auto", torch.device("cuda" if on_gpu else "cpu"))
@@ -162,12 +162,12 @@ def scaled_lr(base: Config, batch: int) -> float:
 def main(arguments: Arguments) -> None:
     """Plans, trains, and writes the results."""
     if not arguments.run.data.path:
-        raise ValueError("--data.path is missing: give the folder of a data set, such as datasets/emoji.py builds")
+        raise ValueError(
+            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
+        )
     known = read_info(arguments.run.data.path).num_classes
     if max(arguments.classes) > known:
-        raise ValueError(
-            f"--classes {max(arguments.classes)}: {arguments.run.data.path} has no more than {known} classes"
-        )
+        raise ValueError(f"--classes {max(arguments.classes)}: {arguments.run.data.path} has only {known} classes")
     base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
     if arguments.batch is None:
         base = with_precision(base, arguments.study)

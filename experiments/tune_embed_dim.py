@@ -150,7 +150,7 @@ def report(result: StudyResult, num_classes: int, data: str) -> None:
             print(f"\ntrial {row.trial} ({row.outcome}): {row.error.strip().splitlines()[-1]}")
     best = best_row(result.rows)
     if best is None:
-        raise SystemExit("\nno trial reached a validation; the errors above say why")
+        raise SystemExit("\nno trial reached a validation; see the errors above")
     flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.overrides.items())
     print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
     print(f"table, figures and predictions: {open_folder(result.location).name}")

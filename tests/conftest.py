@@ -23,15 +23,15 @@ LONGEST_FIRST = (*ON_RAY, "tests/experiments/", "tests/training/", "tests/ops/",
 
 
 def make_samples(split: str, count: int, size: int = 64):
-    """Coloured squares on noise: class c has its own colour; a stripe is ignored."""
-    colours = np.random.default_rng(0).integers(0, 255, (NUM_CLASSES, 3))
+    """Colored squares on noise: class c has its own color; a stripe is ignored."""
+    colors = np.random.default_rng(0).integers(0, 255, (NUM_CLASSES, 3))
     for index in range(count):
         rng = np.random.default_rng([len(split), index])
         mask = np.zeros((size, size), dtype=np.int64)
         for c in rng.permutation(np.arange(1, NUM_CLASSES))[:3]:
             top, left = rng.integers(0, size - 24, 2)
             mask[top : top + 24, left : left + 24] = c
-        image = np.clip(colours[mask] + rng.normal(0, 12, (size, size, 3)), 0, 255).astype(np.uint8)
+        image = np.clip(colors[mask] + rng.normal(0, 12, (size, size, 3)), 0, 255).astype(np.uint8)
         mask[:, :2] = IGNORE_ID
         yield Sample(key=f"{split}{index:04d}", image=image, mask=mask, meta={"index": index})
 
@@ -51,7 +51,7 @@ def write_dataset(directory: Path, sizes: dict[str, list[int]]) -> DatasetInfo:
         name="squares",
         classes=["background", *(f"square {c}" for c in range(1, NUM_CLASSES))],
         background=0,
-        licence="none",
+        license="none",
         command="tests",
         recipe={"sizes": sizes},
         splits=splits,

@@ -194,7 +194,7 @@ class RunningStudy:
 
     def steps_gone_on_from(self):
         """Steps of the checkpoints that trials were resumed from."""
-        return [int(line.rsplit(" ", 1)[1]) for line in self.output.splitlines() if "goes on from step" in line]
+        return [int(line.rsplit(" ", 1)[1]) for line in self.output.splitlines() if "continues from step" in line]
 
 
 class Server:

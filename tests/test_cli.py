@@ -85,7 +85,7 @@ def test_help_is_there_without_torch(words):
 def test_an_unknown_command_names_the_nearest():
     code, output, complaints = python(ASK, "trian")
     assert code == 1
-    assert complaints.startswith("kiloseg trian: no such command; did you mean train?\n\nusage: kiloseg COMMAND")
+    assert complaints.startswith("kiloseg trian is not a command; did you mean train?\n\nusage: kiloseg COMMAND")
     assert output == "imported: []\n"
 
 

@@ -89,7 +89,7 @@ ANYTHING_GOES = {
     "data.path",  # checked where it is opened
     "model.arch",
     "model.backbone",
-    "model.normalise_early",
+    "model.normalize_early",
     "trainer.seed",
     "trainer.channels_last",
     "trainer.checkpoint_activations",
@@ -298,7 +298,7 @@ def test_mixed_needs_two_negatives_to_halve():
 
 
 @pytest.mark.parametrize("kind", ["nearest", "random", "mixed"])
-def test_more_negatives_than_other_classes_names_the_mend(kind):
+def test_more_negatives_than_other_classes_names_the_remedy(kind):
     changes = {"data.num_classes": 8, "loss.negatives.count": 8, "loss.negatives.kind": kind}
     message = (
         r"loss.negatives.count = 8: 8 classes leave a pixel only 7 others; "
@@ -306,8 +306,8 @@ def test_more_negatives_than_other_classes_names_the_mend(kind):
     )
     with pytest.raises(ValueError, match=message):
         override(Config(), changes)
-    for mend in ({"loss.negatives.count": 7}, {"loss.negatives.kind": "all"}, {"model.head": "dense"}):
-        override(Config(), changes | mend)
+    for remedy in ({"loss.negatives.count": 7}, {"loss.negatives.kind": "all"}, {"model.head": "dense"}):
+        override(Config(), changes | remedy)
 
 
 FORMER = {"loss.negatives.log_q": False, "loss.sample_every": 1, "model.learned_temperature": False}
@@ -325,6 +325,16 @@ def test_settings_that_were_removed_are_refused_at_other_values(name, value):
     with pytest.raises(ValueError, match=f"{name} = {value}: this setting was removed, and only its former default"):
         from_flat(FORMER | {name: value})
     assert f"{name} was {value}" in differences(flatten(Config()), flatten(Config()) | FORMER | {name: value})
+
+
+def test_settings_that_were_renamed_are_read_under_their_former_names():
+    early = override(Config(), {"model.normalize_early": True})
+    former = {name.replace("normalize", "normalise"): value for name, value in flatten(early).items()}
+    assert "model.normalise_early" in former and "model.normalize_early" not in former
+    assert from_flat(former) == early
+    assert override(Config(), {"model.normalise_early": True}) == early, "a trial of an older study"
+    assert differences(flatten(early), former) == ""
+    assert "model.normalize_early was True, is False" in differences(flatten(Config()), former)
 
 
 def test_warmup_must_leave_a_step():

@@ -13,8 +13,8 @@ def test_names_are_written_where_classes_lie_and_counted():
     image = np.zeros((20, 20, 3), np.uint8)
     shown = {"num_classes": 4, "background": 0, "title": "a title"}
     figure = prediction_sheet([(image, labels, predicted)], **shown, names=["background", "cat", "dog", "fox"])
-    _, labelled, predicting = figure.axes
-    assert [text.get_text() for text in labelled.texts] == ["cat", "dog"]
+    _, labeled, predicting = figure.axes
+    assert [text.get_text() for text in labeled.texts] == ["cat", "dog"]
     written = {text.get_text(): (text.get_position(), text.get_color()) for text in predicting.texts}
     assert written == {"cat": ((3.5, 3.5), "black"), "fox": ((13.5, 13.5), "#c00000")}
     assert predicting.get_title() == "prediction, 1 of 2 objects right"

@@ -75,7 +75,7 @@ def test_a_run_by_name_is_in_mlflow_and_goes_on(squares, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--preset", "imagenet"), "--preset 'imagenet' is not known; there are: glyphs, emoji"),
+        (("--preset", "imagenet"), "--preset 'imagenet' is unknown; the presets are: glyphs, emoji"),
         (("--preset", "ade20k-resnet50"), "python datasets/ade20k.py --root ARCHIVES --out DIR"),
     ],
 )
@@ -113,4 +113,4 @@ def test_every_script_takes_what_is_not_given_from_a_preset(name, own, preset):
 )
 def test_preset_that_is_not_known_is_refused(name, words):
     script = ROOT / "experiments" / f"{name}.py"
-    assert_refused(script, [*words, "--preset", "imagenet"], "--preset 'imagenet' is not known; there are: glyphs,")
+    assert_refused(script, [*words, "--preset", "imagenet"], "--preset 'imagenet' is unknown; the presets are: glyphs,")

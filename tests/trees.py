@@ -12,9 +12,9 @@ from kiloseg.data.description import read_info
 IGNORE = 65535
 
 
-def write_jpeg(path, height=4, width=6, grey=False):
+def write_jpeg(path, height=4, width=6, gray=False):
     """Noise; returns the bytes of the file."""
-    shape = (height, width) if grey else (height, width, 3)
+    shape = (height, width) if gray else (height, width, 3)
     pixels = np.random.default_rng(len(str(path))).integers(0, 256, shape, dtype=np.uint8)
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, "JPEG")
@@ -27,7 +27,7 @@ def write_png(path, pixels, palette=False, **options):
     image = Image.fromarray(np.asarray(pixels))
     if palette:
         image = image.convert("L")
-        image.putpalette([number * 37 % 256 for number in range(768)])  # colours that are no ids
+        image.putpalette([number * 37 % 256 for number in range(768)])  # colors that are no ids
         assert image.mode == "P"
     image.save(path, "PNG", **options)
 

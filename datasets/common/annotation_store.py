@@ -69,7 +69,7 @@ def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedIm
             while group := [image._asdict() for image in itertools.islice(rows, GROUP)]:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
     except OSError as error:
-        raise DataError(f"{path} cannot be written ({error}): name a folder that can with --index") from error
+        raise DataError(f"{path} cannot be written ({error}): name a writable folder with --index") from error
 
 
 def is_current(path: Path, recipe: dict[str, Any]) -> bool:
@@ -115,5 +115,5 @@ def source(path: Path) -> list[str | int]:
     try:
         status = path.stat()
     except FileNotFoundError:
-        raise DataError(f"{path} is missing: expected annotations in COCO's json format") from None
+        raise DataError(f"{path} is missing: expected annotations in COCO's JSON format") from None
     return [path.name, status.st_size, status.st_mtime_ns]

@@ -72,7 +72,7 @@ def build_archive(
         name=archive.name,
         classes=classes,
         background=background,
-        licence=archive.license,
+        license=archive.license,
         command=arguments.command(f"datasets/{archive.name}.py"),
         recipe={"builder": archive.name, "version": archive.version, **(recipe or {})},
     )

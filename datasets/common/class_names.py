@@ -66,7 +66,7 @@ def read_name_table(path: Path, *, with_colors: bool = True) -> NameTable:
         raise DataError(f"{path} is missing: expected a csv, txt, json or yaml file of class names") from None
     except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(
-            f"{path} is no table of class names ({type(error).__name__}: {error}): expected csv with the columns id and name "
+            f"{path} is not a table of class names ({type(error).__name__}: {error}): expected csv with the columns id and name "
             'or name alone, a name a line, or json such as {"0": "road", "7": "tree"} or ["road", "tree"]'
         ) from error
     numbered = [(number if row.id is None else row.id, row) for number, row in enumerate(rows)]
@@ -163,7 +163,7 @@ def _bare(line: str, number: int) -> _Row:
 
 def _color(parts: list[Any]) -> Color:
     if len(parts) != 3 or not all(0 <= int(part) <= 255 for part in parts):
-        raise ValueError(f"color {parts}: expected three numbers from 0 to 255")
+        raise ValueError(f"has the color {parts}: expected three numbers from 0 to 255")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 

@@ -1,4 +1,4 @@
-"""Reads annotations in COCO's json format, which LVIS and many tools share, without holding a gigabyte of them as objects.
+"""Reads annotations in COCO's JSON format, which LVIS and many tools share, without holding a gigabyte of them as objects.
 
 pycocotools.coco.COCO turns every number of every polygon into a Python object, which takes several times the size of the file.
 Here the file stays on disk (mapped, not read), and each segmentation is kept as the position of its text in the file. Only its
@@ -109,10 +109,10 @@ class CocoJson:
                 text = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
             content = _decode(text)
         except FileNotFoundError:
-            raise DataError(f"{path} is missing: expected annotations in COCO's json format") from None
+            raise DataError(f"{path} is missing: expected annotations in COCO's JSON format") from None
         except (msgspec.DecodeError, UnicodeDecodeError, ValueError) as error:  # ValueError: an empty file has no map
             raise DataError(
-                f"{path} is no annotation file in COCO's json format ({error}): expected an object with images, "
+                f"{path} is not an annotation file in COCO's JSON format ({error}): expected an object with images, "
                 "annotations and categories; restore it"
             ) from error
         self.categories = content.categories

@@ -121,7 +121,7 @@ def stored(data: bytes, path: Path | str, *, exif: Exif) -> bytes:
         turned = image.getexif().get(ORIENTATION, 1) != 1
         if turned and exif == "refuse":
             raise DataError(
-                f"{path} is to be shown turned, says its EXIF data: expected to be told whether its labels were drawn on the "
+                f"{path} has EXIF data that says to turn it: state whether its labels were drawn on the "
                 "image as it is shown (--exif apply) or as it is stored (--exif ignore)"
             )
         turned = turned and exif == "apply"
@@ -158,5 +158,5 @@ def _opened(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
         raise DataError(f"{path} is too large ({error}): cut it and its mask into tiles with --tile 1024") from error
     except (OSError, SyntaxError) as error:
         raise DataError(
-            f"{path} is no readable image ({error}): expected {', '.join(FORMATS)}; restore or convert it"
+            f"{path} is not a readable image ({error}): expected {', '.join(FORMATS)}; restore or convert it"
         ) from error

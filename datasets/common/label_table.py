@@ -56,7 +56,7 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path | str, mend: 
         raw_HW: integers of any type, or floats without fractions (as MATLAB stores numbers by default).
         table: the table made by `lookup`.
         path: the mask's file, for messages.
-        mend: what the user can do about an id that the table lacks.
+        remedy: what the user can do about an id that the table lacks.
 
     Raises:
         DataError: An id means nothing in this archive.
@@ -65,9 +65,9 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path | str, mend: 
         raise DataError(f"{path}: mask has shape {raw_HW.shape} and type {raw_HW.dtype}: expected ids of shape (H, W)")
     raw = raw_HW if raw_HW.dtype in (np.uint8, np.uint16) else raw_HW.astype(np.int64)
     if raw_HW.dtype.kind == "f" and not np.array_equal(raw, raw_HW):
-        raise DataError(f"{path}: mask has fractions: expected whole ids. {mend}")
+        raise DataError(f"{path}: mask has fractions: expected whole ids. {remedy}")
     if raw.size and (raw.min() < 0 or raw.max() > MAX_RAW_ID):
-        raise DataError(f"{path}: mask has ids {raw.min()} to {raw.max()}: expected 0 to {MAX_RAW_ID}. {mend}")
+        raise DataError(f"{path}: mask has ids {raw.min()} to {raw.max()}: expected 0 to {MAX_RAW_ID}. {remedy}")
     mask = table[raw]
     if mask.size and mask.min() == UNKNOWN:
         unknown = np.unique(raw[mask == UNKNOWN])
@@ -75,7 +75,7 @@ def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path | str, mend: 
         known = np.flatnonzero(table != UNKNOWN)
         raise DataError(
             f"{path}: mask has id {', '.join(map(str, unknown[:5]))}{more}: expected one of the {len(known)} known ids "
-            f"{known.min()} to {known.max()}. {mend}"
+            f"{known.min()} to {known.max()}. {remedy}"
         )
     return mask.astype(np.uint16)
 

@@ -18,13 +18,13 @@ def read_matlab(path: Path, names: tuple[str, ...]) -> np.ndarray:
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError:
-        raise DataError(f"{path}: reading .mat files takes SciPy; pip install 'kiloseg[datasets]'") from None
+        raise DataError(f"{path}: reading .mat files needs SciPy; pip install 'kiloseg[datasets]'") from None
     if not path.is_file():
         raise DataError(f"{path} is missing: restore it")
     try:
         content = loadmat(path, variable_names=names[:1])
     except Exception as error:  # SciPy raises many kinds, including its reader's own, for a truncated file
-        raise DataError(f"{path} is no readable .mat file ({error}): restore it from the archive") from error
+        raise DataError(f"{path} is not a readable .mat file ({error}): restore it from the archive") from error
     try:
         value = content[names[0]]
         for name in names[1:]:

@@ -39,14 +39,14 @@ class Place(NamedTuple):
 
 
 def find_splits(
-    name: str, root: Path, places: Mapping[str, Place], list_pairs: Callable[[Path, str], list[Pair]], mend: str
+    name: str, root: Path, places: Mapping[str, Place], list_pairs: Callable[[Path, str], list[Pair]], remedy: str
 ) -> dict[str, list[Pair]]:
     """Returns the pairs of every split that exists, in a fixed random order; prints what is left out or has another size.
 
     Shards are read from end to end, so neighbors in an archive (a city, a kind of place) must not share one.
 
     Raises:
-        DataError: There is no split at all, or a file of a split is missing; the message ends in `mend`.
+        DataError: There is no split at all, or a file of a split is missing; the message ends in `remedy`.
     """
     splits = {}
     for split, place in places.items():
@@ -56,15 +56,15 @@ def find_splits(
         pairs = list_pairs(root, split)
         if not pairs:
             raise DataError(
-                f"{root / place.path} lists no images: expected {place.samples:,} of {name} {split}. {mend}"
+                f"{root / place.path} lists no images: expected {place.samples:,} of {name} {split}. {remedy}"
             )
         check_count(name, split, len(pairs), place.samples)
-        check_files(root, [pair.image for pair in pairs], "images", mend)
-        check_files(root, [pair.mask for pair in pairs], "masks", mend)
+        check_files(root, [pair.image for pair in pairs], "images", remedy)
+        check_files(root, [pair.mask for pair in pairs], "masks", remedy)
         splits[split] = sorted(pairs, key=lambda pair: order(pair.key))
     if not splits:
         expected = " or ".join(str(root / place.path) for place in places.values())
-        raise DataError(f"{root} holds nothing of {name}: expected {expected}. {mend}")
+        raise DataError(f"{root} holds no files of {name}: expected {expected}. {remedy}")
     return splits
 
 
@@ -77,12 +77,12 @@ def check_count(name: str, split: str, samples: int, full: int) -> None:
     """Prints a warning if a split's size differs from the published one."""
     if samples != full:
         print(
-            f"warning: {name} {split} has {samples:,} samples here and {full:,} as published; results on a part, or on "
-            "another version, do not compare"
+            f"warning: {name} {split} has {samples:,} samples here, but {full:,} were published; results on a part, or on "
+            "another version, cannot be compared"
         )
 
 
-def check_files(root: Path, files: list[str], what: str, mend: str) -> None:
+def check_files(root: Path, files: list[str], what: str, remedy: str) -> None:
     """Raises DataError with the first missing file and the number of missing files; `what` names them, in the plural."""
     there = set()
     # This lists each folder once: one query per file takes minutes on a network file system.
@@ -92,7 +92,7 @@ def check_files(root: Path, files: list[str], what: str, mend: str) -> None:
     missing = [file for file in files if Path(file) not in there]
     if missing:
         others = f", and {len(missing) - 1:,} more of {len(files):,} {what}" if len(missing) > 1 else ""
-        raise DataError(f"{root / missing[0]} is missing{others}. {mend}")
+        raise DataError(f"{root / missing[0]} is missing{others}. {remedy}")
 
 
 def fingerprint(root: Path, files: Iterable[str]) -> str:
@@ -195,7 +195,7 @@ def read_ids(path: Path) -> np.ndarray:
         if image.mode not in ("1", "L", "P") and not image.mode.startswith("I"):
             raise DataError(
                 f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected a mask of one channel, whose "
-                "values (8 or 16 bits) or palette indices are class ids; convert its colours to ids first"
+                "values (8 or 16 bits) or palette indices are class ids; convert its colors to ids first"
             )
         try:
             ids = np.asarray(image)
@@ -221,7 +221,7 @@ def _opened(path: Path, *formats: str) -> Image.Image:
         raise DataError(f"{path} is missing: expected a {' or '.join(formats)} file; restore it") from None
     except (OSError, Image.DecompressionBombError, SyntaxError) as error:
         raise DataError(
-            f"{path} is no readable {' or '.join(formats)} file ({error}); restore or convert it"
+            f"{path} is not a readable {' or '.join(formats)} file ({error}); restore or convert it"
         ) from error
 
 

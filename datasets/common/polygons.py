@@ -63,7 +63,7 @@ def _polygons(content: Any) -> list[list[float]]:
     polygons = []
     for polygon in content:
         if not isinstance(polygon, list):
-            raise ValueError("a polygon is no list of x and y in turn")
+            raise ValueError("a polygon is not a list of alternating x and y")
         pairs = bool(polygon) and all(isinstance(point, list) and len(point) == 2 for point in polygon)
         numbers = list(itertools.chain.from_iterable(polygon)) if pairs else polygon
         for value in numbers:
@@ -75,7 +75,7 @@ def _polygons(content: Any) -> list[list[float]]:
 
 def _polygon_rles(polygons: list[list[float]], height: int, width: int) -> list[dict[str, Any]]:
     if any(len(polygon) % 2 for polygon in polygons):
-        raise ValueError("a polygon is no list of x and y in turn")
+        raise ValueError("a polygon is not a list of alternating x and y")
     # Two points enclose nothing, and four numbers would be mistaken for a box.
     polygons = [polygon for polygon in polygons if len(polygon) >= 6]
     rightmost = 0.0
@@ -111,7 +111,7 @@ def _steps(polygon: list[float]) -> float:
 def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     for field in ("size", "counts"):
         if field not in rle:
-            raise ValueError(f"an RLE without {field}")
+            raise ValueError(f"an RLE that lacks {field}")
     if rle["size"] != [height, width]:
         raise ValueError(f"an RLE of size {str(rle['size'])[:60]}, its image has {[height, width]} (height, width)")
     size = [height, width]
@@ -124,7 +124,7 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
     if not isinstance(counts, list) or not all(
         type(count) is int or (type(count) is float and count.is_integer()) for count in counts
     ):
-        raise ValueError("RLE counts that are no whole numbers")
+        raise ValueError("RLE counts that are not whole numbers")
     counts = [int(count) for count in counts]
     if sum(counts) != height * width or min(counts) < 0:
         raise ValueError(f"RLE counts add up to {sum(counts)}, its image has {height * width} pixels")

@@ -109,8 +109,8 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
     info = DatasetInfo(
         name=arguments.name,
         classes=read_classes(next(iter(stores.values()))),
-        background=0 if arguments.unlabelled == BACKGROUND else None,
-        licence=arguments.licence,
+        background=0 if arguments.unlabeled == BACKGROUND else None,
+        license=arguments.license,
         command=arguments.command("datasets/folder.py"),
         recipe={
             "builder": NAME,
@@ -125,7 +125,7 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
         make_samples,
         root=found.root.resolve(),
         stores={split: store.resolve() for split, store in stores.items()},
-        empty=0 if arguments.unlabelled == BACKGROUND else IGNORE_ID,
+        empty=0 if arguments.unlabeled == BACKGROUND else IGNORE_ID,
         overlap=overlap,
         read_image=functools.partial(read_stored, exif=arguments.exif),
     )
@@ -140,7 +140,7 @@ def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[s
     """
     folder = arguments.index or found.files[0].parent / "kiloseg"
     recipe = {
-        "unlabelled": arguments.unlabelled,
+        "unlabelled": arguments.unlabeled,
         "annotations": _sources(found.files),
         "val_fraction": arguments.val_fraction,
         "seed": arguments.seed,
@@ -153,7 +153,7 @@ def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[s
     if not all(is_current(store, recipe) for store in stores.values()):
         print(f"{arguments.name}: sorting the annotations by image into {folder}, once")
         records = list(found.records())
-        class_ids, classes = class_table(found, records, arguments.unlabelled == BACKGROUND)
+        class_ids, classes = class_table(found, records, arguments.unlabeled == BACKGROUND)
         divided = divide_records(arguments, found, records)
         _check_shapes(records, found)
         for split, store in stores.items():
@@ -189,7 +189,7 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
     if twice is not None or len(classes) < 2 or "" in classes:
         fault = f"the name {twice!r} twice" if twice is not None else f"{len(names)} categories"
         raise DataError(
-            f"{found.files[0]} has {fault}, and with --unlabelled {BACKGROUND if background else 'ignore'} "
+            f"{found.files[0]} has {fault}, and with --unlabeled {BACKGROUND if background else 'ignore'} "
             f"{len(set(classes))} different names: expected at least 2 classes, each id and name once"
         )
     return {key: class_id for class_id, key in enumerate(names, start=int(background))}, classes
@@ -226,8 +226,8 @@ def _check_shapes(records: list[ImageRecord], found: RegionSource) -> None:
     regions = sum(len(record.segmentations) for record in records)
     if regions:
         raise DataError(
-            f"{found.files[0]} has {regions:,} regions and none has a shape, as annotations of boxes alone: expected polygons or "
-            "RLE in segmentation; export them as segmentation (polygons or masks), since a box is no label of its pixels"
+            f"{found.files[0]} has {regions:,} regions and none has a shape, as in exports of boxes only: expected polygons or "
+            "RLE in segmentation; export them as segmentation (polygons or masks), since a box does not label pixels"
         )
 
 

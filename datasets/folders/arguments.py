@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -49,7 +49,7 @@ class Arguments(Output):
     """The id in masks that means ignore. Default: 255 in 8-bit masks, unless --names has it; 65535 always is."""
     reduce_zero_label: bool = False
     """Ignores id 0 of masks and lowers every other id by one, like MMSegmentation's setting of that name."""
-    unlabelled: Literal["ignore", "background"] = "ignore"
+    unlabeled: Annotated[Literal["ignore", "background"], tyro.conf.arg(aliases=("--unlabelled",))] = "ignore"
     """What pixels outside all annotations are. background makes them class 0 of that name, before all others. ignore means they
     are neither trained on nor counted. Masks state this themselves."""
     overlap: Overlap | None = None
@@ -65,7 +65,7 @@ class Arguments(Output):
     choose: apply turns the image (stored as PNG), ignore takes it as it is stored, refuse reports an error."""
     name: str = NAME
     """The name of the data set."""
-    licence: str = "not stated"
+    license: Annotated[str, tyro.conf.arg(aliases=("--licence",))] = "not stated"
     """The terms of the images and labels, for dataset.json."""
     index: Path | None = None
     """The folder for annotations sorted by image, which are made once and kept. Default: a folder kiloseg beside them."""
@@ -74,7 +74,7 @@ class Arguments(Output):
         super().__post_init__()
         if self.path is not None:
             if self.images is not None or self.masks is not None or self.annotations is not None:
-                raise ValueError("expected a PATH alone, or --images with --masks or --annotations")
+                raise ValueError("expected only a PATH, or --images with --masks or --annotations")
         else:
             if self.images is None or (self.masks is None) == (self.annotations is None):
                 raise ValueError(
@@ -82,11 +82,11 @@ class Arguments(Output):
                 )
             if (self.masks is None) != (self.names is None):
                 raise ValueError(
-                    "--masks and --names go together: masks hold ids and a table their names; annotations bring their "
-                    "categories along"
+                    "--masks and --names go together: masks hold ids and a table their names; annotations contain their "
+                    "categories"
                 )
-        if self.masks is not None and self.unlabelled != "ignore":
-            raise ValueError("unlabelled is for annotations: masks have an id at each pixel")
+        if self.masks is not None and self.unlabeled != "ignore":
+            raise ValueError("unlabeled is for annotations: masks have an id at each pixel")
         if self.masks is not None and self.overlap is not None:
             raise ValueError("overlap is for annotations: masks have an id at each pixel")
         if self.annotations is not None and (self.ignore_id is not None or self.reduce_zero_label):

@@ -52,7 +52,7 @@ def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None =
     found.pop(LEFT_OUT, None)
     if not found:
         raise DataError(
-            f"{folder} holds neither train.json nor val.json, nor other json files whose names tell a split: expected one of "
+            f"{folder} holds neither train.json nor val.json, nor other json files whose names state a split: expected one of "
             "them, or the path of a json file"
         )
     for split, of_split in found.items():
@@ -61,14 +61,14 @@ def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None =
         if len(of_split) > 1:
             raise DataError(
                 f"{folder / of_split[0]} and {folder / of_split[1]} are both annotations of "
-                f"{'split ' + split if split else 'no split that their names tell'}: name one file, or one folder with a "
+                f"{'split ' + split if split else 'an unknown split'}: name one file, or one folder with a "
                 "file for each split"
             )
     if "" in found and len(found) > 1:
         name, others = Path(found[""][0]), ", ".join(sorted(found.keys() - {""}))
         raise DataError(
-            f"{folder / name}: nothing tells which split it is, though other files are of {others}: "
-            f"say it with --splits {name.stem}=train, =val, =test, or ={LEFT_OUT} to leave it out"
+            f"{folder / name}: its split is unknown, though other files are of {others}: "
+            f"state it with --splits {name.stem}=train, =val, =test, or ={LEFT_OUT} to leave it out"
         )
     return {split: folder / of_split[0] for split, of_split in found.items()}
 
@@ -120,7 +120,7 @@ class ImageFinder:
         if name.startswith("/") or windows or ".." in name.split("/"):
             raise DataError(
                 f"{json_path}: image {image.id} has file_name {image.file_name!r}: expected a path inside --images, or a last "
-                "name that one image there has"
+                "name that exactly one image there has"
             )
         return name
 

@@ -52,7 +52,7 @@ def read_cvat(path: Path, finder: ImageFinder) -> Iterator[Record]:
                 yield _record(element, path, finder, number)
                 element.clear()
     except ElementTree.ParseError as error:
-        raise DataError(f"{path} is no whole xml file ({error}): export it again") from error
+        raise DataError(f"{path} is not a complete XML file ({error}): export it again") from error
 
 
 def _record(element: ElementTree.Element, path: Path, finder: ImageFinder, number: int) -> Record:

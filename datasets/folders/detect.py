@@ -46,7 +46,7 @@ def detect(arguments: Arguments) -> Source:
     if not readings:
         kinds = ", ".join(LOOKS) if arguments.format is None else arguments.format
         raise DataError(
-            f"{path} holds nothing that is known as {kinds}: expected images with masks or annotations as a tool exports them; "
+            f"{path} holds no known format ({kinds}): expected images with masks or annotations as a tool exports them; "
             "name them with --images and --masks or --annotations"
         )
     if len(readings) > 1:

@@ -16,4 +16,4 @@ def read_json(path: Path) -> Any:
     except FileNotFoundError:
         raise DataError(f"{path} is missing: restore it") from None
     except ValueError as error:
-        raise DataError(f"{path} is no json ({error}): restore or remove it") from error
+        raise DataError(f"{path} is not valid JSON ({error}): restore or remove it") from error

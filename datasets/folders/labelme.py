@@ -75,7 +75,7 @@ def read_labelme(root: Path, file: str, images: dict[str, str]) -> Record:
         raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise DataError(
-            f"{path} is no annotation of labelme ({type(error).__name__}: {error}): expected shapes with label, points and "
+            f"{path} is not an annotation of labelme ({type(error).__name__}: {error}): expected shapes with label, points and "
             "shape_type; restore or remove it"
         ) from error
 

@@ -65,7 +65,7 @@ def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
             image = images.get(name) or images.get(UPLOADED.sub("", name))
             if image is None:
                 raise DataError(
-                    f"{path}: task {task.get('id', number)} is of {shown!r}, of which there is no image: export it too"
+                    f"{path}: task {task.get('id', number)} belongs to {shown!r}, whose image is missing: export it too"
                 )
             height = results[0]["original_height"] if results else 0
             width = results[0]["original_width"] if results else 0
@@ -134,7 +134,7 @@ def unpack_brush(data: list[int], size: int) -> np.ndarray:
         return value
 
     if (length := read(32)) != size:
-        raise ValueError(f"a brush stroke of {length} bytes, expected {size}: four a pixel")
+        raise ValueError(f"a brush stroke of {length} bytes, expected {size}: four per pixel")
     word = read(5) + 1
     sizes = [read(4) + 1 for _ in range(4)]
     out = np.zeros(size, np.uint8)

@@ -107,7 +107,7 @@ def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[
         others = f", and {len(missing) - 1:,} more of {len(images):,} masks" if len(missing) > 1 else ""
         raise DataError(
             f"{where}{missing[0]}.png is missing{others}. --masks must hold a PNG for each image, under the same name (or TIFF "
-            "or BMP, or with _mask, _seg, _gt or _label behind the name): for images/a/b.jpg masks/a/b.png"
+            "or BMP, or with _mask, _seg, _gt or _label after the name): for images/a/b.jpg masks/a/b.png"
         )
     return found
 

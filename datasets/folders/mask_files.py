@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from common.class_names import Color
 from common.images import ORIENTATION, Exif
 from common.label_table import MAX_RAW_ID, lookup, to_class_ids
-from common.pairs import grey_bits
+from common.pairs import gray_bits
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.storage.errors import DataError
 
@@ -78,7 +78,7 @@ class MaskReader:
                 turned = image.getexif().get(ORIENTATION, 1) != 1
                 if turned and self.exif == "refuse":
                     raise DataError(
-                        f"{path} is a mask that is to be shown turned, says its EXIF data: say whether to turn it and its image "
+                        f"{path} is a mask whose EXIF data says to turn it: state whether to turn it and its image "
                         "(--exif apply) or not (--exif ignore)"
                     )
                 image.load()
@@ -93,7 +93,7 @@ class MaskReader:
             ) from error
         except (OSError, SyntaxError, ValueError) as error:
             raise DataError(
-                f"{path} is no readable mask ({error}): expected a whole file of {', '.join(FORMATS)}; restore or convert it"
+                f"{path} is not a readable mask ({error}): expected a whole file of {', '.join(FORMATS)}; restore or convert it"
             ) from error
 
     def _ids(self, image: Image.Image, bits: int, path: Path | str) -> np.ndarray:
@@ -110,9 +110,9 @@ class MaskReader:
             return ids_HW.astype(np.uint16)
         if image.mode in ("RGB", "RGBA", "LA"):
             pixels_HW3 = np.asarray(image.convert("RGB"))
-            grey_HW = pixels_HW3[..., 0]
-            if (grey_HW == pixels_HW3[..., 1]).all() and (grey_HW == pixels_HW3[..., 2]).all():
-                return grey_HW
+            gray_HW = pixels_HW3[..., 0]
+            if (gray_HW == pixels_HW3[..., 1]).all() and (gray_HW == pixels_HW3[..., 2]).all():
+                return gray_HW
         raise DataError(
             f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected ids in one channel, or a table of "
             f"names with a color for each class (columns name, r, g, b); {self.table} has none"

@@ -50,7 +50,7 @@ def build_masked(arguments: Arguments) -> DatasetInfo:
     assert arguments.images is not None and arguments.masks is not None and arguments.names is not None
     for path, flag, what in ((arguments.images, "images", "images"), (arguments.masks, "masks", "masks")):
         if not path.is_dir():
-            raise DataError(f"{path} is no folder: expected the {what} of --{flag}")
+            raise DataError(f"{path} is not a folder: expected the {what} of --{flag}")
     read_name_table(arguments.names)
     files, left_out = _images(arguments.images, arguments.masks)
     keys_of(files)
@@ -110,7 +110,7 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
         name=arguments.name,
         classes=classes,
         background=classes.index("background") if "background" in classes else None,
-        licence=arguments.licence,
+        license=arguments.license,
         command=arguments.command("datasets/folder.py"),
         recipe=recipe,
     )
@@ -178,7 +178,7 @@ def _listed(source: MaskSource, given: Mapping[str, str]) -> dict[str, list[str]
             unknown = [name for name in names if name not in by_name]
             if unknown:
                 raise DataError(
-                    f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, of which there is no image with a mask: expected "
+                    f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, for which no image with a mask exists: expected "
                     "the names of images without suffix; restore the files or correct the list"
                 )
             found[split] = [by_name[name] for name in names]

@@ -73,8 +73,8 @@ def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str)
             if split is None:
                 known = sorted(name for name in names if usual_split(name, given))
                 raise DataError(
-                    f"{what}: {file} is in no folder of a split, though there is {', '.join(known)}: expected all images in "
-                    f"such folders; say which split it is with --splits {name or 'FOLDER'}=train, =val, =test, or "
+                    f"{what}: {file} is not in a split's folder, though {', '.join(known)} exists: expected all images in "
+                    f"such folders; state its split with --splits {name or 'FOLDER'}=train, =val, =test, or "
                     f"={LEFT_OUT} to leave it out"
                 )
             if split != LEFT_OUT:
@@ -94,7 +94,7 @@ def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str,
 def without_test(splits: dict[str, list[str]], *, keep: bool, name: str) -> dict[str, list[str]]:
     """Returns the splits that are built: test only if it is requested. Prints a line if it is left out."""
     if "test" in splits and not keep:
-        print(f"{name}: {len(splits['test'])} images of split test are left out; --test builds them as split test")
+        print(f"{name}: {len(splits['test'])} images of split test are left out; --test includes them")
     return {split: files for split, files in splits.items() if files and (keep or split != "test")}
 
 

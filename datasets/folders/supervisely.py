@@ -70,7 +70,7 @@ def read_supervisely(root: Path, file: str, images: dict[str, str]) -> Record:
         )
     except (AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError, zlib.error) as error:
         raise DataError(
-            f"{path} is no annotation of Supervisely ({type(error).__name__}: {error}): expected size and objects with "
+            f"{path} is not an annotation of Supervisely ({type(error).__name__}: {error}): expected size and objects with "
             "classTitle and geometryType; download it again"
         ) from error
 
@@ -91,7 +91,7 @@ def _bitmap(text: str) -> np.ndarray:
     try:
         unpacked = zlib.decompressobj().decompress(base64.b64decode(text), LARGEST_BITMAP)
     except binascii.Error as error:
-        raise ValueError(f"a bitmap that is no base64: {error}") from error
+        raise ValueError(f"a bitmap that is not base64: {error}") from error
     with Image.open(io.BytesIO(unpacked), formats=["PNG"]) as opened:
         # The tool writes the mask into all channels, including alpha.
         band = opened.getchannel("A") if "A" in opened.getbands() else opened.convert("L")

@@ -61,7 +61,7 @@ def read_yolo(root: Path, texts: list[str], images: list[str], exif: Exif) -> It
                 if len(values) != 4 and (len(values) < 6 or len(values) % 2):
                     raise ValueError(f"{len(values)} coordinates")
                 if any(not -0.5 <= value <= 1.5 for value in values):
-                    raise ValueError("coordinates that are no shares of the image's size")
+                    raise ValueError("coordinates that are not fractions of the image's size")
             except ValueError as error:
                 raise DataError(
                     f"{root / str(text)}: line {number} cannot be read ({error}): expected a class id and x y x y ... from 0 to "

@@ -26,7 +26,7 @@ def packaged_photograph(package: str, name: str) -> Path:
     spec = importlib.util.find_spec(package)
     if spec is None or spec.origin is None:
         raise ModuleNotFoundError(
-            f"{name} is a photograph that {_INSTALLED_AS[package]} ships, which is not installed: "
+            f"{name} is a photograph from {_INSTALLED_AS[package]}, which is not installed: "
             f"pip install {_INSTALLED_AS[package]}",
             name=package,
         )

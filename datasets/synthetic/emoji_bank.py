@@ -79,7 +79,7 @@ def make_bank(
     return Bank(
         classes=classes,
         sprites={vendor: drawn[rows] for vendor, drawn in sprites.items()} | drawn_too,
-        credits={package.vendor: f"{package.spec} (npm): {package.licence}" for package in (*packages, *drawings)},
+        credits={package.vendor: f"{package.spec} (npm): {package.license}" for package in (*packages, *drawings)},
         photographs=list(photographs),
     )
 
@@ -113,14 +113,14 @@ def read_bank(path: Path) -> tuple[Bank, str]:
     Raises:
         DataError: There is no such file, or it is not a complete bank.
     """
-    mend = "delete it, and datasets/emoji.py makes it again"
+    remedy = "delete it, and datasets/emoji.py will create it again"
     try:
         digest = file_sha256(path)
         with tarfile.open(path, "r:") as tar:
             files = {member.name: tar.extractfile(member).read() for member in tar if member.isfile()}  # type: ignore[union-attr]
         description = json.loads(files["bank.json"])
         if description["format"] != FORMAT:
-            raise DataError(f"{path} is a bank of format {description['format']!r}, expected {FORMAT!r}; {mend}")
+            raise DataError(f"{path} is a bank of format {description['format']!r}, expected {FORMAT!r}; {remedy}")
         classes = [Emoji(**{**one, "twins": tuple(one["twins"])}) for one in description["classes"]]
         sprites = {vendor: _cut(files[f"{vendor}.png"], len(classes)) for vendor in description["credits"]}
         photographs = [
@@ -129,13 +129,13 @@ def read_bank(path: Path) -> tuple[Bank, str]:
         ]
         return Bank(classes=classes, sprites=sprites, credits=description["credits"], photographs=photographs), digest
     except FileNotFoundError:
-        raise DataError(f"{path} does not exist; expected a bank, as datasets/emoji.py makes one") from None
+        raise DataError(f"{path} does not exist; expected a bank made by datasets/emoji.py") from None
     except (tarfile.TarError, UnidentifiedImageError, OSError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{path} is no whole bank ({type(error).__name__}: {error}); {mend}") from error
+        raise DataError(f"{path} is not a complete bank ({type(error).__name__}: {error}); {remedy}") from error
     except DataError:
         raise
     except ValueError as error:  # not JSON, or a sheet of another size
-        raise DataError(f"{path} is no whole bank ({error}); {mend}") from error
+        raise DataError(f"{path} is not a complete bank ({error}); {remedy}") from error
 
 
 def _sheet(sprites: np.ndarray) -> Image.Image:

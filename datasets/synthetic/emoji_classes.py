@@ -104,7 +104,7 @@ def base_emoji(table: bytes, pictures: Iterable[Collection[str]]) -> list[Emoji]
                 )
     except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise DataError(
-            f"emoji.json is not as expected ({type(error).__name__}: {error}); expected the list of emoji-datasource 16"
+            f"emoji.json cannot be read ({type(error).__name__}: {error}); expected the list of emoji-datasource 16"
         ) from error
     return chosen
 

@@ -44,7 +44,7 @@ def read_names(tarball: Path) -> dict[str, str]:
         entries = json.loads(read_member(tarball, NAMES))
         return {code_of(entry["hexcode"]): icon_name(entry["annotation"]) for entry in entries}
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{NAMES} of {tarball} is not as expected ({type(error).__name__}: {error})") from error
+        raise DataError(f"{NAMES} of {tarball} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def icon_name(name: str) -> str:
@@ -74,7 +74,7 @@ def read_icons(tarball: Path, names: dict[str, str]) -> dict[str, bytes]:
             if name in icons
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{ICONS} of {tarball} is not as expected ({type(error).__name__}: {error})") from error
+        raise DataError(f"{ICONS} of {tarball} cannot be read ({type(error).__name__}: {error})") from error
 
 
 def draw(svg_files: dict[str, bytes], codes: list[str], vendor: str) -> dict[str, bytes]:
@@ -95,6 +95,6 @@ def draw(svg_files: dict[str, bytes], codes: list[str], vendor: str) -> dict[str
                 )
             except ValueError as error:
                 raise DataError(
-                    f"the drawing of emoji {code} by {vendor} cannot be drawn ({error}); expected what npm's package holds"
+                    f"the drawing of emoji {code} by {vendor} cannot be drawn ({error}); expected the contents of npm's package"
                 ) from error
     return pictures

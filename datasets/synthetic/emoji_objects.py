@@ -19,7 +19,7 @@ TINT = (0.94, 1.06)
 _LOWEST, _HIGHEST = np.transpose([CONTRAST, SATURATION, BRIGHTNESS, TINT, TINT, TINT])
 _RANGES = _HIGHEST - _LOWEST
 _IDENTITY = np.eye(3)
-_GREY = np.repeat(np.array([[0.299], [0.587], [0.114]]), 3, axis=1)
+_GRAY = np.repeat(np.array([[0.299], [0.587], [0.114]]), 3, axis=1)
 """Gives each color its luminance."""
 _OPACITY = np.repeat(np.array([[0], [0], [0], [1]], np.float32), 3, axis=1)
 _MARGIN = 2
@@ -57,14 +57,14 @@ def draw_object(
     turned = padded.rotate(angle, Image.Resampling.BILINEAR, expand=True)
     cropped = np.asarray(turned.crop(turned.getbbox()))
     rows = cropped.reshape(-1, 4).astype(np.float32)
-    colours, opacity = rows @ _recolouring(rng), rows @ _OPACITY
+    colors, opacity = rows @ _recoloring(rng), rows @ _OPACITY
     # A premultiplied color is never above its opacity.
-    np.minimum(np.maximum(colours, 0, out=colours), opacity, out=colours)
+    np.minimum(np.maximum(colors, 0, out=colors), opacity, out=colors)
     shape = (*cropped.shape[:2], 3)
-    return colours.reshape(shape), opacity.reshape(shape)
+    return colors.reshape(shape), opacity.reshape(shape)
 
 
-def _recolouring(rng: np.random.Generator) -> np.ndarray:
+def _recoloring(rng: np.random.Generator) -> np.ndarray:
     """Returns random brightness, contrast, saturation and tint: float32 (4, 3), by which rows of premultiplied colors and opacity
     are multiplied.
 
@@ -73,7 +73,7 @@ def _recolouring(rng: np.random.Generator) -> np.ndarray:
     """
     contrast, saturation, brightness, *tint = (_LOWEST + rng.random(6) * _RANGES).tolist()
     matrix = np.empty((4, 3), np.float32)
-    matrix[:3] = (saturation * _IDENTITY + (1 - saturation) * _GREY) * [
+    matrix[:3] = (saturation * _IDENTITY + (1 - saturation) * _GRAY) * [
         brightness * contrast * factor for factor in tint
     ]
     matrix[3] = 0.5 * (1 - contrast)

@@ -25,7 +25,7 @@ class Package:
     """The sha256 of the tarball, hexadecimal."""
     images: str
     """The folder inside the tarball with one picture per emoji, named by its code points, or a file that holds them all."""
-    licence: str
+    license: str
     """The license of the pictures, with the attribution."""
 
     @property
@@ -46,7 +46,7 @@ PACKAGES = (
         version="16.0.0",
         sha256="fb5fd131b362aab7a55542d2a147a79708cce0a8b1c1bbacd470172708b5c438",
         images="package/img/google/64/",
-        licence="Noto Emoji, Google, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
+        license="Noto Emoji, Google, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
     ),
     Package(
         vendor="twitter",
@@ -54,7 +54,7 @@ PACKAGES = (
         version="16.0.0",
         sha256="f64a530c63bca463bd8317fdc4615ce63a53a0c65018e4ce2d848aaba7a28877",
         images="package/img/twitter/64/",
-        licence="Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 "
+        license="Twemoji, copyright Twitter, Inc. and other contributors, CC BY 4.0 "
         "(https://creativecommons.org/licenses/by/4.0/)",
     ),
     Package(
@@ -63,7 +63,7 @@ PACKAGES = (
         version="1.1.0",
         sha256="c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58",
         images="package/assets/",
-        licence="Fluent Emoji, Microsoft, packed by LobeHub, MIT licence (https://opensource.org/license/mit)",
+        license="Fluent Emoji, Microsoft, packed by LobeHub, MIT licence (https://opensource.org/license/mit)",
     ),
 )
 _CC_BY_SA_4 = "CC BY-SA 4.0 (https://creativecommons.org/licenses/by-sa/4.0/)"
@@ -75,7 +75,7 @@ DRAWINGS = (
         version="1.2.5",
         sha256="2bf62c26c2c2884aa99e90aec942cdaee17a5921f05690694f4978ad4b017c37",
         images="package/icons.json",
-        licence="Noto Emoji of 2017, Google, packed by Iconify, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
+        license="Noto Emoji of 2017, Google, packed by Iconify, Apache License 2.0 (https://www.apache.org/licenses/LICENSE-2.0)",
     ),
     Package(
         vendor="emojione",
@@ -83,7 +83,7 @@ DRAWINGS = (
         version="1.2.3",
         sha256="26a14f44284407e8bcde91799388dca2bfd91dbcd55a97f425524a1c5b73610e",
         images="package/icons.json",
-        licence="Emoji One 2.3 (EmojiTwo), packed by Iconify, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/)",
+        license="Emoji One 2.3 (EmojiTwo), packed by Iconify, CC BY 4.0 (https://creativecommons.org/licenses/by/4.0/)",
     ),
     Package(
         vendor="emojione-v1",
@@ -91,7 +91,7 @@ DRAWINGS = (
         version="1.2.3",
         sha256="6641d59d48a42823fdc2b84e7427e9f302944eb98d2c7d94d6e67c139e7b37b3",
         images="package/icons.json",
-        licence=f"Emoji One 1.5, packed by Iconify, {_CC_BY_SA_4}",
+        license=f"Emoji One 1.5, packed by Iconify, {_CC_BY_SA_4}",
     ),
     Package(
         vendor="openmoji",
@@ -99,7 +99,7 @@ DRAWINGS = (
         version="17.0.0",
         sha256="55ee7d13485dec86e9f38c1f3a645a13382d33ff97c0cd845ee824b0aef45e68",
         images="package/color/svg/",
-        licence=f"OpenMoji (https://openmoji.org), its authors, {_CC_BY_SA_4}",
+        license=f"OpenMoji (https://openmoji.org), its authors, {_CC_BY_SA_4}",
     ),
 )
 """These vendors' pictures are SVG, and they may lack classes."""
@@ -122,21 +122,21 @@ def obtain(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> dict[str, 
         if digest != package.sha256:
             raise DataError(
                 f"{path} has sha256 {digest}, expected {package.sha256}, the published {package.spec}; delete the file, and "
-                "npm brings it again"
+                "npm will download it again"
             )
     return tarballs
 
 
 def _pack(package: Package, folder: Path) -> None:
-    mend = (
-        f"or run `npm pack {package.spec}` on a machine where it works and name the folder with {package.tarball} by "
-        "--tarballs, or take along the bank that a build made there (--bank)"
+    remedy = (
+        f"or run `npm pack {package.spec}` on a machine where it works and name the folder of {package.tarball} with "
+        "--tarballs, or copy the bank that a build made there (--bank)"
     )
     npm = shutil.which("npm")
     if npm is None:
         raise DataError(
-            f"{folder / package.tarball} does not exist and npm, which would bring it, is not installed: install it (on "
-            f"Debian or Ubuntu: apt install npm), {mend}"
+            f"{folder / package.tarball} does not exist, and npm, which would download it, is not installed: install npm (on "
+            f"Debian or Ubuntu: apt install npm), {remedy}"
         )
     folder.mkdir(parents=True, exist_ok=True)
     print(f"npm pack {package.spec}", flush=True)
@@ -148,7 +148,7 @@ def _pack(package: Package, folder: Path) -> None:
             said = " / ".join((done.stderr or done.stdout).strip().splitlines()[:4]) or "nothing"
             raise DataError(
                 f"npm pack {package.spec} ended with {done.returncode} and said: {said}; expected it to write "
-                f"{package.tarball}; see to npm's access to its registry, {mend}"
+                f"{package.tarball}; check npm's access to its registry, {remedy}"
             )
         packed.replace(folder / package.tarball)
 
@@ -198,5 +198,5 @@ def _members(tarball: Path, prefix: str = "") -> Iterator[tuple[str, bytes]]:
                     yield member.name, file.read()
     except (tarfile.TarError, EOFError, OSError) as error:
         raise DataError(
-            f"{tarball} cannot be read as a tarball ({error}); delete it, and npm brings it again"
+            f"{tarball} cannot be read as a tarball ({error}); delete it, and npm will download it again"
         ) from error

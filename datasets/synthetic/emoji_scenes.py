@@ -95,8 +95,8 @@ def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, comman
     lacking = [name for shown in scenes.recipe.vendors.values() for name in shown if name not in bank.sprites]
     if lacking:
         raise DataError(
-            f"the bank holds no sprites by {', '.join(dict.fromkeys(lacking))}: expected one that was made for "
-            f"recipe_version = {version}; name another file by --bank, or give --recipe-version 1 for a bank of version 1"
+            f"the bank has no sprites by {', '.join(dict.fromkeys(lacking))}: expected a bank made for "
+            f"recipe_version = {version}; name another file with --bank, or use --recipe-version 1 for a bank of version 1"
         )
     fields = {field.name: getattr(scenes, field.name) for field in dataclasses.fields(Scenes)}
     del fields["recipe_version"]
@@ -108,18 +108,18 @@ def describe(scenes: Scenes, bank: Bank, *, digest: str, shard_size: int, comman
         name=NAME,
         classes=["background", *(one.name for one in bank.classes)],
         background=0,
-        licence=licence(bank),
+        license=attribution(bank),
         command=command,
         recipe={"builder": NAME, "version": version, **fields, "shard_size": shard_size, "bank": digest, **libraries},
     )
 
 
-def licence(bank: Bank) -> str:
+def attribution(bank: Bank) -> str:
     """Returns the attribution for every sprite and photograph, as one text."""
     sprites = "; ".join(f"{vendor}: {credit}" for vendor, credit in bank.credits.items())
     photographs = "; ".join(f"{', '.join(names)}: {credit}" for credit, names in by_credit(bank.photographs).items())
     return (
-        f"Sprites: {sprites}. Backgrounds: {photographs}. All were resized, turned, mirrored, recoloured, cut and drawn "
+        f"Sprites: {sprites}. Backgrounds: {photographs}. All were resized, rotated, mirrored, recolored, cut and drawn "
         "over one another."
     )
 
@@ -150,7 +150,9 @@ def make_scenes(split: str, start: int, stop: int, *, scenes: Scenes, bank: str,
 def _bank(path: str, digest: str) -> Bank:
     bank, found = read_bank(Path(path))
     if found != digest:
-        raise DataError(f"{path} has sha256 {found}, expected {digest}: it changed during the build; start it again")
+        raise DataError(
+            f"{path} has sha256 {found}, expected {digest}: it changed during the build; start the build again"
+        )
     return bank
 
 
@@ -171,14 +173,14 @@ def _scene(
     for number, class_id in enumerate(class_ids):
         drawn = [vendor for vendor in vendors if bank.sprites[vendor][class_id - 1, ..., 3].any()]
         vendor = drawn[rng.integers(len(drawn))]
-        colours, opacity = draw_object(
+        colors, opacity = draw_object(
             rng, bank.sprites[vendor][class_id - 1], size, mirrors=bank.classes[class_id - 1].mirrors
         )
         window = _place(rng, opacity.shape[:2], size, [other for _, other, _ in placed])
         cells = opacity[..., 0] >= 127.5
         under = image[window]
         under *= 1 - opacity * np.float32(1 / 255)
-        under += colours
+        under += colors
         owner[window][cells] = number
         placed.append((vendor, window, cells))
     # The noise is uniform: normal noise would take as long as all the objects.

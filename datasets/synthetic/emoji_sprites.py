@@ -34,7 +34,7 @@ def sprite(picture: bytes) -> np.ndarray:
     try:
         image = Image.open(io.BytesIO(picture), formats=("PNG", "WEBP")).convert("RGBA").convert("RGBa")
     except (UnidentifiedImageError, OSError) as error:
-        raise ValueError(f"its {len(picture)} bytes are no PNG or WebP picture ({error})") from error
+        raise ValueError(f"its {len(picture)} bytes are not a PNG or WebP picture ({error})") from error
     if image.size != (SIDE, SIDE):
         scale = SIDE / max(image.size)
         width, height = (max(1, round(scale * side)) for side in image.size)
@@ -56,10 +56,10 @@ def sprites_of(pictures: dict[str, bytes], codes: list[str], vendor: str) -> np.
         try:
             sprites[number] = sprite(pictures[code])
             if not (sprites[number, ..., 3] >= 128).any():
-                raise ValueError("no pixel of it is even half opaque")
+                raise ValueError("none of its pixels is at least half opaque")
         except ValueError as error:
             raise DataError(
-                f"the picture of emoji {code} by {vendor}: {error}; expected what npm's package holds"
+                f"the picture of emoji {code} by {vendor}: {error}; expected the contents of npm's package"
             ) from error
     return sprites
 

@@ -83,7 +83,7 @@ class Recipe(Output):
         )
         for name in ("train_samples", "val_samples"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        _require(self.size >= 64, "size", self.size, "at least 64 pixels, below which characters cannot be read")
+        _require(self.size >= 64, "size", self.size, "at least 64 pixels, since smaller characters cannot be read")
         _require(self.seed >= 0, "seed", self.seed, "0 or more")
         for name, kinds in (("frequency", Frequency), ("mask", MaskKind)):
             _require(
@@ -216,33 +216,33 @@ def _place(
     placements: list[Placement] = []
     for class_id in class_ids.tolist():
         radius = rng.uniform(*PLATE_SIDES) * size / 2
-        centres = rng.uniform(radius + 1, size - radius - 1, size=(PLACES, 2))
+        centers = rng.uniform(radius + 1, size - radius - 1, size=(PLACES, 2))
         if placements:
-            others = np.array([other.centre for other in placements])
+            others = np.array([other.center for other in placements])
             reach = np.array([other.radius for other in placements]) + radius
-            gaps = np.hypot(*(centres[:, None] - others).transpose(2, 0, 1)) / reach
-            centre = centres[gaps.min(1).argmax()]
+            gaps = np.hypot(*(centers[:, None] - others).transpose(2, 0, 1)) / reach
+            center = centers[gaps.min(1).argmax()]
         else:
-            centre = centres[0]
-        plate_colour, glyph_colour = _colours(rng)
+            center = centers[0]
+        plate_color, glyph_color = _colors(rng)
         placements.append(
             Placement(
                 class_id=class_id,
                 character=characters[class_id - 1],
                 cut=cuts[rng.integers(len(cuts))],
-                centre=(float(centre[0]), float(centre[1])),
+                center=(float(center[0]), float(center[1])),
                 radius=radius,
                 angle=math.radians(rng.uniform(-MAX_ROTATION, MAX_ROTATION)),
                 plate=list(INNER_RADIUS)[rng.integers(len(INNER_RADIUS))],
-                plate_colour=plate_colour,
-                glyph_colour=glyph_colour,
+                plate_color=plate_color,
+                glyph_color=glyph_color,
                 fill=rng.uniform(0.85, 1.0),
             )
         )
     return placements
 
 
-def _colours(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _colors(rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Returns any color for the plate, and for the character one that is much darker or much lighter."""
     plate = rng.uniform(0, 255, size=3)
     glyph = rng.uniform(0, 60, size=3)

@@ -40,7 +40,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "train": Command("kiloseg.commands.train", "train a model and record it in MLflow"),
-    "plan": Command("kiloseg.commands.plan", "say how much memory a run takes, without running it"),
+    "plan": Command("kiloseg.commands.plan", "estimate how much memory a run takes, without running it"),
     "evaluate": Command("kiloseg.commands.evaluate", "measure a trained model on a data set"),
     "predict": Command("kiloseg.commands.predict", "label images with a trained model"),
     "classes": Command("kiloseg.commands.classes", "list or change the classes of a trained model"),
@@ -80,7 +80,7 @@ def main(words: Sequence[str] | None = None) -> None:
         print(importlib.import_module("kiloseg").__version__)
     elif first not in COMMANDS:
         near = difflib.get_close_matches(first, COMMANDS, n=1)
-        raise SystemExit(f"kiloseg {first}: no such command{f'; did you mean {near[0]}?' if near else ''}\n\n{_help()}")
+        raise SystemExit(f"kiloseg {first} is not a command{f'; did you mean {near[0]}?' if near else ''}\n\n{_help()}")
     else:
         command = COMMANDS[first]
         module = importlib.import_module(command.module)
@@ -150,7 +150,7 @@ def parse(
     base = _with_preset(Preset, arguments.preset)
     chosen, _ = tyro.cli(base, args=[word for word in words if word not in asks_for_help], return_unknown_args=True)
     if chosen.preset not in PRESETS:
-        raise ValueError(f"--preset {chosen.preset!r} is not known; there are: {', '.join(PRESETS)}")
+        raise ValueError(f"--preset {chosen.preset!r} is unknown; the presets are: {', '.join(PRESETS)}")
     return tyro.cli(_with_preset(arguments, chosen.preset), args=words, description=description, prog=prog)
 
 

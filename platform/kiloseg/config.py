@@ -38,7 +38,7 @@ HEADS = {
     "dense": HeadSettings(),
     "official": HeadSettings(
         required={"loss.negatives.kind": "nearest", "loss.logit": "distance"},
-        usual={"model.normalise_early": True, "loss.separation_weight": 1.0},
+        usual={"model.normalize_early": True, "loss.separation_weight": 1.0},
     ),
 }
 """Every head by the name that `model.head` and command lines use. `kiloseg.models.register_head` adds your own."""
@@ -183,7 +183,7 @@ class Model:
     """Outputs per pixel of the embedding head (D), at least 2. At an equal batch, 128 dimensions beat a dense head at 64 and at
     1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
     time when there are many classes, but hardly any memory."""
-    normalise_early: bool = False
+    normalize_early: bool = False
     """Normalize embeddings at the end of the network, before they are upsampled, as the paper's code does. The loss and the
     prediction always normalize after upsampling too."""
     weights: str = "none"

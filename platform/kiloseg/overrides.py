@@ -36,6 +36,9 @@ REMOVED: dict[str, Any] = {
 """Removed settings that older checkpoints and studies still name, each with the only value that can be read: its former
 default, which is how every run behaves now."""
 
+FORMER_NAMES = {"model.normalise_early": "model.normalize_early"}
+"""Maps the names that settings had in earlier versions, as checkpoints and studies still write them, to their current names."""
+
 SHOWN = 5
 """Number of differences that a message names; the rest are only counted."""
 
@@ -55,13 +58,14 @@ def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
 def override(config: T, values: Mapping[str, Any]) -> T:
     """Returns a copy of `config` with the fields in `values`, named by dotted names, replaced; all checks run again.
 
-    All values are applied together, so that fields that limit each other can change at once.
+    All values are applied together, so that fields that limit each other can change at once. Former names are recognized.
 
     Raises:
         ValueError: a name is not a field (the message lists the fields), a value has the wrong type, or the config
             itself rejects a value.
     """
     known = flatten(config)
+    values = {name if name in known else FORMER_NAMES.get(name, name): value for name, value in values.items()}
     for name, value in values.items():
         if name not in known:
             raise ValueError(f"no setting is called {name!r}; the settings are: {', '.join(known)}")
@@ -128,13 +132,13 @@ def head_name(config: Config) -> str:
     return f"{head}:{config.loss.negatives.kind}" if head == "embedding" else head
 
 
-def _renamed(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the same settings under the names of this version: `loss.formula` is now a head."""
-    renamed = dict(values)
-    formula = renamed.pop("loss.formula", "kiloseg")
-    if formula != "kiloseg" and renamed.get("model.head") != "dense":
-        renamed["model.head"] = formula
-    return renamed
+def renamed(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the same settings under the names of this version (`FORMER_NAMES`); `loss.formula` is now a head."""
+    named = {FORMER_NAMES.get(name, name): value for name, value in values.items()}
+    formula = named.pop("loss.formula", "kiloseg")
+    if formula != "kiloseg" and named.get("model.head") != "dense":
+        named["model.head"] = formula
+    return named
 
 
 def from_flat(values: Mapping[str, Any]) -> Config:
@@ -145,7 +149,7 @@ def from_flat(values: Mapping[str, Any]) -> Config:
     Raises:
         ValueError: as for `override`, or if a removed setting has a value other than its former default.
     """
-    values = _renamed(values)
+    values = renamed(values)
     for name, default in REMOVED.items():
         if values.get(name, default) != default:
             raise ValueError(
@@ -161,7 +165,7 @@ def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     Settings that may differ are left out. `then` may come from an older version: a setting that was removed since then counts
     if its value there is not its former default.
     """
-    then = _renamed(then)
+    then = renamed(then)
     now = {**now, **{name: default for name, default in REMOVED.items() if name in then}}
     changed = [
         f"{name} was {then.get(name)!r}, is {value!r}"

@@ -231,7 +231,7 @@ def prediction_sheet(
 
 
 def _write_names(
-    labelled: Axes,
+    labeled: Axes,
     predicting: Axes,
     labels: np.ndarray,
     predicted: np.ndarray,
@@ -250,7 +250,7 @@ def _write_names(
         taken_for = int(np.bincount(predicted[rows, columns]).argmax())
         hits += taken_for == label
         right_color = "black" if taken_for == label else "#c00000"
-        for axes, name, color in ((labelled, names[label], "black"), (predicting, names[taken_for], right_color)):
+        for axes, name, color in ((labeled, names[label], "black"), (predicting, names[taken_for], right_color)):
             axes.text(
                 float(np.median(columns)),
                 float(np.median(rows)),

@@ -1,4 +1,4 @@
-"""What is wrong with a data set is said with the file or sample, what was expected, and the mend."""
+"""What is wrong with a data set is said with the file or sample, what was expected, and the remedy."""
 
 import dataclasses
 import hashlib
@@ -73,7 +73,7 @@ def described(directory, shards, **changes):
         "name": "bad",
         "classes": ["background", "one", "two"],
         "background": 0,
-        "licence": "none",
+        "license": "none",
         "command": "python make.py --out here",
         "recipe": {},
         "splits": {"train": shards, "val": shards},
@@ -343,9 +343,9 @@ def png_chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
 
 
-def png_header(width, height, depth, colour):
+def png_header(width, height, depth, color):
     """A PNG whose pixels are missing, with a correct header."""
-    header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", width, height, depth, color, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + png_chunk(b"IHDR", header) + png_chunk(b"IDAT", zlib.compress(b"")) * 2
 
 
@@ -397,7 +397,7 @@ FAULTS = {
         {"mask.png": picture(mode="1")},
         f"{SAMPLE_B} cannot be decoded: mask is a PNG of mode 1: expected",
     ),
-    "colour mask": ({"mask.png": picture()}, f"{SAMPLE_B} cannot be decoded: mask is a PNG of mode RGB: expected"),
+    "color mask": ({"mask.png": picture()}, f"{SAMPLE_B} cannot be decoded: mask is a PNG of mode RGB: expected"),
     "broken chunk": ({"png": flipped(picture(), 20)}, f"{SAMPLE_B} cannot be decoded: "),
     "broken pixels": ({"png": flipped(picture(), 500)}, f"{SAMPLE_B} cannot be decoded: "),
     "broken mask": ({"mask.png": flipped(mask_bytes(), 45)}, f"{SAMPLE_B} cannot be decoded: "),

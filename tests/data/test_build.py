@@ -49,7 +49,7 @@ def described(**changes):
         "name": "numbered",
         "classes": [f"class {c}" for c in range(CLASSES)],
         "background": None,
-        "licence": "none",
+        "license": "none",
         "command": "tests",
         "recipe": {"seed": 0, "sizes": (TRAIN, VAL)},
     }
@@ -156,7 +156,7 @@ def test_killed_build_goes_on_and_keeps_what_is_finished(whole, half, capsys):
     before = times(half)
     info = build_numbered(half, processes=2)
     assert {name: times(half)[name] for name in before} == before
-    assert "3 of 7 shards kept from before" in capsys.readouterr().out
+    assert "3 of 7 shards kept from an earlier run" in capsys.readouterr().out
     assert info.digest == whole[1].digest
     assert contents(half) == contents(whole[0])
 
@@ -237,7 +237,7 @@ FOREIGN = {
         {".partial/build.json": '{"name": "other", "shards": ["a.tar"]}', "a.tar": "precious"},
         "holds the data set 'other'",
     ),
-    "no data set at all": ({"dataset.json": '{"rows": 5}'}, "holds something that is no readable data set ("),
+    "no data set at all": ({"dataset.json": '{"rows": 5}'}, "holds a data set that cannot be read ("),
     "another .partial": ({".partial/thesis.txt": "precious"}, ".partial holds no record of a build ("),
     "a list": ({".partial/build.json": "[]"}, ".partial holds no record of a build (TypeError"),
 }
@@ -251,7 +251,7 @@ def test_what_is_not_its_own_is_left_alone(whole, tmp_path, files, message):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     before = contents(tmp_path)
-    with pytest.raises(DataError, match=re.escape(message) + ".*choose another --out, or empty this one yourself"):
+    with pytest.raises(DataError, match=re.escape(message) + ".*choose another --out, or empty this folder yourself"):
         build_numbered(tmp_path)
     assert contents(tmp_path) == before
 
@@ -278,7 +278,9 @@ def test_folder_that_cannot_be_made():
 def test_fault_of_a_sample_keeps_the_others(whole, tmp_path):
     with pytest.raises(DataError, match=r"train-000004\.tar: sample train00018: mask has class id 3\d\d") as caught:
         build_numbered(tmp_path, wrong=18, processes=2)
-    assert re.search(r"\d of 7 shards are finished and kept in .*; the same command goes on", caught.value.__notes__[0])
+    assert re.search(
+        r"\d of 7 shards are finished and kept in .*; the same command continues", caught.value.__notes__[0]
+    )
     before = times(tmp_path)
     assert SHARDS[0] in before and SHARDS[4] not in before
     assert build_numbered(tmp_path).digest == whole[1].digest
@@ -301,7 +303,9 @@ def test_full_disk(tmp_path):
     source = f"import test_build; test_build.limited({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.search(rf"DataError: {tmp_path} cannot be written \(.*File too large.*\); make room there", done.stderr)
+    assert re.search(
+        rf"DataError: {tmp_path} cannot be written \(.*File too large.*\); free some space there", done.stderr
+    )
     assert "shards are finished and kept" in done.stderr
     assert not (tmp_path / SHARDS[2]).exists() and not list(tmp_path.rglob("*.tar.partial"))
     before = times(tmp_path)
@@ -321,7 +325,7 @@ def dying(task, **given):
 def test_death_of_a_process_keeps_what_is_finished(whole, tmp_path):
     with pytest.raises(Exception, match=r"a process was ended from outside.* at one of .*train-000003\.tar") as caught:
         build_numbered(tmp_path, make_samples=dying, processes=2)
-    assert "the same command goes on from there" in caught.value.__notes__[0]
+    assert "the same command continues from there" in caught.value.__notes__[0]
     assert build_numbered(tmp_path).digest == whole[1].digest
 
 
@@ -330,9 +334,9 @@ def test_arguments_that_cannot_work(tmp_path):
     output = Output(out=str(tmp_path), processes=2)
     with pytest.raises(ValueError, match="data set numbered: no shards to build"):
         build(output, described(), [], numbered)
-    with pytest.raises(TypeError, match=r"a recipe must be made of JSON's types \(.*PosixPath is not"):
+    with pytest.raises(TypeError, match=r"a recipe must consist of JSON types \(.*PosixPath is not"):
         build(output, described(recipe={"root": tmp_path}), tasks, numbered)
-    with pytest.raises(TypeError, match=r"cannot be sent to another process .* expected a module's function"):
+    with pytest.raises(TypeError, match=r"cannot be sent to another process .* expected a function of a module"):
         build(output, described(), tasks, lambda task: numbered(task))
     with pytest.raises(ValueError, match="out = '': expected a folder or a URL"):
         Output(out="")

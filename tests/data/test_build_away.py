@@ -55,7 +55,7 @@ def test_object_store_goes_on_and_mixes_with_nothing(whole, s3, capsys):
     folder.write(SHARDS[1], b"short")
     capsys.readouterr()
     build_numbered(s3)
-    assert f"{len(kept) - 1} of 7 shards kept from before" in capsys.readouterr().out
+    assert f"{len(kept) - 1} of 7 shards kept from an earlier run" in capsys.readouterr().out
     assert stored(s3) == contents(whole[0])
 
     folder.remove(SHARDS[6])
@@ -137,7 +137,7 @@ def test_cluster_of_the_caller(whole, tmp_path):
             DataError, match=r"^train-000004\.tar: sample train00018: mask has class id 3\d\d"
         ) as caught:
             build_numbered(folder, address="auto", wrong=18)
-        assert "the same command goes on from there" in caught.value.__notes__[0]
+        assert "the same command continues from there" in caught.value.__notes__[0]
         assert ray.is_initialized(), "what the caller started stays"
     finally:
         ray.shutdown()
@@ -164,7 +164,7 @@ def test_cluster_that_asks_for_a_token(whole, tmp_path):
     finally:
         ray.shutdown()
     assert re.search(
-        r"ConnectionError: address = '[\d.:]+': no connection to the cluster \(it asks for a token\); expected RAY_AUTH_MODE=token",
+        r"ConnectionError: address = '[\d.:]+': no connection to the cluster \(it requires a token\); expected RAY_AUTH_MODE=token",
         refused.stderr,
     )
     assert taken.returncode == 0, taken.stderr

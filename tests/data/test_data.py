@@ -52,7 +52,7 @@ def described(directory, shards, num_classes, *, split="train", background=None)
         name="numbered",
         classes=[f"class {c}" for c in range(num_classes)],
         background=background,
-        licence="none",
+        license="none",
         command="tests",
         recipe={"of": "tests"},
         splits={split: shards} if isinstance(shards, list) else shards,
@@ -202,13 +202,13 @@ def test_bytes_of_an_image_are_stored_as_they_are(tmp_path, kind):
         assert np.array_equal(decode_image(stored[suffix]), np.asarray(image))
 
 
-def test_greyscale_jpeg_becomes_three_equal_channels(tmp_path):
-    grey = encoded(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8), "JPEG")
-    with Image.open(io.BytesIO(grey)) as image:
+def test_grayscale_jpeg_becomes_three_equal_channels(tmp_path):
+    gray = encoded(np.arange(32 * 32, dtype=np.uint16).reshape(32, 32).astype(np.uint8), "JPEG")
+    with Image.open(io.BytesIO(gray)) as image:
         assert image.mode == "L"
         expected = torch.from_numpy(np.array(image))
     shard, _ = write_shard(
-        tmp_path / "s.tar", [Sample(key="grey", image=grey, mask=np.zeros((32, 32), dtype=int))], num_classes=2
+        tmp_path / "s.tar", [Sample(key="gray", image=gray, mask=np.zeros((32, 32), dtype=int))], num_classes=2
     )
     info = described(tmp_path, [shard], 2, split="val")
     ((images, _),) = validation_batches(Data(path=str(tmp_path), loader_workers=0), info)
@@ -273,7 +273,7 @@ def example_info(**changes):
         "name": "example",
         "classes": ["Hintergrund", "Bäume", "木"],
         "background": 0,
-        "licence": "CC0",
+        "license": "CC0",
         "command": "python make.py",
         "recipe": {"size": [1, 2], "seed": 0},
         "splits": {"train": shards[:2], "val": shards[2:]},
@@ -298,7 +298,7 @@ def test_description_round_trips(tmp_path, changes):
 def test_digest_follows_samples_and_nothing_else():
     info = example_info()
     train, val = info.splits["train"], info.splits["val"]
-    same = [{"name": "other"}, {"licence": "MIT"}, {"command": "make"}, {"recipe": {"seed": 1}}, {"background": None}]
+    same = [{"name": "other"}, {"license": "MIT"}, {"command": "make"}, {"recipe": {"seed": 1}}, {"background": None}]
     same.append({"splits": {"val": val, "train": train}})
     other = [
         {"classes": ["Hintergrund", "Bäume", "水"]},
@@ -747,7 +747,7 @@ def test_size_and_type_of_a_crop(crop):
     assert (labels.shape, labels.dtype) == ((crop, crop), torch.int64)
 
 
-def test_jitter_changes_colours_and_no_label():
+def test_jitter_changes_colors_and_no_label():
     image, mask = positions(128, 128)
     still = Augment(Data(crop=64, jitter=0.0))
     moved = Augment(Data(crop=64, jitter=0.5))

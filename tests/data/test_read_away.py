@@ -299,7 +299,7 @@ def test_cache_that_cannot_be_written(away, monkeypatch, tmp_path):
     (tmp_path / "file").touch()
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     with pytest.raises(
-        DataError, match=r"/file/kiloseg cannot hold copies of s3://bucket/.*; mend it, or name another"
+        DataError, match=r"/file/kiloseg cannot hold copies of s3://bucket/.*; correct the cause, or set another"
     ):
         batches(away)
 
@@ -319,8 +319,8 @@ def test_no_room_for_copies(away):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", LIMITED, away], env=environment, capture_output=True, text=True)
     assert re.search(
-        r"DataError: \S+/cache/kiloseg cannot hold copies of s3://bucket/\S+ \(.*too large.*\); make room there, lower "
-        r"data\.cache_gib, or name another folder by KILOSEG_CACHE",
+        r"DataError: \S+/cache/kiloseg cannot hold copies of s3://bucket/\S+ \(.*too large.*\); free some space there, lower "
+        r"data\.cache_gib, or set another folder with KILOSEG_CACHE",
         done.stderr,
     ), done.stderr
     assert not list(cache_folder().glob("*.partial"))

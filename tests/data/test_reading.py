@@ -21,7 +21,7 @@ from kiloseg.config import Data
 from kiloseg.data.codec import decode_image, decode_mask, encode_mask
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.batches import Memory
-from kiloseg.data.reading.color import Jitter, change_colours, draw_jitter
+from kiloseg.data.reading.color import Jitter, change_colors, draw_jitter
 from kiloseg.data.reading.decoding import _plain_ids, decode_ids, decode_pixels
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.reader import MAX_OPEN, Reader
@@ -253,7 +253,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("order", list(itertools.permutations(CHANGES)), ids="-".join)
 @pytest.mark.parametrize("factors", [(1.3, 0.7, 1.4), (0.8, 1.3, 0.6), (1.0, 1.0, 1.0), (1.2, 1.0, 0.0)], ids=str)
-def test_colours_change_as_in_torchvision(order, factors):
+def test_colors_change_as_in_torchvision(order, factors):
     # In floats torchvision rounds nothing, and these values stay in range, so that only the arithmetic is compared.
     image = (np.asarray(photograph()) * 0.3 + 90).astype(np.uint8)
     jitter = Jitter(*factors, order)
@@ -261,15 +261,15 @@ def test_colours_change_as_in_torchvision(order, factors):
     for change in order:
         expected = CHANGES[change](expected, getattr(jitter, change))
     assert 0 < expected.min() < expected.max() < 1
-    difference = torch.from_numpy(change_colours(image, jitter)).permute(2, 0, 1) - 255 * expected
+    difference = torch.from_numpy(change_colors(image, jitter)).permute(2, 0, 1) - 255 * expected
     assert difference.abs().max() < 0.55, "half of one for rounding, and the weights of luma add up to 0.9999"
 
 
-def test_colours_out_of_range_are_clamped():
+def test_colors_out_of_range_are_clamped():
     image = np.array([[[0, 0, 0], [200, 100, 0], [255, 255, 255]]], dtype=np.uint8)
-    assert change_colours(image, Jitter(2.0, 1.0, 1.0)).tolist() == [[[0, 0, 0], [255, 200, 0], [255, 255, 255]]]
-    assert change_colours(image, Jitter(1.0, 1.0, 1.0)).tolist() == image.tolist()
-    assert change_colours(image, Jitter(0.0, 1.0, 1.0)).max() == 0
+    assert change_colors(image, Jitter(2.0, 1.0, 1.0)).tolist() == [[[0, 0, 0], [255, 200, 0], [255, 255, 255]]]
+    assert change_colors(image, Jitter(1.0, 1.0, 1.0)).tolist() == image.tolist()
+    assert change_colors(image, Jitter(0.0, 1.0, 1.0)).max() == 0
 
 
 def test_factors_are_drawn_over_their_range():

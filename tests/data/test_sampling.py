@@ -180,7 +180,7 @@ def share_of_crops(directory, info, class_crops):
     return [(crops == c).flatten(1).any(1).double().mean().item() for c in range(4)]
 
 
-def test_class_crops_favour_rare_classes(tmp_path):
+def test_class_crops_favor_rare_classes(tmp_path):
     info = dotted(tmp_path)
     anywhere, chosen = share_of_crops(tmp_path, info, 0.0), share_of_crops(tmp_path, info, 1.0)
     # Classes 0 and 1 are in all 4 samples, 2 in three, 3 in one: weights 1/2, 1/2, 1/sqrt(3), 1.

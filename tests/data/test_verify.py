@@ -105,7 +105,7 @@ def strange_id():
     return encode_mask(mask)
 
 
-GREY = encoded(np.zeros((16, 16), np.uint8))
+GRAY = encoded(np.zeros((16, 16), np.uint8))
 DAMAGE = {
     "lost shard": (lambda folder: (folder / SHARD).unlink(), ["{shard}: is missing, though dataset.json lists it"]),
     "changed byte": (flip, ["{shard}: has sha256 "]),
@@ -132,12 +132,12 @@ DAMAGE = {
     "no mask": (part("mask.png", None), ["{sample}: expected a mask (.mask.png); it has: jpg, json"]),
     "no json": (part("json", None), ["{sample}: its .json is missing or cannot be read"]),
     "broken json": (part("json", b"{"), ["{sample}: its .json is missing or cannot be read"]),
-    "json list": (part("json", b"[]"), ["{sample}: its .json is no object"]),
+    "json list": (part("json", b"[]"), ["{sample}: its .json is not an object"]),
     "broken image": (
         part("jpg", b"junk"),
-        ["{sample}: its .jpg cannot be decoded: its 4 bytes are no file of that kind"],
+        ["{sample}: its .jpg cannot be decoded: its 4 bytes are not such a file"],
     ),
-    "8-bit mask": (part("mask.png", GREY), ["{sample}: its .mask.png cannot be decoded: mask is a PNG of mode L"]),
+    "8-bit mask": (part("mask.png", GRAY), ["{sample}: its .mask.png cannot be decoded: mask is a PNG of mode L"]),
     "other size": (
         part("jpg", encoded(np.zeros((16, 8, 3), np.uint8), "JPEG")),
         ["{sample}: mask is (16, 16), its image (16, 8)", "{sample}: index.parquet says width = 16, the shard 8"],
@@ -150,7 +150,7 @@ DAMAGE = {
         ],
     ),
     "two images": (
-        lambda folder: replaced(folder, lambda members: [*members[:4], (f"{KEY}.png", GREY), *members[4:]]),
+        lambda folder: replaced(folder, lambda members: [*members[:4], (f"{KEY}.png", GRAY), *members[4:]]),
         ["{sample}: expected one image (.jpg or .png); it has: jpg, json, mask.png, png"],
     ),
     "sample left out": (
@@ -159,11 +159,11 @@ DAMAGE = {
     ),
     "sample twice": (
         lambda folder: replaced(folder, lambda members: members + [pair for pair in members if KEY in pair[0]]),
-        ["{sample}: its key comes twice", "{shard}: has 5 samples, dataset.json lists 4"],
+        ["{sample}: its key occurs twice", "{shard}: has 5 samples, dataset.json lists 4"],
     ),
     "file without suffix": (
         lambda folder: replaced(folder, lambda members: [("README", b"hello"), *members]),
-        ["{shard}: cannot be read after 0 samples: member 'README' is no KEY.SUFFIX file"],
+        ["{shard}: cannot be read after 0 samples: member 'README' is not named KEY.SUFFIX"],
     ),
     "no index": (lambda folder: (folder / "index.parquet").unlink(), ["index.parquet does not exist; build"]),
     "broken index": (lambda folder: (folder / "index.parquet").write_bytes(b"PAR1"), ["index.parquet is damaged ("]),
@@ -246,7 +246,7 @@ def counted(tmp_path_factory):
         name="counted",
         classes=["nothing", "one $ dollar", "two", "three", "four $x^", "five \N{GRINNING FACE}", "never"],
         background=0,
-        licence="none",
+        license="none",
         command="tests",
         recipe={},
     )
@@ -293,16 +293,16 @@ def test_figures_are_drawn(counted, tmp_path):
     (tmp_path / "moved.tar").rename(shard)
 
 
-def test_sheet_shows_classes_in_their_colours(counted):
+def test_sheet_shows_classes_in_their_colors(counted):
     info = read_info(counted)
     samples = describe.read_samples(str(counted), info, "train", 5)
     assert [key for key, *_ in samples] == ["train0", "train7", "train8", "train14", "train15"]
     figure = describe.contact_sheet(samples, info, title="five")
     drawn = figure.axes[0].images[0].get_array()
-    colours = describe.class_colors(7, 0)
+    colors = describe.class_colors(7, 0)
     assert np.array_equal(drawn[0], samples[0][1][0]), "the background is left as it is"
     for c in range(1, 6):
-        assert np.abs(drawn[c, 0].astype(int) - (0.45 * 99 + 0.55 * colours[c])).max() <= 3
+        assert np.abs(drawn[c, 0].astype(int) - (0.45 * 99 + 0.55 * colors[c])).max() <= 3
     names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert names == [f"{c} {info.classes[c]}" for c in range(1, 6)]
     assert [axes.axison for axes in figure.axes].count(False) == 8

@@ -67,9 +67,9 @@ def test_the_table_holds_847_different_full_names():
 
 def test_an_id_without_a_name_and_a_name_that_changes(root, tmp_path):
     write_image(root, "training", "ADE_train_00000002", [2978, 5], [(2978, "wall")])
-    with pytest.raises(DataError, match=r"00000002_seg.png: mask has id 5: .*some image's json has the name"):
+    with pytest.raises(DataError, match=r"00000002_seg.png: mask has id 5: .*that some image's json names"):
         build(root, tmp_path)
     ade20k_full.list_pairs.cache_clear()
     write_image(root, "training", "ADE_train_00000002", [2978], [(2978, "wand")])
-    with pytest.raises(DataError, match=r"00000002.json calls 2978 'wand', other files 'wall'"):
+    with pytest.raises(DataError, match=r"00000002.json calls 2978 'wand', but other files call it 'wall'"):
         build(root, tmp_path)

@@ -58,10 +58,10 @@ def test_cityscapes_by_command(cityscapes_root, tmp_path):
     out = tmp_path / "out"
     done = command("cityscapes", "--root", cityscapes_root, "--out", out, "--shard-size", 1, "--processes", 2)
     assert done.returncode == 0, done.stderr
-    assert "warning: cityscapes train has 2 samples here and 2,975 as published" in done.stdout
+    assert "warning: cityscapes train has 2 samples here, but 2,975 were published" in done.stdout
     info = read_info(out)
     assert info.num_classes == 19 and info.classes[0] == "road" and info.classes[18] == "bicycle"
-    assert info.background is None and "--shard-size 1" in info.command and "non-commercial" in info.licence
+    assert info.background is None and "--shard-size 1" in info.command and "non-commercial" in info.license
     assert [len(info.shards(split)) for split in ("train", "val")] == [2, 1]
     samples = read_split(out, "train")
     assert set(samples) == {CITY, "ulm_000094_000019"}
@@ -123,7 +123,7 @@ def test_cityscapes_without_masks_or_with_train_ids(cityscapes_root, tmp_path):
 def test_nothing_of_the_archive(module, tmp_path):
     first = next(iter(module.ARCHIVE.places.values())).path if hasattr(module, "ARCHIVE") else voc.LISTS + "/train.txt"
     with pytest.raises(
-        DataError, match=rf"{tmp_path} holds nothing of {module.NAME}: expected {tmp_path / first} or .*Unpack"
+        DataError, match=rf"{tmp_path} holds no files of {module.NAME}: expected {tmp_path / first} or .*Unpack"
     ):
         build(module, tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -132,7 +132,7 @@ def test_nothing_of_the_archive(module, tmp_path):
 def test_a_mistake_ends_a_command_with_its_message_alone(tmp_path):
     done = command("ade20k", "--root", tmp_path, "--out", tmp_path / "out")
     assert done.returncode == 1
-    assert done.stderr.startswith(f"error: {tmp_path} holds nothing of ade20k") and "Traceback" not in done.stderr
+    assert done.stderr.startswith(f"error: {tmp_path} holds no files of ade20k") and "Traceback" not in done.stderr
 
 
 def test_a_cluster_that_does_not_answer_ends_a_command_with_a_message(cityscapes_root, tmp_path):
@@ -160,7 +160,7 @@ def voc_root(tmp_path):
     write_text(devkit / "ImageSets/Segmentation/train.txt", "a\nb\n")
     write_text(devkit / "ImageSets/Segmentation/val.txt", "c\nd\n")
     for name in "abcd":
-        write_jpeg(devkit / f"JPEGImages/{name}.jpg", 2, 3, grey=name == "a")
+        write_jpeg(devkit / f"JPEGImages/{name}.jpg", 2, 3, gray=name == "a")
         write_png(devkit / f"SegmentationClass/{name}.png", uint8([0, 1, 20], [255, 255, 15]), palette=True)
     sbd = root / "benchmark_RELEASE/dataset"
     write_text(sbd / "train.txt", "b\nc\ne\n")
@@ -226,7 +226,7 @@ def test_matlab_files_that_are_something_else(tmp_path):
         )
     for damage in (b"", b"not a mat file" * 20, path.read_bytes()[:-20]):
         path.write_bytes(damage)
-        with pytest.raises(DataError, match=r"x.mat (is no readable .mat file|has no GTcls)"):
+        with pytest.raises(DataError, match=r"x.mat (is not a readable .mat file|has no GTcls)"):
             read_matlab(
                 path,
                 (
@@ -248,7 +248,7 @@ def test_ade20k(tmp_path):
         ("training", "ADE_train_00000002", uint8([149, 150, 2])),
         ("validation", "ADE_val_00000001", uint8([0, 0, 13])),
     ):
-        jpegs[name] = write_jpeg(folder / f"images/{split}/{name}.jpg", 1, 3, grey=name.endswith("2"))
+        jpegs[name] = write_jpeg(folder / f"images/{split}/{name}.jpg", 1, 3, gray=name.endswith("2"))
         write_png(folder / f"annotations/{split}/{name}.png", ids)
     info = build(ade20k, root, tmp_path / "out")
     assert info.num_classes == 150 and (info.classes[0], info.classes[149]) == ("wall", "flag")

@@ -78,7 +78,7 @@ def root(tmp_path):
     """Train has 9 and, without annotations, 25; val has 30 of train2017 and 42 of val2017."""
     root = tmp_path / "archives"
     for image_id, folder in ((9, "train2017"), (25, "train2017"), (30, "train2017"), (42, "val2017")):
-        write_jpeg(root / folder / f"{image_id:012}.jpg", HEIGHT, WIDTH, grey=image_id == 42)
+        write_jpeg(root / folder / f"{image_id:012}.jpg", HEIGHT, WIDTH, gray=image_id == 42)
     write_json(
         root / "annotations/lvis_v1_train.json",
         lvis(
@@ -214,7 +214,7 @@ def test_one_split_alone(root, tmp_path, capsys):
     assert list(build(root, tmp_path / "out").splits) == ["train"]
     printed = capsys.readouterr().out
     assert "lvis_v1_val.json does not exist, so there will be no split val" in printed
-    assert "warning: coco_lvis train has 2 samples here and 100,170 as published" in printed
+    assert "warning: coco_lvis train has 2 samples here, but 100,170 were published" in printed
 
 
 def change(root, name, edit):
@@ -234,7 +234,7 @@ def change(root, name, edit):
         ("lvis_v1_train.json", lambda c: c["annotations"][0].update(image_id=8), r"annotations of image 8, which it does not list"),
         ("lvis_v1_train.json", lambda c: c["images"].append(c["images"][0]), r"lists an image id twice"),
         ("lvis_v1_train.json", lambda c: c["annotations"][1].pop("image_id"), r"required field `image_id` - at `\$.annotations"),
-        ("lvis_v1_train.json", lambda c: c.pop("images"), r"no annotation file in COCO's json format .*`images`"),
+        ("lvis_v1_train.json", lambda c: c.pop("images"), r"no annotation file in COCO's JSON format .*`images`"),
         ("lvis_v1_train.json", lambda c: c["images"][1].update(coco_url=""), r"9 has coco_url .*ends in train2017 or"),
         ("lvis_v1_train.json", lambda c: c["annotations"][0].update(segmentation=[["a"] * 6]), r"009.jpg: .* class 1202"),
         ("stuff_train2017.json", lambda c: c["annotations"][1]["segmentation"].update(size=[6, 4]), r"RLE of size \[6, 4\]"),
@@ -275,7 +275,7 @@ def test_neither_stuff_nor_a_place_to_write(root, tmp_path):
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"images": 3}', "\x00" * 50])
 def test_files_that_are_no_annotations(text, tmp_path):
     (tmp_path / "a.json").write_text(text)
-    with pytest.raises(DataError, match=r"a.json is no annotation file in COCO's json format"):
+    with pytest.raises(DataError, match=r"a.json is not an annotation file in COCO's JSON format"):
         coco_json.CocoJson(tmp_path / "a.json")
     with pytest.raises(DataError, match=r"b.json is missing"):
         coco_json.CocoJson(tmp_path / "b.json")
@@ -357,9 +357,9 @@ def test_drawing_agrees_with_pycocotools(tmp_path):
     height, width = 60, 80
     annotations = []
     for number in range(200):
-        centre, radius = rng.uniform(-5, [width + 5, height + 5]), rng.uniform(1, 30)
+        center, radius = rng.uniform(-5, [width + 5, height + 5]), rng.uniform(1, 30)
         angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 12)))
-        points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        points = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         segmentation = [points.round(rng.integers(0, 4)).ravel().tolist()]
         if number % 3 == 0:
             segmentation.append(box(*rng.integers(0, 10, 2).tolist(), *rng.integers(11, 60, 2).tolist()))
@@ -400,9 +400,9 @@ def test_drawing_that_counts_gives_the_same_pixels(overlap):
     rng = np.random.default_rng(1)
     items = []
     for number in range(300):
-        centre, radius = rng.uniform(-10, [410, 310]), np.exp(rng.uniform(0, 5))
+        center, radius = rng.uniform(-10, [410, 310]), np.exp(rng.uniform(0, 5))
         angles = np.sort(rng.uniform(0, 2 * np.pi, 9))
-        points = centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        points = center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1)
         items.append((number % 7, [points.round(2).ravel().tolist()]))
     image = annotated(*items, height=300, width=400)
     mask, counts = regions.draw_counted(image, 9, overlap)

@@ -34,8 +34,8 @@ def command(*options):
     return subprocess.run([sys.executable, SCRIPT, *map(str, options)], capture_output=True, text=True)
 
 
-def write_grey(path, rows, bits):
-    """A greyscale PNG of fewer than 8 bits, which Pillow cannot write; rows of whole bytes."""
+def write_gray(path, rows, bits):
+    """A grayscale PNG of fewer than 8 bits, which Pillow cannot write; rows of whole bytes."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -77,10 +77,10 @@ def test_16_bit_masks_by_command(tmp_path):
         "--names",
         tmp_path / "classes.csv",
     ]
-    done = command(*places, "--out", tmp_path / "out", "--name", "mine", "--licence", "mine, all mine")
+    done = command(*places, "--out", tmp_path / "out", "--name", "mine", "--license", "mine, all mine")
     assert done.returncode == 0, done.stderr
     info = read_info(tmp_path / "out")
-    assert info.name == "mine" and info.licence == "mine, all mine" and info.background is None
+    assert info.name == "mine" and info.license == "mine, all mine" and info.background is None
     assert info.classes == ["sky", "road", "tree", "zucchini", "wood"]
     train, val = (read_split(tmp_path / "out", split) for split in ("train", "val"))
     assert set(train) == {"train_a_one", "train_two"} and set(val) == {"val_a_b"}
@@ -135,7 +135,7 @@ def test_masks_of_all_kinds_give_their_ids(tmp_path):
     assert np.array_equal(pairs.read_ids(path), ids)
     for bits, most in ((1, 1), (2, 3), (4, 15)):
         rows = [[0, most, 1, 0, most, most, 0, 1], [most, 1, 0, 0, 1, 1, most, 0]]
-        write_grey(path, rows, bits)
+        write_gray(path, rows, bits)
         assert pairs.read_ids(path).tolist() == rows, bits
     write_png(path, ids)
     assert pairs.read_ids(path).dtype == np.uint8 and np.array_equal(pairs.read_ids(path), ids)
@@ -144,10 +144,10 @@ def test_masks_of_all_kinds_give_their_ids(tmp_path):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA"])
-def test_coloured_masks_are_refused(tmp_path, mode):
+def test_colored_masks_are_refused(tmp_path, mode):
     Image.new(mode, (3, 2)).save(tmp_path / "m.png")
     with pytest.raises(
-        DataError, match=rf"m.png is a {mode} image of \d channels: expected a mask of one channel.*convert its colours"
+        DataError, match=rf"m.png is a {mode} image of \d channels: expected a mask of one channel.*convert its colors"
     ):
         pairs.read_ids(tmp_path / "m.png")
 
@@ -157,13 +157,13 @@ def test_files_that_are_no_masks(tmp_path):
     with pytest.raises(DataError, match=r"m.png is missing: expected a PNG file"):
         pairs.read_ids(path)
     write_jpeg(path)
-    with pytest.raises(DataError, match=r"m.png is no readable PNG file"):
+    with pytest.raises(DataError, match=r"m.png is not a readable PNG file"):
         pairs.read_ids(path)
     write_png(path, np.random.default_rng(0).integers(0, 255, (50, 50), dtype=np.uint8))
     for size in (20, 60, 1000):
         whole = path.read_bytes()
         path.write_bytes(whole[:size])
-        with pytest.raises(DataError, match=r"m.png (cannot be decoded|is no readable PNG file)"):
+        with pytest.raises(DataError, match=r"m.png (cannot be decoded|is not a readable PNG file)"):
             pairs.read_ids(path)
         path.write_bytes(whole)
 
@@ -173,7 +173,7 @@ def test_images_that_cannot_be_stored(tmp_path):
     with pytest.raises(DataError, match=r"deep.png has 16 bits a channel: expected 8"):
         pairs.read_image(tmp_path / "deep.png")
     Image.new("RGB", (2, 2)).save(tmp_path / "a.jpg", "GIF")
-    with pytest.raises(DataError, match=r"a.jpg is no readable JPEG or PNG file"):
+    with pytest.raises(DataError, match=r"a.jpg is not a readable JPEG or PNG file"):
         pairs.read_image(tmp_path / "a.jpg")
 
 
@@ -200,7 +200,7 @@ def test_images_that_are_to_be_shown_turned(tmp_path):
     write_png(tmp_path / "masks/a.png", np.ones((32, 16), np.uint8))
     write_json(tmp_path / "n.json", ["a", "b"])
     fields = {"masks": tmp_path / "masks", "names": tmp_path / "n.json"}
-    with pytest.raises(DataError, match=r"a.jpg is to be shown turned.*--exif apply.*--exif ignore"):
+    with pytest.raises(DataError, match=r"a.jpg has EXIF data that says to turn it.*--exif apply.*--exif ignore"):
         build(tmp_path, **fields)
     build(tmp_path, **fields, exif="apply")
     assert read_split(tmp_path / "out", "train")["a"][1] == [[1] * 16] * 32
@@ -259,14 +259,14 @@ def test_what_is_wrong_with_a_folder(tmp_path):
     write_jpeg(tmp_path / "images/b.jpeg")
     with pytest.raises(DataError, match=r"images b.jpeg and b.jpg would both be sample b: rename one"):
         build(tmp_path, **fields)
-    with pytest.raises(DataError, match=r"nowhere is no folder"):
+    with pytest.raises(DataError, match=r"nowhere is not a folder"):
         build(tmp_path, **{**fields, "masks": tmp_path / "nowhere"})
     for path in (tmp_path / "images").iterdir():
         path.unlink()
     with pytest.raises(DataError, match=r"images holds no image: expected files ending in .jpg, .jpeg, .png"):
         build(tmp_path, **fields)
     (tmp_path / "images").rmdir()
-    with pytest.raises(DataError, match=r"images is no folder"):
+    with pytest.raises(DataError, match=r"images is not a folder"):
         build(tmp_path, **fields)
 
 
@@ -277,7 +277,7 @@ def test_what_is_wrong_with_a_folder(tmp_path):
         ({"masks": "m", "annotations": "a"}, "either --masks with --names or --annotations"),
         ({"masks": "m"}, "--masks and --names go together"),
         ({"annotations": "a", "names": "n"}, "--masks and --names go together"),
-        ({"masks": "m", "names": "n", "unlabelled": "background"}, "unlabelled is for annotations"),
+        ({"masks": "m", "names": "n", "unlabeled": "background"}, "unlabeled is for annotations"),
         ({"annotations": "a", "ignore_id": 3}, "ignore_id is for masks"),
         ({"annotations": "a", "val_fraction": 1.0}, "val_fraction = 1.0: expected 0 to below 1"),
         ({"masks": "m", "names": "n", "ignore_id": 70000}, "ignore_id = 70000: expected 0 to 65535"),
@@ -379,7 +379,7 @@ def test_annotations_by_command(tmp_path):
 def test_pixels_outside_all_annotations_as_background(tmp_path):
     write_jpeg(tmp_path / "images/a.jpg", 2, 4)
     write_json(tmp_path / "i.json", coco(["a.jpg"], [(0, 900, LEFT)]))
-    info = build(tmp_path, annotations=tmp_path / "i.json", unlabelled="background")
+    info = build(tmp_path, annotations=tmp_path / "i.json", unlabeled="background")
     assert info.classes == ["background", "sky", "tree"] and info.background == 0
     assert read_split(tmp_path / "out", "train")["a"][1] == [[2, 2, 0, 0]] * 2
     build(tmp_path, annotations=tmp_path / "i.json")  # the store of the other setting is not taken for this one's

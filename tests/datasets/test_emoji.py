@@ -28,7 +28,7 @@ from synthetic.emoji_choice import Choice
 from synthetic.emoji_classes import Emoji, base_emoji, by_frequency, may_mirror, merge_twins
 from synthetic.emoji_drawings import ICONS, NAMES, icon_name, read_drawings, read_icons
 from synthetic.emoji_drawings import draw as draw_svg
-from synthetic.emoji_objects import _recolouring, draw_object
+from synthetic.emoji_objects import _recoloring, draw_object
 from synthetic.emoji_packages import DRAWINGS, PACKAGES, code_of, obtain, read_images, read_table
 from synthetic.emoji_photographs import PACKAGED, Photograph, in_folder, photographs_of
 from synthetic.emoji_recipes import RECIPES
@@ -67,7 +67,7 @@ CLASSES = {"grinning", "relaxed", "cat2", "dog", "fox_face", "arrow_right", "one
 
 
 def drawing(vendor, number, side):
-    """A shape of its own: an L with a dot, turned and coloured by number; magenta lies under what is transparent."""
+    """A shape of its own: an L with a dot, turned and colored by number; magenta lies under what is transparent."""
     image = Image.new("RGBA", (64, 64), (255, 0, 255, 0))
     draw = ImageDraw.Draw(image)
     hue = tuple(int(v) for v in np.random.default_rng([number, len(vendor)]).integers(0, 256, 3))
@@ -136,10 +136,10 @@ def small_packages(tmp_path_factory):
     return folder, tuple(packages)
 
 
-def photographs(count=3, colour=None):
+def photographs(count=3, color=None):
     rng = np.random.default_rng(5)
     images = [
-        np.full((300, 400, 3), colour, np.uint8) if colour is not None else rng.integers(0, 255, (30, 40, 3), np.uint8)
+        np.full((300, 400, 3), color, np.uint8) if color is not None else rng.integers(0, 255, (30, 40, 3), np.uint8)
         for _ in range(count)
     ]
     return [
@@ -243,7 +243,7 @@ def test_a_tarball_that_is_not_the_published_one_is_refused(small_packages, tmp_
         obtain(tmp_path, packages)
 
 
-def test_without_npm_the_mend_is_named(tmp_path, monkeypatch):
+def test_without_npm_the_remedy_is_named(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(DataError, match=r"npm, .*, is not installed: .*apt install npm.*--tarballs.*--bank"):
         obtain(tmp_path / "new")
@@ -335,7 +335,7 @@ def test_chains_of_twins_become_one_class_whatever_their_order():
 
 def test_a_table_of_another_kind_is_refused():
     for table in (b"[{}]", b"{", b"5"):
-        with pytest.raises(DataError, match=r"emoji\.json is not as expected"):
+        with pytest.raises(DataError, match=r"emoji\.json cannot be read"):
             base_emoji(table, [])
 
 
@@ -397,7 +397,7 @@ def test_a_bank_is_read_as_it_was_written(small_packages, small_bank, tmp_path):
     write_bank(tmp_path / "again.tar", made)
     assert file_sha256(tmp_path / "again.tar") == digest
     cat = [one.name for one in read.classes].index("cat2")
-    assert np.ptp(read.sprites["google"][cat][..., :3].astype(int), axis=-1).max() == 0  # greyscale with opacity
+    assert np.ptp(read.sprites["google"][cat][..., :3].astype(int), axis=-1).max() == 0  # grayscale with opacity
     assert not read.sprites["twitter"][cat][60, 60].any()  # from a palette
 
 
@@ -411,7 +411,7 @@ def test_a_damaged_bank_is_refused(small_bank, tmp_path):
         whole.replace(b"google.png", b"goggle.png"),
     ):
         path.write_bytes(content)
-        with pytest.raises(DataError, match=r"bank\.tar is no whole bank .*; delete it"):
+        with pytest.raises(DataError, match=r"bank\.tar is not a complete bank .*; delete it"):
             read_bank(path)
     path.write_bytes(whole.replace(b"emoji-bank-1", b"emoji-bank-0"))
     with pytest.raises(DataError, match=r"of format 'kiloseg-emoji-bank-0', expected 'kiloseg-emoji-bank-1'"):
@@ -451,7 +451,7 @@ def test_drawings_that_cannot_be_read_are_named(small_drawings, tmp_path):
         draw_svg({"1f600": b"<svg"}, ["1f601", "1f600"], "openmoji")
     path = tmp_path / packages[0].tarball
     pack(path, {ICONS: b"[]"})
-    with pytest.raises(DataError, match=r"icons\.json of .* is not as expected"):
+    with pytest.raises(DataError, match=r"icons\.json of .* cannot be read"):
         read_icons(path, {})
     pack(path, {"package/package.json": b"{}"})
     with pytest.raises(DataError, match=rf"holds no package/icons\.json; expected a tarball of {packages[0].name}@"):
@@ -461,17 +461,17 @@ def test_drawings_that_cannot_be_read_are_named(small_drawings, tmp_path):
 # Objects
 
 
-def test_colours_change_as_straight_colours_would_and_nothing_shows_where_nothing_is():
-    colours = np.random.default_rng(0).uniform(0, 255, (50, 3))
+def test_colors_change_as_straight_colors_would_and_nothing_shows_where_nothing_is():
+    colors = np.random.default_rng(0).uniform(0, 255, (50, 3))
     opacity = np.linspace(0, 255, 50)[:, None]
     for seed in range(5):
-        rows = np.concatenate([colours * opacity / 255, opacity], 1)
-        found = rows @ _recolouring(np.random.default_rng(seed))
+        rows = np.concatenate([colors * opacity / 255, opacity], 1)
+        found = rows @ _recoloring(np.random.default_rng(seed))
         rng = np.random.default_rng(seed)
         low, high = np.array([(0.85, 1.15), (0.75, 1.25), (0.75, 1.2), *3 * [(0.94, 1.06)]]).T
         contrast, saturation, brightness, *tint = rng.uniform(low, high)
-        grey = colours @ [[0.299], [0.587], [0.114]]
-        straight = (grey + saturation * (colours - grey)) * brightness * tint
+        gray = colors @ [[0.299], [0.587], [0.114]]
+        straight = (gray + saturation * (colors - gray)) * brightness * tint
         straight = 127.5 + contrast * (straight - 127.5)
         assert found == pytest.approx(straight * opacity / 255, abs=1e-2)
         assert not found[0].any()
@@ -481,8 +481,8 @@ def test_objects_are_never_brighter_than_their_opacity(small_bank):
     bank, _ = read_bank(small_bank[0])
     rng = np.random.default_rng(0)
     for number in range(120):
-        colours, opacity = draw_object(rng, bank.sprites["google"][number % len(CLASSES)], 256, mirrors=True)
-        assert (colours <= opacity).all() and colours.min() >= 0 and opacity.max() == 255
+        colors, opacity = draw_object(rng, bank.sprites["google"][number % len(CLASSES)], 256, mirrors=True)
+        assert (colors <= opacity).all() and colors.min() >= 0 and opacity.max() == 255
         assert (opacity[..., :1] == opacity).all() and opacity[0].any() and opacity[:, -1].any()
         assert 35 <= max(opacity.shape[:2]) <= 256 * 0.36 * 1.3
 
@@ -596,7 +596,7 @@ def test_backgrounds_of_validation_are_made_of_its_own_photographs():
 
 
 def test_masks_are_tight_and_later_objects_hide_earlier_ones(tmp_path):
-    """White sprites on black: what is more than half white is labelled, and no more."""
+    """White sprites on black: what is more than half white is labeled, and no more."""
     shape = np.zeros((SIDE, SIDE, 4), np.uint8)
     image = Image.new("L", (256, 256))
     ImageDraw.Draw(image).polygon([(20, 30), (240, 90), (120, 230)], fill=255)
@@ -607,7 +607,7 @@ def test_masks_are_tight_and_later_objects_hide_earlier_ones(tmp_path):
         ],
         sprites={vendor: np.repeat(shape[None], 600, 0) for vendor in ("google", "twitter", "fluent")},
         credits=dict.fromkeys(("google", "twitter", "fluent"), "none"),
-        photographs=photographs(3, colour=0),
+        photographs=photographs(3, color=0),
     )
     write_bank(tmp_path / "bank.tar", bank)
     scenes = Scenes(val_samples=40, recipe_version=1)
@@ -625,7 +625,7 @@ def test_masks_are_tight_and_later_objects_hide_earlier_ones(tmp_path):
             0,
             IGNORE_ID,
         }
-        # Nothing is drawn over the last object, so its box is the tight box of what is labelled.
+        # Nothing is drawn over the last object, so its box is the tight box of what is labeled.
         left, top, right, bottom = objects[-1]["box"]
         cells = sample.mask[top:bottom, left:right] == objects[-1]["class"]
         assert objects[-1]["visible"] == 1 and cells.any(0).all() and cells.any(1).all() and 0.2 < cells.mean() < 0.8
@@ -690,7 +690,7 @@ def test_a_build_from_tarballs(built):
     assert (info.num_samples("train"), info.num_samples("val")) == (7, 5) and len(info.shards("train")) == 3
     attribution = (out / "ATTRIBUTION.md").read_text()
     for word in ("Apache License 2.0", "CC BY 4.0", "MIT", "danielbuechele", "NASA", "Rachel Michetti", "CC BY 2.0"):
-        assert word in attribution and word in info.licence
+        assert word in attribution and word in info.license
     assert (
         attribution.count("linolafett") == 1
         and "| background: coffee.png | val |" in attribution
@@ -741,7 +741,7 @@ def test_numpy_and_pillow_draw_the_same_from_the_bank(built, tmp_path, capsys):
         command += ["--" + name.replace("_", "-"), str(value)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert info.digest in done.stdout and "labelled in at least" in done.stdout
+    assert info.digest in done.stdout and "labeled in at least" in done.stdout
     assert read_info(out).recipe == info.recipe
     again = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
     assert "is up to date" in again.stdout
@@ -829,7 +829,7 @@ def test_command_line(built, tmp_path):
 
 
 def test_how_often_val_shows_the_rarest_class():
-    assert coverage([0, 7, 5, 9], "val", 10) == "every class is labelled in at least 5 samples of val"
+    assert coverage([0, 7, 5, 9], "val", 10) == "every class is labeled in at least 5 samples of val"
     line = coverage([99, 7, 4, 9], "val_style", 10)
     assert "at least 4 samples of val_style; at least 5 are advised: raise val_style_samples = 10" in line
 

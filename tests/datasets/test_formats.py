@@ -435,7 +435,7 @@ def test_reduce_zero_label(tmp_path):
     assert split(tmp_path) == {"images_a": [[X, 0, 1, X]]}
 
 
-def test_16_bit_tiff_and_grey_as_rgb(tmp_path):
+def test_16_bit_tiff_and_gray_as_rgb(tmp_path):
     root = tmp_path / "set"
     write_json(root / "classes.json", {"0": "a", "300": "b", "7": "c"})
     write_jpeg(root / "images/a.jpg", 1, 3)
@@ -467,7 +467,7 @@ def test_two_readings_ask(tmp_path):
 def test_nothing_that_is_known(tmp_path):
     (tmp_path / "set").mkdir()
     write_jpeg(tmp_path / "set/a.jpg")
-    with pytest.raises(DataError, match="holds nothing that is known as coco, labelstudio, labelme"):
+    with pytest.raises(DataError, match=r"holds no known format \(coco, labelstudio, labelme"):
         build(tmp_path, tmp_path / "set")
     with pytest.raises(DataError, match="does not exist: expected a folder or file"):
         build(tmp_path, tmp_path / "none")

@@ -114,7 +114,7 @@ def test_classes_and_samples(tiny):
     recipe, info = tiny
     assert info.background == 0
     assert info.classes[:3] == ["background", "A LATIN CAPITAL LETTER A", "B LATIN CAPITAL LETTER B"]
-    assert "DejaVu" in info.licence and "CC BY 2.0" in info.licence and "danielbuechele" in info.licence
+    assert "DejaVu" in info.license and "CC BY 2.0" in info.license and "danielbuechele" in info.license
     for split in ("train", "val"):
         counts = class_samples(read_index(recipe.out, split), recipe.num_classes)
         assert len(counts) == recipe.num_classes and counts[0] > 0
@@ -186,7 +186,7 @@ def test_mask_follows_boxes_and_occlusion(kind):
 
 def test_characters_stand_out_from_their_plates():
     recipe = glyphs.Recipe(out="unused", num_classes=12, train_samples=40)
-    grey = np.array([0.299, 0.587, 0.114])
+    gray = np.array([0.299, 0.587, 0.114])
     by_kind = {kind: scenes(dataclasses.replace(recipe, mask=kind), list("ABCDEFGHIJK")) for kind in ("plate", "glyph")}
     contrasts = []
     for plate, glyph in zip(by_kind["plate"], by_kind["glyph"], strict=True):
@@ -196,7 +196,7 @@ def test_characters_stand_out_from_their_plates():
         window = np.s_[top:bottom, left:right]
         strokes = glyph.mask[window] == last["class"]
         rest = (plate.mask[window] == last["class"]) & ~strokes
-        values = plate.image[window] @ grey
+        values = plate.image[window] @ gray
         contrasts.append(abs(np.median(values[strokes]) - np.median(values[rest])))
     assert min(contrasts) > 35 and np.median(contrasts) > 80
 

@@ -73,14 +73,14 @@ def test_folders_with_the_usual_names_are_the_splits(tmp_path, capsys, train, va
     assert list(info.splits) == ["train", "val"]
     assert set(read_split(tmp_path / "out", "train")) == {f"{train}_a", f"{train}_b"}
     assert set(read_split(tmp_path / "out", "val")) == {f"{val}_c"}
-    assert "1 images of split test are left out; --test builds them" in capsys.readouterr().out
+    assert "1 images of split test are left out; --test includes them" in capsys.readouterr().out
     build(tmp_path, **fields, test=True)
     assert set(read_split(tmp_path / "out", "test")) == {f"{test}_d"}
 
 
 def test_an_unknown_split_asks(tmp_path):
     fields = masked(tmp_path, train__a=[[0, 1]], holdout__b=[[0, 1]])
-    with pytest.raises(DataError, match=r"holdout/b.jpg is in no folder of a split.*--splits holdout=train"):
+    with pytest.raises(DataError, match=r"holdout/b.jpg is not in a split's folder.*--splits holdout=train"):
         build(tmp_path, **fields)
     build(tmp_path, **fields, splits=("holdout=val",))
     assert set(read_split(tmp_path / "out", "val")) == {"holdout_b"}
@@ -151,7 +151,7 @@ def test_smallest_is_not_last(tmp_path):
 
 @pytest.mark.parametrize("segmentation", [[], None, [[]]])
 def test_boxes_alone_are_refused(tmp_path, segmentation):
-    with pytest.raises(DataError, match=r"i.json has 2 regions and none has a shape, as annotations of boxes alone"):
+    with pytest.raises(DataError, match=r"i.json has 2 regions and none has a shape, as in exports of boxes only"):
         build(tmp_path, **coco(tmp_path, [(1, segmentation), (2, segmentation)]))
 
 
@@ -175,7 +175,7 @@ def test_columns_past_the_name_are_no_part_of_it(tmp_path):
     write_text(tmp_path / "n.csv", "id,name\n0,sky\n1,traffic light, traffic signal, stoplight\n")
     assert read_names(tmp_path / "n.csv") == {0: "sky", 1: "traffic light, traffic signal, stoplight"}
     write_text(tmp_path / "n.csv", "id,name,color\n0,sky,red\n1,traffic light, traffic signal,blue\n")
-    with pytest.raises(DataError, match=r"n.csv is no table.*line 3 has 4 columns, the first line 3"):
+    with pytest.raises(DataError, match=r"n.csv is not a table.*line 3 has 4 columns, the first line 3"):
         read_names(tmp_path / "n.csv")
 
 

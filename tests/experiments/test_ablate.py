@@ -74,7 +74,7 @@ def test_two_arms(squares, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("--question", "logit", "--arms", "cosin"), "--arms cosin: expected some of 'distance', 'cosine'"),
+        (("--question", "logit", "--arms", "cosin"), "--arms cosin: expected one or more of 'distance', 'cosine'"),
         (("--question", "embed_dim", "--data.path", ""), "--data.path is missing"),
     ],
 )

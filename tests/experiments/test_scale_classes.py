@@ -160,7 +160,7 @@ def test_where_nothing_fits_all_cells_are_out_of_memory(squares, tmp_path):
         (("--budget", "much"), "--budget 'much': expected an amount such as 24GiB"),
         (("--classes", "64", "64"), "--classes (64, 64): expected at least one, each once"),
         (("--classes", "64", "--batch", "0"), "--batch 0: expected at least 1"),
-        (("--classes", "7",), "has no more than 6 classes"),
+        (("--classes", "7",), "has only 6 classes"),
         (("--classes", "6", "--heads", "densest"), "model.head = 'densest': expected one of embedding, dense"),
     ],
 )  # fmt: skip

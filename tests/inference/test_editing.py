@@ -151,7 +151,7 @@ def test_refusals_name_what_is_wrong(source, tmp_path):
     image = str(tmp_path / "image.png")
     out = ["--out", str(tmp_path / "out")]
     for words, message in (
-        (["rename", "cup", "chair", *out], "a class is called 'chair' already"),
+        (["rename", "cup", "chair", *out], "a class called 'chair' exists already"),
         (["rename", "mug", "bowl", *out], "no classes are called 'mug'"),
         (["remove", *NAMES[1:], *out], "leaves 1: expected at least 2"),
         (["merge", "cup", "cup", *out], "expected two different classes or more"),
@@ -160,7 +160,7 @@ def test_refusals_name_what_is_wrong(source, tmp_path):
         (["remove", "cup", "--out", str(tmp_path / "model")], "holds checkpoints already"),
         (["add", "brick", image, str(tmp_path / "empty.png"), *out], "empty.png is empty"),
         (["add", "brick", image, str(tmp_path / "wide.png"), *out], r"wide.png is \(8, 9\), its image .* \(8, 8\)"),
-        (["add", "cup", image, image, *out], "a class is called 'cup' already"),
+        (["add", "cup", image, image, *out], "a class called 'cup' exists already"),
     ):
         with pytest.raises(SystemExit, match=message):
             cli.main(["classes", source, *words])

@@ -86,7 +86,7 @@ def test_a_checkpoint_that_names_no_classes_asks_its_data_set(report, tmp_path):
     assert kiloseg.load(save_checkpoint(tmp_path, 1, state, keep=2)).classes.names == NAMES
     state["config"]["data.path"] = str(tmp_path / "gone")
     path = save_checkpoint(tmp_path, 2, state, keep=2)
-    with pytest.warns(UserWarning, match=r"step-00000002.pt does not say what its classes are called.*gone"):
+    with pytest.warns(UserWarning, match=r"step-00000002.pt does not name its classes.*gone"):
         assert kiloseg.load(path).classes.names == [f"class {number}" for number in range(6)]
 
 
@@ -102,7 +102,7 @@ def test_a_run_in_mlflow_and_a_study_by_its_name(report, tmp_path):
     run.log_file(Path(report.checkpoint), "best")
     for source in (f"runs:/{run.run_id}", "my-study"):
         assert kiloseg.load(source, runs=tmp_path / "runs").classes.names == NAMES
-    with pytest.raises(ValueError, match="other-study is no file, no folder, and no study in MLflow"):
+    with pytest.raises(ValueError, match="other-study is not a file, a folder or a study in MLflow"):
         kiloseg.load("other-study", runs=tmp_path / "runs")
 
 
@@ -111,7 +111,7 @@ def test_a_run_in_mlflow_and_a_study_by_its_name(report, tmp_path):
     [
         ("gone.pt", "checkpoint .*gone.pt does not exist"),
         ("gone", "gone: no such file or folder, and no runs are recorded in"),
-        ("empty", "empty holds no checkpoint"),
+        ("empty", "empty has no checkpoint"),
     ],
 )
 def test_what_is_no_model_is_named(source, message, tmp_path):
@@ -224,7 +224,7 @@ def test_predict_goes_on_and_passes_over_what_is_no_image(report, photo, tmp_pat
     cli.main(words)
     said = capsys.readouterr()
     assert "2 predicted, 1 could not be read" in said.out
-    assert "passed over: " in said.err and "broken.jpg is no image that can be read" in said.err
+    assert "passed over: " in said.err and "broken.jpg cannot be read as an image" in said.err
     made = sorted(path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*.*"))
     assert made == [
         f"{name}.{kind}" for name in ("a photo", "deeper/gray") for kind in ("json", "labels.png", "overlay.png")
@@ -232,7 +232,7 @@ def test_predict_goes_on_and_passes_over_what_is_no_image(report, photo, tmp_pat
     (tmp_path / "out" / "a photo.json").unlink()  # as if it had been stopped there
     before = (tmp_path / "out" / "deeper" / "gray.json").stat().st_mtime_ns
     cli.main(words)
-    assert "1 predicted, 1 were there already" in capsys.readouterr().out
+    assert "1 predicted, 1 already existed" in capsys.readouterr().out
     assert (tmp_path / "out" / "deeper" / "gray.json").stat().st_mtime_ns == before
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict", str(report.checkpoint), str(photo.parent / "broken.jpg"), "--out", str(tmp_path / "out")])
@@ -248,7 +248,7 @@ def test_images_by_folder_pattern_and_name(photo, tmp_path):
     Image.new("RGB", (8, 8)).save(photo.with_suffix(".jpg"))
     with pytest.raises(ValueError, match=r"a photo.jpg and .*a photo.png would both be written as a photo"):
         find_images([str(photo.parent)])
-    with pytest.raises(ValueError, match="there is no such file or folder"):
+    with pytest.raises(ValueError, match="no such file or folder exists"):
         find_images([str(tmp_path / "none*.png")])
 
 

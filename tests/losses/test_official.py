@@ -70,7 +70,7 @@ def test_equals_ours_without_upsampling_where_the_own_class_is_not_among_the_nea
     assert theirs.item() == pytest.approx(ours.item(), rel=1e-5)
 
 
-def test_nothing_labelled_gives_0_and_no_gradient(batch):
+def test_nothing_labeled_gives_0_and_no_gradient(batch):
     pixels, table, labels = batch
     loss = official_cross_entropy(pixels, table, torch.full_like(labels, -1), count=K)
     loss.backward()
@@ -92,7 +92,7 @@ def test_a_run_takes_it_by_name(batch):
 
 @pytest.mark.parametrize("early", [False, True])
 def test_embeddings_are_unit_vectors_early_only_if_asked(early):
-    model = {"model.arch": "fpn", "model.backbone": "test_resnet", "model.normalise_early": early}
+    model = {"model.arch": "fpn", "model.backbone": "test_resnet", "model.normalize_early": early}
     segmenter = build_segmenter(override(Config(), model), C, torch.device("cpu"))
     outputs = segmenter(torch.randint(0, 255, (1, 3, 64, 64), dtype=torch.uint8))
     lengths = outputs.norm(dim=1)

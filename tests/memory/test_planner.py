@@ -187,7 +187,7 @@ def test_images_of_another_size_are_predicted():
 
 
 def test_model_that_cannot_be_built_is_refused_as_in_training():
-    with pytest.raises(ValueError, match=r"model.backbone = 'resnet5O' is no timm model"):
+    with pytest.raises(ValueError, match=r"model.backbone = 'resnet5O' is not a timm model"):
         plan(override(SMALL, {"model.backbone": "resnet5O"}))
 
 

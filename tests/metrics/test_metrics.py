@@ -46,8 +46,8 @@ def test_small_example_by_hand():
     labels = torch.tensor([[[0, 0, 0, 1], [1, 2, -1, -1]]])
     predicted = torch.tensor([[[0, 0, 1, 1], [3, 2, 4, 0]]])
     result = counted(6, (predicted, labels)).compute()
-    # Class 0: 2 of 3. Class 1: 1 of 3 (labelled twice, predicted twice). Class 2: 1 of 1. Class 3 is predicted but
-    # nowhere labelled: 0 of 1. Class 4 is predicted on an ignored pixel only, and 5 nowhere: no IoU.
+    # Class 0: 2 of 3. Class 1: 1 of 3 (labeled twice, predicted twice). Class 2: 1 of 1. Class 3 is predicted but
+    # nowhere labeled: 0 of 1. Class 4 is predicted on an ignored pixel only, and 5 nowhere: no IoU.
     assert result["iou_per_class"].tolist()[:4] == pytest.approx([2 / 3, 1 / 3, 1, 0])
     assert result["iou_per_class"][4:].isnan().all()
     assert result["miou"] == pytest.approx((2 / 3 + 1 / 3 + 1 + 0) / 4)
@@ -59,7 +59,7 @@ def test_small_example_by_hand():
 
 def test_equals_a_confusion_matrix_of_300_classes():
     predicted, labels = random_batch(300, seed=0)
-    labels[labels > 280] = 5  # classes that are predicted but never labelled
+    labels[labels > 280] = 5  # classes that are predicted but never labeled
     predicted[(predicted > 290) | (predicted == 7)] = 11
     labels[(labels > 290) | (labels == 7)] = 11  # and class 7 and the last occur nowhere
     result = counted(300, (predicted, labels)).compute()
@@ -96,7 +96,7 @@ def test_another_ignore_index():
 
 
 @pytest.mark.parametrize("labels", [torch.full((2, 3, 4), -1), torch.empty((0, 3, 4), dtype=torch.int64)])
-def test_nothing_labelled_is_nan_and_no_failure(labels):
+def test_nothing_labeled_is_nan_and_no_failure(labels):
     result = counted(4, (torch.zeros_like(labels), labels)).compute()
     assert math.isnan(result["miou"])
     assert math.isnan(result["pixel_accuracy"])

@@ -72,7 +72,7 @@ def test_a_head_in_this_file_is_planned_trained_evaluated_and_loaded_again(quick
 
 
 def test_a_name_is_given_once():
-    with pytest.raises(ValueError, match=r"a head is called 'dense' already \(DenseHead\)"):
+    with pytest.raises(ValueError, match=r"a head called 'dense' exists already \(DenseHead\)"):
         register_head("dense")
 
 

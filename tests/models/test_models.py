@@ -109,7 +109,7 @@ def test_backbone_parameters_are_those_of_the_backbone():
     ],
 )
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_images_are_normalised_as_the_backbone_was_trained(backbone, mean, std, channels_last):
+def test_images_are_normalized_as_the_backbone_was_trained(backbone, mean, std, channels_last):
     model = segmenter(backbone=backbone)
     if channels_last:
         model.network.to(memory_format=torch.channels_last)
@@ -127,7 +127,7 @@ def test_images_are_normalised_as_the_backbone_was_trained(backbone, mean, std, 
 
 
 def brute_force(pixels, table, size):
-    """Distances of normalised full-resolution pixels to normalised rows, (B, H, W, C) in float64."""
+    """Distances of normalized full-resolution pixels to normalized rows, (B, H, W, C) in float64."""
     full = F.interpolate(pixels.double(), size=size, mode="bilinear", align_corners=False)
     unit = F.normalize(full, dim=1).permute(0, 2, 3, 1)
     return (unit[..., None, :] - F.normalize(table.double(), dim=1)).norm(dim=-1)
@@ -169,7 +169,7 @@ def test_two_nearest_classes_with_their_cosines():
     for ids, mine in zip(two.indices.unbind(-1), (got.labels, got.runner_up), strict=True):
         assert torch.equal(mine[clear], ids[clear])
     assert torch.equal(got.labels, nearest_class(pixels, table, size=(24, 29)))
-    with pytest.raises(ValueError, match="at least 2, since there is no runner-up"):
+    with pytest.raises(ValueError, match="at least 2, since one class has no runner-up"):
         nearest_two(pixels, table[:1], size=(24, 29))
 
 
@@ -297,18 +297,21 @@ def test_file_with_weights_of_another_width(tmp_path):
 @pytest.mark.parametrize(
     ("model", "fragments"),
     [
-        ({"arch": "fpm"}, ["model.arch = 'fpm' is not known; there are: ", "deeplabv3plus, dpt, fpn", "upernet"]),
-        ({"arch": ""}, ["model.arch = '' is not known; there are: "]),
+        (
+            {"arch": "fpm"},
+            ["model.arch = 'fpm' is unknown; the architectures are: ", "deeplabv3plus, dpt, fpn", "upernet"],
+        ),
+        ({"arch": ""}, ["model.arch = '' is unknown; the architectures are: "]),
         (
             {"backbone": "resnet5O"},
-            ["model.backbone = 'resnet5O' is no timm model; the nearest names are: ", "resnet50,"],
+            ["model.backbone = 'resnet5O' is not a timm model; the nearest names are: ", "resnet50,"],
         ),
         ({"backbone": "test_vit"}, ["model.arch = 'fpn' cannot be built over model.backbone = 'test_vit' ("]),
         (
             {"weights": "imagenet"},
-            ["model.weights = 'imagenet' is no file: expected none, hub, package, or a file with a timm state dict"],
+            ["model.weights = 'imagenet' is not a file: expected none, hub, package, or a file with a timm state dict"],
         ),
-        ({"weights": "/no/such/file.pth"}, ["model.weights = '/no/such/file.pth' is no file: expected none, hub,"]),
+        ({"weights": "/no/such/file.pth"}, ["model.weights = '/no/such/file.pth' is not a file: expected none, hub,"]),
     ],
     ids=str,
 )
@@ -384,7 +387,7 @@ def test_checkpoint_that_finds_no_room_leaves_the_older_ones(tmp_path):
     assert len(messages) == 4
     for message, step in zip(messages, [1, 2, 1, 2], strict=True):
         assert message.startswith(f"checkpoint {tmp_path}/step-0000000{step}.pt could not be written (")
-        assert message.endswith("make room and resume, older ones are kept")
+        assert message.endswith("free some disk space and resume; older checkpoints are kept")
     assert [path.name for path in tmp_path.iterdir()] == ["step-00000001.pt"]
     assert torch.equal(load_checkpoint(tmp_path / "step-00000001.pt")["weight"], torch.ones(10))
 
@@ -433,7 +436,7 @@ def test_code_in_a_checkpoint_is_never_run(tmp_path, writer):
 def test_file_that_is_no_checkpoint(tmp_path, content):
     path = tmp_path / "step-00000001.pt"
     torch.save(content, path)
-    message = f"{path} is no checkpoint of kiloseg (expected format 'kiloseg-checkpoint-1')"
+    message = f"{path} is not a checkpoint of kiloseg (expected format 'kiloseg-checkpoint-1')"
     with pytest.raises(ValueError, match=re.escape(message)):
         load_checkpoint(path)
 
@@ -443,7 +446,9 @@ def test_damaged_checkpoint_is_named(tmp_path, part):
     path = save_checkpoint(tmp_path, 1, STATE | {"more": torch.ones(1000)}, keep=1)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * part)])
-    with pytest.raises(ValueError, match=re.escape(f"checkpoint {path} is damaged (") + ".*use the one before it"):
+    with pytest.raises(
+        ValueError, match=re.escape(f"checkpoint {path} is damaged (") + ".*use the checkpoint before it"
+    ):
         load_checkpoint(path)
 
 

@@ -37,7 +37,7 @@ def test_what_is_released_is_free(tmp_path):
 def test_process_of_another_machine_that_lives_keeps_it(tmp_path):
     sign(tmp_path)
     with pytest.raises(
-        StudyRunningError, match=r"process 7 on another/1, which was alive 0 s ago; .* try again in 60 s"
+        StudyRunningError, match=r"process 7 on another/1, which renewed its lease 0 s ago; .* try again in 60 s"
     ):
         Lease(LocalFolder(tmp_path), "study", contested=True)
 

@@ -132,7 +132,7 @@ def test_server_that_dies_and_comes_back(server, tmp_path, monkeypatch, caplog):
     run.end("FINISHED")
     assert time.monotonic() - begin < 5, "nobody waits for a server that is away"
     assert not delivery.flush(8)
-    assert "MLflow at http://127.0.0.1" in caplog.text and "the study goes on" in caplog.text
+    assert "MLflow at http://127.0.0.1" in caplog.text and "the study continues" in caplog.text
     server.start()
     assert delivery.flush(100)
     delivery.close()

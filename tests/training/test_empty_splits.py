@@ -16,7 +16,7 @@ from conftest import make_samples, write_dataset
 
 from kiloseg.data.description import read_info, write_info
 from kiloseg.data.index import read_index, write_index
-from kiloseg.data.labelled import require_labelled
+from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading import loader
 from kiloseg.data.writing.shard import write_shard
 from kiloseg.overrides import override
@@ -32,7 +32,7 @@ def without_labels(tmp_path):
     """A data set of which one split has no labels."""
 
     def made(split, *, keep=0, index=True):
-        directory = tmp_path / "unlabelled"
+        directory = tmp_path / "unlabeled"
         write_dataset(directory, {"train": [8, 8], "val": [5, 6]})
         info = read_info(directory)
         rows = [row for row in read_index(directory).to_pylist() if row["split"] != split]
@@ -87,7 +87,7 @@ def test_split_without_labels_is_refused_where_no_index_tells(quick, without_lab
 def test_classes_that_are_left_out_and_ignored_are_no_labels(quick, squares):
     info = read_info(squares)
     data = override(quick, {"data.num_classes": 2, "data.other_classes": "ignore"}).data
-    require_labelled(data, info)
+    require_labeled(data, info)
     rows = read_index(squares).to_pylist()
     other = sorted(set(range(6)) - {0})[-1]
     for row in rows:
@@ -98,8 +98,8 @@ def test_classes_that_are_left_out_and_ignored_are_no_labels(quick, squares):
     write_index(copy, rows)
     moved = override(quick, {"data.path": str(copy), "data.num_classes": 2, "data.other_classes": "ignore"}).data
     with pytest.raises(DataError, match="split 'val' of data set squares hold no pixel of the 2 classes"):
-        require_labelled(moved, info)
-    require_labelled(override(quick, {"data.path": str(copy), "data.num_classes": 2}).data, info)
+        require_labeled(moved, info)
+    require_labeled(override(quick, {"data.path": str(copy), "data.num_classes": 2}).data, info)
 
 
 def test_first_samples_count_where_only_they_are_validated(quick, squares, tmp_path):
@@ -110,9 +110,9 @@ def test_first_samples_count_where_only_they_are_validated(quick, squares, tmp_p
         row["class_ids"], row["class_pixels"] = [], []
     write_index(copy, rows)
     data = override(quick, {"data.path": str(copy), "data.val_samples": 4}).data
-    require_labelled(data, read_info(copy))
+    require_labeled(data, read_info(copy))
     with pytest.raises(DataError, match="the first 3 samples of split 'val'"):
-        require_labelled(dataclasses.replace(data, val_samples=3), read_info(copy))
+        require_labeled(dataclasses.replace(data, val_samples=3), read_info(copy))
 
 
 def row(trial, miou):

@@ -362,7 +362,7 @@ class PerPixel(torch.nn.Module):
 def uneven_batch():
     generator = torch.Generator().manual_seed(2)
     labels = torch.randint(0, 5, (4, 8, 8), generator=generator)
-    labels[:2, 1:] = -1  # the first worker has an eighth of the other's labelled pixels
+    labels[:2, 1:] = -1  # the first worker has an eighth of the other's labeled pixels
     return Batch(torch.randint(0, 9, (4, 3, 8, 8), generator=generator), labels)
 
 

@@ -129,7 +129,7 @@ def test_interruption_by_the_user(start, reference, tmp_path):
     study.kill(signal.SIGINT)
     assert study.end(60) != 0
     assert "KeyboardInterrupt" in study.output
-    assert "has computed is kept: --resume goes on with it" in study.output
+    assert "are kept: --resume continues it" in study.output
     resumed = start("--resume")
     assert resumed.end() == 0, resumed.output
     assert_interrupted(resumed)
@@ -324,8 +324,8 @@ def test_tracking_server_that_comes_back_during_the_study(start, tracking, refer
     study.until(f"step {3 * VALIDATE_EVERY}/{STEPS}")
     tracking.start()
     assert study.end() == 0, study.output
-    assert "the study goes on, its numbers wait in" in study.output
-    assert "has not taken" not in study.output
+    assert "the study continues, and its numbers wait in" in study.output
+    assert "has not accepted" not in study.output
     assert_same(outcome(tmp_path / "runs", tracking.uri), reference)
 
 

@@ -50,7 +50,7 @@ def test_a_job_runs_the_code_that_was_submitted(head, squares, tmp_path):
         check=False,
     )
     assert refused.wait(100) == 1
-    assert "/runs' goes when this job is over; give --runs a folder" in (tmp_path / "refused.log").read_text()
+    assert "/runs' is removed when this job ends; set --runs to a folder" in (tmp_path / "refused.log").read_text()
 
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2  val/miou" in done.stdout

@@ -166,7 +166,7 @@ def test_settings_that_cannot_work_are_refused_before_ray_starts(study_of, tmp_p
     study = Search(name="wrong", num_trials=1, runs=str(tmp_path / "runs"))
     with pytest.raises(ValueError, match=r"no setting is called model\.dim; the settings are: data\.path"):
         entered(study_of(study, (choice("model.dim", [1]),), first=[]))
-    with pytest.raises(ValueError, match=r"no study of the name 'wrong' to resume"):
+    with pytest.raises(ValueError, match=r"no study named 'wrong' to resume"):
         entered(study_of(Search(name="wrong", runs=str(tmp_path / "runs"), resume=True), dimensions=SPACE, first=[]))
     with pytest.raises(ValueError, match="num_trials = 0: expected at least 1"):
         Search(name="wrong", num_trials=0)

@@ -57,7 +57,7 @@ def test_study_that_is_broken_off_is_let_go(study, quick, tmp_path, error, expec
     assert not list((tmp_path / "runs" / "studies").glob(f"*/{FILE}"))
     assert status(tmp_path).info.status == expected
     assert status(tmp_path).data.metrics["best/miou"] == 0.25, "what was said is delivered"
-    assert any("--resume goes on with it" in note for note in raised.value.__notes__)
+    assert any("--resume continues it" in note for note in raised.value.__notes__)
 
 
 def test_ray_of_the_caller_is_left_to_the_caller(study, quick, monkeypatch):

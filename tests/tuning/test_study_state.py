@@ -95,17 +95,17 @@ def state(tmp_path):
 def test_damaged_state_is_refused_by_name(state, name):
     file = next(path for path in state.glob(f"{name}-2026-11-24_11*") if path.suffix != ".partial")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials are still there, but move it away"):
+    with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials still exist, but move it away"):
         check_state(str(state))
 
 
 def test_study_without_a_state_is_not_begun_anew_by_a_resumption(tmp_path):
-    with pytest.raises(DataError, match=r"has no state to go on from: .*; start it anew, without --resume"):
+    with pytest.raises(DataError, match=r"has no state to continue from: .*; start it again without --resume"):
         check_state(str(tmp_path))
 
 
 def test_state_that_the_next_would_not_follow_is_refused(state):
     stamp = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime(time.time() + 600))
     (state / f"experiment_state-{stamp}.json").write_text("{}")
-    with pytest.raises(DataError, match=rf"is of {stamp} \(UTC\), which on this machine is still to come"):
+    with pytest.raises(DataError, match=rf"is dated {stamp} \(UTC\), which is in the future on this machine"):
         check_state(str(state))

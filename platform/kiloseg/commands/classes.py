@@ -44,7 +44,7 @@ def main(arguments: Arguments) -> None:
 
     if arguments.action != "list":
         if arguments.out is None:
-            raise ValueError(f"--out is missing: the folder for the model after {arguments.action}")
+            raise ValueError(f"--out is missing: give a folder for the model after {arguments.action}")
         if newest_step(arguments.out) or any(arguments.out.glob("step-*.pt")):
             raise ValueError(f"--out {arguments.out} holds checkpoints already; give another folder")
     content = content_of(arguments.source, arguments.runs)
@@ -73,12 +73,12 @@ def _change(content: dict[str, Any], action: str, words: tuple[str, ...], *, fit
 
 
 def _print(content: dict[str, Any]) -> None:
-    from kiloseg.inference.editing import neighbours
+    from kiloseg.inference.editing import neighbors
     from kiloseg.inference.loading import classes_of
 
     classes = classes_of(content)
     has_table = any(name.endswith("table.rows_CD") for name in content["model"])
-    near = neighbours(content) if has_table and len(classes) > 1 else [None] * len(classes)
+    near = neighbors(content) if has_table and len(classes) > 1 else [None] * len(classes)
     print(f"{'id':>6} {'train samples':>14}  name (and the nearest other class with its cosine)")
     for label, name in enumerate(classes.names):
         samples = "" if classes.train_samples is None else f"{classes.train_samples[label]:,}"

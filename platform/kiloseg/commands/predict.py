@@ -67,7 +67,7 @@ def main(arguments: Arguments) -> int:
         result.save(arguments.out, name, page=arguments.html, overwrite=True)
         done += 1
     parts = [f"{done:,} predicted"]
-    parts += [f"{skipped:,} were there already (--overwrite predicts them again)"] if skipped else []
+    parts += [f"{skipped:,} already existed (--overwrite predicts them again)"] if skipped else []
     parts += [f"{bad:,} could not be read"] if bad else []
     print(f"{arguments.out}: {', '.join(parts)}")
     return int(bad > 0 and done + skipped == 0)

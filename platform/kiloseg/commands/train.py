@@ -67,7 +67,7 @@ def print_published(preset: Preset) -> None:
     for one in preset.published:
         print(f"    {one.miou:.4f}  {one.system} ({one.source})")
     if not preset.published:
-        print("    nothing is published to hold it against")
+        print("    no published result to compare it with")
 
 
 def print_presets() -> None:

@@ -64,7 +64,7 @@ def decode_image(data: bytes) -> np.ndarray:
     with open_image(data, "JPEG", "PNG") as image:
         if image.mode.startswith("I"):
             raise ValueError(
-                "its image has one channel of 16 bits, of which Pillow keeps no detail: expected 8 bits a channel"
+                "its image has one channel of 16 bits, which Pillow would reduce to 8 bits: expected 8 bits a channel"
             )
         return np.array(image.convert("RGB"))
 
@@ -75,7 +75,7 @@ def open_image(data: bytes, *formats: str) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=formats)
     except UnidentifiedImageError:
         wanted = "a 16-bit one-channel PNG" if formats == ("PNG",) else "a JPEG or PNG"
-        raise ValueError(f"its {len(data)} bytes are no file of that kind: expected {wanted}") from None
+        raise ValueError(f"its {len(data)} bytes are not such a file: expected {wanted}") from None
     except Image.DecompressionBombError as error:
         raise ValueError(str(error)) from error
 
@@ -99,5 +99,5 @@ def count_ids(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         pixels = counts[ids]
     else:
         ids, pixels = np.unique(mask, return_counts=True)
-    labelled = ids != IGNORE_ID
-    return ids[labelled], pixels[labelled]
+    labeled = ids != IGNORE_ID
+    return ids[labeled], pixels[labeled]

@@ -194,7 +194,7 @@ def read_samples(
                     found.append((key, image, decode_mask(parts["mask.png"])))
         except (KeyError, OSError, EOFError, SyntaxError, ValueError, tarfile.TarError) as error:
             raise DataError(
-                f"{folder.at(shard.name)} cannot be read ({error}); see python -m kiloseg.data.verify {folder.name}"
+                f"{folder.at(shard.name)} cannot be read ({error}); run python -m kiloseg.data.verify {folder.name}"
             ) from error
     return found
 
@@ -215,8 +215,8 @@ def contact_sheet(samples: list[tuple[str, np.ndarray, np.ndarray]], info: Datas
         strength = np.full(labels.shape, 0.55)
         if info.background is not None:
             strength[labels == info.background] = 0
-        grey = image.mean(axis=2, keepdims=True)  # gray under a color, so that the color matches the legend
-        below = np.where(strength[..., None] > 0, grey, image)
+        gray = image.mean(axis=2, keepdims=True)  # gray under a color, so that the color matches the legend
+        below = np.where(strength[..., None] > 0, gray, image)
         overlay = below * (1 - strength[..., None]) + colors[labels] * strength[..., None]
         axes.imshow(overlay.astype(np.uint8), interpolation="nearest")
         axes.set_title(key, fontsize=8, parse_math=False)

@@ -47,7 +47,7 @@ class DatasetInfo:
     """One name per class; its position is the class id."""
     background: int | None
     """Id of the class that means 'nothing in particular', or None if the data set has no such class."""
-    licence: str
+    license: str
     command: str
     """The command line that builds the data set again."""
     recipe: dict[str, Any]
@@ -89,7 +89,7 @@ def write_info(directory: Path | str, info: DatasetInfo) -> None:
         "num_classes": info.num_classes,
         "ignore_id": IGNORE_ID,
         "background": info.background,
-        "licence": info.licence,
+        "licence": info.license,
         "command": info.command,
         "recipe": info.recipe,
         "splits": {split: [dataclasses.asdict(shard) for shard in shards] for split, shards in info.splits.items()},
@@ -112,10 +112,10 @@ def read_info(directory: Path | str) -> DatasetInfo:
         text = folder.read(DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{path} does not exist: expected a data set folder, as python datasets/glyphs.py --out DIR makes one"
+            f"{path} does not exist: expected a data set folder, such as python datasets/glyphs.py --out DIR makes"
         ) from None
     except PermissionError as error:
-        raise DataError(f"{path} cannot be read ({error}); mend its rights") from error
+        raise DataError(f"{path} cannot be read ({error}); correct its permissions") from error
     try:
         content = json.loads(text.decode())
         if content["format"] != FORMAT:
@@ -125,7 +125,7 @@ def read_info(directory: Path | str) -> DatasetInfo:
             name=content["name"],
             classes=content["classes"],
             background=content["background"],
-            licence=content["licence"],
+            license=content["licence"],
             command=content["command"],
             recipe=content["recipe"],
             splits=splits,

@@ -21,12 +21,12 @@ def raw_samples(file: IO[bytes]) -> Iterator[tuple[str, dict[str, bytes]]]:
             key, dot, part = member.name.partition(".")
             content = tar.extractfile(member)
             if content is None or not key or not dot:
-                raise ValueError(f"member {member.name!r} is no KEY.SUFFIX file")
+                raise ValueError(f"member {member.name!r} is not named KEY.SUFFIX")
             if key != current and parts:
                 yield current, parts
                 parts = {}
             elif part in parts:
-                raise ValueError(f"member {member.name!r} comes twice")
+                raise ValueError(f"member {member.name!r} occurs twice")
             current = key
             parts[part] = content.read()
     if parts:

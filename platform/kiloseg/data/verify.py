@@ -167,7 +167,7 @@ def _shard_problems(task: _Task, *, location: str, num_classes: int, indexed: bo
                 position += 1
                 faults, found = _sample(parts, num_classes)
                 if key in keys:
-                    faults.append("its key comes twice")
+                    faults.append("its key occurs twice")
                 elif indexed:
                     faults += _row_faults(found, rows.pop(key, None))
                 keys.add(key)
@@ -220,7 +220,7 @@ def _sample(parts: dict[str, bytes], num_classes: int) -> tuple[list[str], dict[
                 )
     try:
         if not isinstance(json.loads(parts.get("json", b"")), dict):
-            faults.append("its .json is no object")
+            faults.append("its .json is not an object")
     except ValueError as error:
         faults.append(f"its .json is missing or cannot be read: {error}")
     return faults, found
@@ -252,7 +252,7 @@ def main(arguments: Arguments) -> int:
     for line in (*problems, *(f"warning: {twin}" for twin in twins[:SHOWN])):
         print(line)
     if len(twins) > SHOWN:
-        print(f"warning: {len(twins) - SHOWN} more images come twice")
+        print(f"warning: {len(twins) - SHOWN} more images occur twice")
     if problems:
         print(
             f"{len(problems)} problems; restore what is damaged, or build the data set again: {info.command} --rebuild"

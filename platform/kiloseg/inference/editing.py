@@ -136,7 +136,7 @@ def _fitted(head: Head, means_ND: Tensor, embedded: Sequence[Sequence[Embedded]]
     return torch.stack(rows)
 
 
-def neighbours(content: dict[str, Any]) -> list[tuple[int, float]]:
+def neighbors(content: dict[str, Any]) -> list[tuple[int, float]]:
     """Returns, for each class, the label of the nearest other class and the cosine of the two."""
     rows_CD = F.normalize(_table(content).float(), dim=1)
     found = []
@@ -171,11 +171,11 @@ def _label(classes: ModelClasses, name: str) -> int:
     found = [label for label, each in enumerate(classes.names) if each == name]
     if len(found) != 1:
         raise ValueError(
-            f"{len(found) or 'no'} classes are called {name!r}: expected one; `kiloseg classes SOURCE list` prints all"
+            f"{len(found) or 'no'} classes are called {name!r}: expected one; `kiloseg classes SOURCE list` prints all names"
         )
     return found[0]
 
 
 def _check_new(classes: ModelClasses, name: str) -> None:
     if not name or name in classes.names:
-        raise ValueError(f"a class is called {name!r} already" if name else "the new name is empty")
+        raise ValueError(f"a class called {name!r} exists already" if name else "the new name is empty")

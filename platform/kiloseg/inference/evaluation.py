@@ -115,8 +115,8 @@ def evaluate(
 def _check_classes(classes: ModelClasses, ids: np.ndarray, names: list[str], data: str) -> None:
     if len(classes) != len(ids):
         raise DataError(
-            f"{data} gives {len(ids)} classes, the model has {len(classes)}: expected the data set it was trained on, "
-            f"{classes.data or 'whose name it does not know'}, or one with the same classes"
+            f"{data} has {len(ids)} classes, but the model has {len(classes)}: expected the data set it was trained on, "
+            f"{classes.data or 'whose name is unknown'}, or one with the same classes"
         )
     for label, (mine, theirs) in enumerate(zip(classes.ids, ids, strict=True)):
         if mine != theirs or classes.names[label] not in (names[theirs], f"class {label}"):

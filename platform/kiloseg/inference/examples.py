@@ -122,7 +122,7 @@ def _read(image: np.ndarray | Path | str, mask: np.ndarray | Path | str) -> tupl
     smaller = np.asarray(Image.fromarray(pixels_HW3).resize(size[::-1]))
     marked = np.array(Image.fromarray(marked_HW).resize(size[::-1], Image.Resampling.NEAREST))
     if not marked.any():
-        raise ValueError(f"mask {mask_name} marks too little to be seen at {size} pixels: expected a larger object")
+        raise ValueError(f"mask {mask_name} marks too few pixels to be seen at {size} pixels: expected a larger object")
     return smaller, marked
 
 

@@ -42,12 +42,12 @@ def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
                 return _upright(opened, folder.at(name))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{folder.at(name)} says that it is larger than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; raise "
-            "PIL.Image.MAX_IMAGE_PIXELS if that is right"
+            f"{folder.at(name)} is larger than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; raise "
+            "PIL.Image.MAX_IMAGE_PIXELS if that is intended"
         ) from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         raise ValueError(
-            f"{folder.at(name)} is no image that can be read ({error}); expected {', '.join(FORMATS)}"
+            f"{folder.at(name)} cannot be read as an image ({error}); expected {', '.join(FORMATS)}"
         ) from error
 
 

@@ -44,5 +44,5 @@ def _expand(word: str) -> list[tuple[str, str]]:
         return [(path.stem, word)]
     matches = sorted(match for match in glob.glob(word, recursive=True) if Path(match).is_file())  # noqa: PTH207
     if not matches:
-        raise ValueError(f"{word}: there is no such file or folder, and no file that the pattern fits")
+        raise ValueError(f"{word}: no such file or folder exists, and no file matches the pattern")
     return [(Path(match).stem, match) for match in matches]

@@ -107,7 +107,7 @@ def classes_of(state: dict[str, Any]) -> ModelClasses:
         classes = ModelClasses.of_data(data)
     except (DataError, ConnectionError) as error:
         warnings.warn(
-            f"{state['location']} does not say what its classes are called, and its data set cannot be read ({error}); "
+            f"{state['location']} does not name its classes, and its data set cannot be read ({error}); "
             "they are called by their numbers",
             stacklevel=3,
         )

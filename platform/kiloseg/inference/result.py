@@ -155,7 +155,7 @@ def output_files(folder: Path, name: str, *, page: bool = False) -> list[Path]:
         ValueError: the name is empty.
     """
     if not name:
-        raise ValueError("the image was given as pixels and has no name: say what its files are to be called")
+        raise ValueError("the image was given as pixels and has no name: give a name for its files")
     kinds = ("labels.png", "overlay.png", *(["html"] if page else []), "json")
     return [folder / f"{name}.{kind}" for kind in kinds]
 

@@ -48,7 +48,7 @@ class IoU:
             torch.distributed.all_reduce(self.counts_3C)
 
     @property
-    def num_labelled(self) -> int:
+    def num_labeled(self) -> int:
         """Returns the number of labeled pixels so far."""
         return int(self.counts_3C[2].sum())
 
@@ -59,10 +59,10 @@ class IoU:
             "miou" and "pixel_accuracy" (floats, NaN if no pixel was labeled) and "iou_per_class", a float64 tensor of
             length C with NaN for classes that occur nowhere.
         """
-        hits, predicted, labelled = self.counts_3C.cpu().double()
-        iou_C = hits / (predicted + labelled - hits)
+        hits, predicted, labeled = self.counts_3C.cpu().double()
+        iou_C = hits / (predicted + labeled - hits)
         return {
             "miou": iou_C.nanmean().item(),
-            "pixel_accuracy": (hits.sum() / labelled.sum()).item(),
+            "pixel_accuracy": (hits.sum() / labeled.sum()).item(),
             "iou_per_class": iou_C,
         }

@@ -143,7 +143,7 @@ def register_head(name: str, settings: HeadSettings | None = None) -> Callable[[
         ValueError: there is already a head with that name.
     """
     if name in _CLASSES:
-        raise ValueError(f"a head is called {name!r} already ({_CLASSES[name].__name__}); give another name")
+        raise ValueError(f"a head called {name!r} exists already ({_CLASSES[name].__name__}); choose another name")
 
     def register(head: HeadT) -> HeadT:
         HEADS.setdefault(name, settings or HeadSettings())
@@ -171,7 +171,7 @@ class EmbeddingHead(Head):
     def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
         super().__init__(model, loss, num_classes)
         loss.negatives.check_classes(num_classes)
-        self.normalise_early = model.normalise_early
+        self.normalize_early = model.normalize_early
         self.table = ClassTable(num_classes, model.embed_dim)
 
     @staticmethod
@@ -180,8 +180,8 @@ class EmbeddingHead(Head):
         return model.embed_dim
 
     def forward(self, outputs_BNhw: Tensor) -> Tensor:
-        """Returns pixel embeddings (B, D, h, w), which are unit vectors if `model.normalise_early` is set."""
-        return F.normalize(outputs_BNhw, dim=1) if self.normalise_early else outputs_BNhw
+        """Returns pixel embeddings (B, D, h, w), which are unit vectors if `model.normalize_early` is set."""
+        return F.normalize(outputs_BNhw, dim=1) if self.normalize_early else outputs_BNhw
 
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
         """Computes cross-entropy against chosen negatives, and the regularizer that keeps classes apart."""

@@ -68,7 +68,7 @@ def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int])
         ValueError: the table has fewer than 2 classes.
     """
     if len(table_CD) < 2:
-        raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since there is no runner-up else")
+        raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since one class has no runner-up")
     labels_KBHW, cosines_KBHW = nearest_several(pixels_BDhw, table_CD, size=size, count=2)
     return Nearest(labels_KBHW[0], cosines_KBHW[0], labels_KBHW[1], cosines_KBHW[1])
 

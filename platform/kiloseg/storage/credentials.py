@@ -27,6 +27,6 @@ def require_no_credentials(name: str, location: str) -> None:
     if _USER.match(location):
         hidden = _USER.sub(r"\g<scheme>...@", location)
         raise ValueError(
-            f"{name} = {hidden!r}: expected a URL without user and password, since settings are logged; they come from the "
+            f"{name} = {hidden!r}: expected a URL without user and password, since settings are logged; set them in the "
             "environment"
         )

@@ -118,11 +118,11 @@ class RemoteFolder:
             except (NotImplementedError, ValueError) as error:
                 raise DataError(
                     f"{self.name}: {_first_line(error).replace(url, self.name)}; expected a path, or a URL of a filesystem "
-                    "that pyarrow knows, as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
+                    "that pyarrow knows, such as s3://BUCKET/FOLDER or gs://BUCKET/FOLDER"
                 ) from error
         self._path = path.rstrip("/")
         if "/" not in self._path:
-            raise DataError(f"{self.name}: expected a folder inside a bucket, as {parts.scheme}://BUCKET/FOLDER")
+            raise DataError(f"{self.name}: expected a folder inside a bucket, such as {parts.scheme}://BUCKET/FOLDER")
 
     def at(self, name: str) -> str:
         """Does the same as in LocalFolder."""

@@ -87,7 +87,7 @@ class Lease:
             if holder is not None and holder["token"] == self._token:
                 self._folder.remove(FILE)
         except OSError as error:  # the storage is unavailable; the lease expires by itself
-            logger.warning("%s cannot be removed (%s); it lapses in a minute", self._folder.at(FILE), error)
+            logger.warning("%s cannot be removed (%s); it expires in a minute", self._folder.at(FILE), error)
 
     def _keep(self) -> None:
         while not self._ended.wait(RENEWED_EVERY_S):
@@ -116,7 +116,7 @@ class Lease:
         self._folder.write(FILE, json.dumps(sign).encode())
 
 
-_REMEDY = "wait for it to end, or start a study of your own without --resume"
+_REMEDY = "wait for it to end, or start your own study without --resume"
 
 
 def _check_free(folder: Folder, name: str) -> None:
@@ -131,11 +131,15 @@ def _check_free(folder: Folder, name: str) -> None:
         raise StudyRunningError(f"study {name} is being run by process {pid} of this machine; {_REMEDY}")
     if age < LAPSES_AFTER_S:
         raise StudyRunningError(
-            f"study {name} is being run by process {pid} on {host}, which was alive {age:.0f} s ago; {_REMEDY}; if that "
+            f"study {name} is being run by process {pid} on {host}, which renewed its lease {age:.0f} s ago; {_REMEDY}; if that "
             f"machine is gone, try again in {LAPSES_AFTER_S - age:.0f} s"
         )
     logger.warning(
-        "study %s was run by process %s on %s; waiting %.0f s for a sign of life", name, pid, host, WATCHED_S
+        "study %s was run by process %s on %s; waiting %.0f s to see whether it is still running",
+        name,
+        pid,
+        host,
+        WATCHED_S,
     )
     ends = time.monotonic() + WATCHED_S
     while time.monotonic() < ends:

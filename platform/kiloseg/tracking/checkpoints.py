@@ -33,7 +33,7 @@ def checkpoint_of_study(name: str, runs: Path) -> str:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
             raise ValueError(
-                f"{name} is no file, no folder, and no study in MLflow; give a checkpoint, a folder of them, runs:/ID, or the "
+                f"{name} is not a file, a folder or a study in MLflow; give a checkpoint, a folder of them, runs:/ID, or the "
                 "name of a study (and the folder it was recorded in, --runs, if that is another)"
             )
         found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
@@ -41,7 +41,7 @@ def checkpoint_of_study(name: str, runs: Path) -> str:
             if MLFLOW_PARENT_RUN_ID not in run.data.tags and (place := _place(client, run)):
                 return place
     except MlflowException as error:
-        raise ConnectionError(f"MLflow could not be asked for study {name} ({_first_line(error)})") from error
+        raise ConnectionError(f"MLflow could not be queried for study {name} ({_first_line(error)})") from error
     raise ValueError(f"no run of study {name} has a checkpoint; give runs:/ID of a trial, or a checkpoint file")
 
 
@@ -66,7 +66,7 @@ def checkpoint_of_run(run_id: str, runs: Path) -> str:
     if place is None:
         raise ValueError(
             f"runs:/{run_id} has no checkpoint: none was logged to it, and its trainer.output = "
-            f"{run.data.params.get('trainer.output')!r} is no folder of this machine"
+            f"{run.data.params.get('trainer.output')!r} is not a folder on this machine"
         )
     return place
 

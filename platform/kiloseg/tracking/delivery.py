@@ -129,7 +129,7 @@ class Delivery:
         if not delivered:
             self._queue.copy_elsewhere(lines)
             logger.warning(
-                "MLflow at %s has not taken %d messages; they are kept in %s, and --resume delivers them",
+                "MLflow at %s has not accepted %d messages; they are kept in %s, and --resume delivers them",
                 self.tracker.shown,
                 left,
                 self._queue.location,
@@ -176,7 +176,7 @@ class Delivery:
         if self._away_since is None:
             self._away_since = time.monotonic()
             logger.warning(
-                "MLflow at %s does not answer (%s); the study goes on, its numbers wait in %s",
+                "MLflow at %s does not answer (%s); the study continues, and its numbers wait in %s",
                 self.tracker.shown,
                 self._without_address(error).partition("\n")[0][:200],
                 self.path,
@@ -188,7 +188,8 @@ class Delivery:
     def _note_back(self) -> None:
         if self._away_since is not None:
             logger.warning(
-                "MLflow answers again after %.0f s; what waited is delivered", time.monotonic() - self._away_since
+                "MLflow answers again after %.0f s; the waiting numbers are delivered",
+                time.monotonic() - self._away_since,
             )
             self._away_since = None
 

@@ -81,7 +81,7 @@ class Tracker:
         if not uri:
             if runs is None:
                 raise ValueError(
-                    "MLflow's own database is a file and needs a folder of this machine: with runs elsewhere set "
+                    "MLflow's own database is a file and needs a folder on this machine: if runs are elsewhere, set "
                     "MLFLOW_TRACKING_URI to a tracking server (make services starts one), or to sqlite:////FOLDER/mlflow.db"
                 )
             uri = f"sqlite:///{runs.resolve() / 'mlflow.db'}"

@@ -29,8 +29,8 @@ try:
     import pwd
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
-        "kiloseg.tracking.services needs a POSIX system (users, Unix sockets, signals); elsewhere start an MLflow server "
-        "yourself and name it in MLFLOW_TRACKING_URI"
+        "kiloseg.tracking.services needs a POSIX system (users, Unix sockets, signals); on other systems, start an MLflow server "
+        "yourself and set MLFLOW_TRACKING_URI to it"
     ) from error
 
 
@@ -213,7 +213,7 @@ def main(services: Services) -> None:
     try:
         server = TrackingServer(services.folder, database.uri, services.port, services.workers)
         try:
-            print(f"MLflow is ready:  export MLFLOW_TRACKING_URI={server.uri}   (interrupt to stop)", flush=True)
+            print(f"MLflow is ready:  export MLFLOW_TRACKING_URI={server.uri}   (press Ctrl+C to stop)", flush=True)
             server.process.wait()
         except KeyboardInterrupt:
             print("stopping")

@@ -40,7 +40,8 @@ def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, 
                 folder.put(scratch / name, name)
     except (OSError, RuntimeError) as error:  # torch reports a failed write as RuntimeError
         raise OSError(
-            f"checkpoint {folder.at(name)} could not be written ({error}); make room and resume, older ones are kept"
+            f"checkpoint {folder.at(name)} could not be written ({error}); free some disk space and "
+            "resume; older checkpoints are kept"
         ) from error
     older = [other for other in checkpoint_names(folder.entries()) if other != name]
     for old in older[: max(len(older) - keep + 1, 0)]:
@@ -65,9 +66,11 @@ def load_checkpoint(path: Path | str) -> dict[str, Any]:
     except ConnectionError:
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
-        raise ValueError(f"checkpoint {shown} is damaged ({type(error).__name__}); use the one before it") from error
+        raise ValueError(
+            f"checkpoint {shown} is damaged ({type(error).__name__}); use the checkpoint before it"
+        ) from error
     if not isinstance(state, dict) or state.get("format") != FORMAT:
-        raise ValueError(f"{shown} is no checkpoint of kiloseg (expected format {FORMAT!r})")
+        raise ValueError(f"{shown} is not a checkpoint of kiloseg (expected format {FORMAT!r})")
     return state | {"location": str(path)}
 
 

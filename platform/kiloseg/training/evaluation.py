@@ -64,9 +64,9 @@ def evaluate(
     if stopped:
         return None
     counts.all_reduce()
-    if not counts.num_labelled:
+    if not counts.num_labeled:
         raise DataError(
-            "no pixel of the evaluated samples has a label of the model's classes, so that there is no IoU; check the masks "
+            "no pixel of the evaluated samples has a label of the model's classes, so there is no IoU; check the masks "
             "of the split (python -m kiloseg.data.verify), data.val_samples and data.num_classes"
         )
     return counts

@@ -19,7 +19,7 @@ from tqdm import tqdm
 from kiloseg.config import Config
 from kiloseg.data.classes import count_classes
 from kiloseg.data.description import read_info
-from kiloseg.data.labelled import require_labelled
+from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
@@ -70,7 +70,7 @@ def train(
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
-    require_labelled(config.data, info)
+    require_labeled(config.data, info)
     rank, world = workers.rank, workers.world_size
     batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)
     validation = {
@@ -124,7 +124,7 @@ class _Steps:
         self._steps_per_epoch = batches.steps_per_epoch
         self._clock = Clock(state.workers.device)
         self._taken = 0
-        self._labelled = False
+        self._labeled = False
 
     def take(self) -> None:
         """Takes the next step."""
@@ -135,7 +135,7 @@ class _Steps:
         with self._clock.running(images=config.trainer.batch_size if timed else 0):
             batch = next(self._batches)
             # Checked until a label is found, which is almost always in the first batch.
-            self._labelled = self._labelled or bool((batch.labels >= 0).any())
+            self._labeled = self._labeled or bool((batch.labels >= 0).any())
             torch.manual_seed(_step_seed(config.trainer.seed, state.step, workers.rank))
             factor = learning_rate_factor(state.step, config.trainer.steps, config.optimizer)
             set_learning_rate(state.optimizer, factor)
@@ -158,12 +158,12 @@ class _Steps:
 
         Raises:
             NonFiniteLossError: the loss is NaN or infinite.
-            DataError: no crop of a whole epoch, or of a whole run, had a labelled pixel.
+            DataError: no crop of a whole epoch, or of a whole run, had a labeled pixel.
         """
         whole = self._taken >= self._steps_per_epoch or 0 < self._taken == self._state.config.trainer.steps
-        if whole and not self._state.workers.any(self._labelled):
+        if whole and not self._state.workers.any(self._labeled):
             raise DataError(
-                f"{self._state.config.data.path}: no pixel of the {self._taken} training batches so far has a label, so that "
+                f"{self._state.config.data.path}: no pixel of the {self._taken} training batches so far has a label, so "
                 "nothing is learned; check the masks (python -m kiloseg.data.verify) and data.num_classes"
             )
         return Report(

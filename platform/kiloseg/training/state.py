@@ -118,7 +118,7 @@ class TrainState:
         changes = differences(flatten(self.config), stored["config"])
         if changes:
             raise ValueError(
-                f"the checkpoint is of another run ({changes}); resume with its settings, or start anew in another "
+                f"the checkpoint belongs to another run ({changes}); resume with its settings, or start again in another "
                 "trainer.output"
             )
         self.segmenter.load_state_dict(stored.pop("model"))

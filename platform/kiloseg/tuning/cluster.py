@@ -40,7 +40,9 @@ def check_kept(folder: Path) -> None:
         ValueError: `folder` is inside that of a submitted job.
     """
     if "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ and folder.is_relative_to(PACKAGE.parents[1]):
-        raise ValueError(f"runs = {str(folder)!r} goes when this job is over; give --runs a folder that all nodes see")
+        raise ValueError(
+            f"runs = {str(folder)!r} is removed when this job ends; set --runs to a folder that all nodes see"
+        )
 
 
 @contextlib.contextmanager
@@ -104,7 +106,7 @@ def concurrency(resources: Resources) -> int:
     fitting = min(int(cluster.get(name, 0) // need) for name, need in needs.items() if need)
     if fitting < 1:
         raise ValueError(
-            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs; on one "
-            "whose workers start when they are asked for, say --gpus-per-worker 1 and --max-concurrent"
+            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs; on a cluster "
+            "whose workers start on demand, set --gpus-per-worker 1 and --max-concurrent"
         )
     return fitting

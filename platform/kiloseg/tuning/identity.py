@@ -12,7 +12,7 @@ from typing import Any
 from ray import tune
 
 from kiloseg.config import Config
-from kiloseg.overrides import MAY_DIFFER, differences, flatten
+from kiloseg.overrides import MAY_DIFFER, differences, flatten, renamed
 from kiloseg.storage.filesystems import Folder, inside, open_folder
 
 PLAN = "study.json"
@@ -42,7 +42,7 @@ def newest_id(storage: str, name: str) -> str:
     for found in reversed(folder.entries()):
         if identity.fullmatch(found) and tune.Tuner.can_restore(inside(storage, found)):
             return found
-    raise ValueError(f"no study of the name {name!r} to resume in {folder.name}; start one without --resume")
+    raise ValueError(f"no study named {name!r} to resume in {folder.name}; start one without --resume")
 
 
 def write_plan(plan: Mapping[str, Any], place: Folder) -> None:
@@ -60,7 +60,7 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
         ValueError: the study was started with another plan; the message names the differences.
     """
     try:
-        begun = json.loads(place.read(PLAN))
+        begun = renamed(json.loads(place.read(PLAN)))
     except FileNotFoundError:  # the study began before this file existed
         return
     defaults = flatten(Config())
@@ -76,7 +76,7 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
             if name not in MAY_DIFFER and begun[name] != compared[name]
         ]
         raise ValueError(
-            f"--resume would go on with {study_id}, which is another study ({changes}); give its flags"
-            f"{' (' + ' '.join(flags) + ')' if flags else ''}, or start one without --resume. Studies of different --name are "
-            "resumed apart."
+            f"--resume would continue {study_id}, which is another study ({changes}); give its flags"
+            f"{' (' + ' '.join(flags) + ')' if flags else ''}, or start one without --resume. Studies with different --name are "
+            "resumed separately."
         )

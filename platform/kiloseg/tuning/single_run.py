@@ -78,7 +78,7 @@ def _check_unused(output: Path) -> None:
     left = sorted(path.name for pattern in ("step-*.pt", "outbox.jsonl") for path in output.glob(pattern))
     if left:
         raise ValueError(
-            f"--trainer.output {output} holds a run already ({', '.join(left)}): --resume goes on with it; for a new one give "
+            f"--trainer.output {output} holds a run already ({', '.join(left)}): --resume continues it; for a new run, give "
             "another --trainer.output, or remove that folder"
         )
 

@@ -201,7 +201,7 @@ def parse_dimension(text: str, base: Config) -> Dimension:
             raise ValueError(f"--search {text}: {form}")
         low, high = (_value(name, edge, base, text) for edge in edges)
         if not all(isinstance(edge, int | float) and not isinstance(edge, bool) for edge in (low, high)):
-            raise ValueError(f"--search {text}: {name} is no number; give its values, as in {name}=VALUE,VALUE")
+            raise ValueError(f"--search {text}: {name} is not a number; give its values, as in {name}=VALUE,VALUE")
         return Dimension(name=name, scale=typing.cast(Scale, scale), low=low, high=high)
     return choice(name, [_value(name, value, base, text) for value in values.split(",")])
 

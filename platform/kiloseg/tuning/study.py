@@ -182,7 +182,7 @@ def running_study(
             running.publish()
         except BaseException as error:
             if running.has_trials:
-                error.add_note(f"what study {study_id} has computed is kept: --resume goes on with it")
+                error.add_note(f"the results of study {study_id} are kept: --resume continues it")
             if lease.lost:  # another process now continues the study and its run
                 delivery.close(patience_s=0)
             else:

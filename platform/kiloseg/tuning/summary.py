@@ -117,11 +117,11 @@ def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
     place = open_folder(row.checkpoint)
     names = fnmatch.filter(place.entries(), PATTERN)
     if not names:
-        raise ValueError(f"{place.name} holds no checkpoint (expected {PATTERN})")
+        raise ValueError(f"{place.name} has no checkpoint (expected {PATTERN})")
     if isinstance(place, LocalFolder):
         return place.path / names[0]
     if folder is None:
-        raise ValueError(f"{place.at(names[0])} is not on this machine; give a folder to fetch it into")
+        raise ValueError(f"{place.at(names[0])} is not on this machine; give a folder to copy it to")
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / names[0]
     file.write_bytes(place.read(names[0]))

@@ -65,7 +65,7 @@ class BadSamples:
             free = (self._met[:, 0] < 0).nonzero()
             if not known and not len(free):
                 raise DataError(
-                    f"{error}; or leave such samples out: data.max_bad_samples = {self._allowed} allows no more"
+                    f"{error}; data.max_bad_samples = {self._allowed} allows no more bad samples: repair the data set or raise it"
                 ) from error
             if not known:
                 self._met[free[0, 0]] = sample

@@ -76,5 +76,5 @@ class Slots:
         own = self._memory.batch()
         own.images.copy_(self.images[worker, slot])
         own.labels.copy_(self.labels[worker, slot])
-        assert self._written[worker, slot] == number, "a loader process worked further ahead than it has slots"
+        assert self._written[worker, slot] == number, "a loader process is further ahead than its slots allow"
         return own

@@ -28,11 +28,11 @@ def draw_jitter(strength: float, rng: random.Random) -> Jitter:
     return Jitter(brightness=brightness, contrast=contrast, saturation=saturation, order=order)
 
 
-def change_colours(image_HW3: np.ndarray, jitter: Jitter) -> np.ndarray:
+def change_colors(image_HW3: np.ndarray, jitter: Jitter) -> np.ndarray:
     """Applies the three changes to a uint8 image (H, W, 3) as one linear map.
 
     Brightness scales a pixel, contrast blends it with the mean luma of the image, saturation with its own luma L. Each is
-    linear, so together they are x -> gain * x + grey * L(x) + offset, and as the weights of L add up to 1, the mean luma
+    linear, so together they are x -> gain * x + gray * L(x) + offset, and as the weights of L add up to 1, the mean luma
     after each change follows from the one before. Values are rounded and clamped to 0..255 once, at the end. torchvision
     does this after each change and so loses values that a later change would have brought back into range.
     """
@@ -41,17 +41,17 @@ def change_colours(image_HW3: np.ndarray, jitter: Jitter) -> np.ndarray:
     luma = planes[0] * LUMA[0]
     luma.add_(planes[1], alpha=LUMA[1]).add_(planes[2], alpha=LUMA[2])
     mean = luma.mean().item()
-    gain, grey, offset = 1.0, 0.0, 0.0
+    gain, gray, offset = 1.0, 0.0, 0.0
     for change in jitter.order:
         factor = getattr(jitter, change)
         if change == "brightness":
-            gain, grey, offset = factor * gain, factor * grey, factor * offset
+            gain, gray, offset = factor * gain, factor * gray, factor * offset
         elif change == "contrast":
-            level = (gain + grey) * mean + offset
-            gain, grey, offset = factor * gain, factor * grey, factor * offset + (1 - factor) * level
+            level = (gain + gray) * mean + offset
+            gain, gray, offset = factor * gain, factor * gray, factor * offset + (1 - factor) * level
         else:
-            gain, grey = factor * gain, grey + (1 - factor) * gain
-    luma.mul_(grey).add_(offset + 0.5)  # conversion to integers truncates
+            gain, gray = factor * gain, gray + (1 - factor) * gain
+    luma.mul_(gray).add_(offset + 0.5)  # conversion to integers truncates
     torch.add(luma, planes, alpha=gain, out=planes).clamp_(0, 255)
     # NumPy converts floats to bytes many times faster than torch.
     changed = np.empty_like(image_HW3, order="C")

@@ -87,14 +87,14 @@ def _plain_ids(data: bytes) -> np.ndarray | None:
     first, last = _PNG_HEAD.size, len(data) - _PNG_TAIL.size
     if last < first:
         return None
-    sign, *ihdr, width, height, depth, colour, method, filters, interlaced, ihdr_sum, length, idat = (
+    sign, *ihdr, width, height, depth, color, method, filters, interlaced, ihdr_sum, length, idat = (
         _PNG_HEAD.unpack_from(data)
     )
     idat_sum, *iend = _PNG_TAIL.unpack_from(data, last)
     view = memoryview(data)
     if (
         (sign, *ihdr, idat, *iend) != (b"\x89PNG\r\n\x1a\n", 13, b"IHDR", b"IDAT", 0, b"IEND", 0xAE426082)
-        or (depth, colour, method, filters, interlaced) != (16, 0, 0, 0, 0)
+        or (depth, color, method, filters, interlaced) != (16, 0, 0, 0, 0)
         or length != last - first
         or ihdr_sum != zlib_ng.crc32(view[12:29])
         or idat_sum != zlib_ng.crc32(view[first - 4 : last])

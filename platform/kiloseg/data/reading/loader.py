@@ -240,7 +240,7 @@ class ValidationBatches:
         if received != self.samples:
             raise DataError(
                 f"validation received {received} of its {self.samples} samples from {self._loader.num_workers} loader "
-                f"processes; batches are lost where {FOLDER} is full: lower {VALIDATION_SETTINGS}, or give it more room"
+                f"processes; batches are lost when {FOLDER} is full: lower {VALIDATION_SETTINGS}, or give it more room"
             )
 
 

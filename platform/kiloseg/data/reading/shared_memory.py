@@ -36,7 +36,8 @@ def require_room(num_bytes: int, settings: str) -> None:
     if num_bytes > free_bytes:
         raise DataError(
             _message(
-                f"{FOLDER} has {free_bytes / 2**20:.1f} MiB free, up to {num_bytes / 2**20:.1f} are needed", settings
+                f"{FOLDER} has {free_bytes / 2**20:.1f} MiB free, but up to {num_bytes / 2**20:.1f} MiB are needed",
+                settings,
             )
         )
 
@@ -58,6 +59,6 @@ def naming_settings(settings: str) -> Iterator[None]:
 
 def _message(found: str, settings: str) -> str:
     return (
-        f"{found}, for the batches that loader processes hand over: lower {settings}, use data.loader_workers = 0, or give "
+        f"{found}, but the loader processes need it for batches: lower {settings}, use data.loader_workers = 0, or give "
         "the container more (docker run --shm-size=2g)"
     )

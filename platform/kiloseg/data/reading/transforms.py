@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from kiloseg.config import Data
-from kiloseg.data.reading.color import change_colours, draw_jitter
+from kiloseg.data.reading.color import change_colors, draw_jitter
 
 
 class NoSuchPixelError(ValueError):
@@ -40,8 +40,8 @@ class _Span(NamedTuple):
 
     def nearest(self) -> np.ndarray:
         """Returns the image pixel under the center of each crop pixel: int64 of shape (size,)."""
-        centres = (2 * np.arange(self.size) + 1) * self.length // (2 * self.size)
-        return self.start + centres
+        centers = (2 * np.arange(self.size) + 1) * self.length // (2 * self.size)
+        return self.start + centers
 
 
 class Augment:
@@ -113,11 +113,11 @@ class Augment:
         jitter = draw_jitter(self.data.jitter, rng) if self.data.jitter else None
         grows = math.prod(size) >= math.prod(image_HW3.shape[:2])
         if jitter is not None and grows:
-            image_HW3 = change_colours(image_HW3, jitter)
+            image_HW3 = change_colors(image_HW3, jitter)
         if size != image_HW3.shape[:2]:
             image_HW3 = _resize(image_HW3, size)
         if jitter is not None and not grows:
-            image_HW3 = change_colours(image_HW3, jitter)
+            image_HW3 = change_colors(image_HW3, jitter)
         return torch.from_numpy(image_HW3).permute(2, 0, 1)
 
 

@@ -113,7 +113,7 @@ def build(
         ValueError: there are no tasks.
     """
     if not tasks:
-        raise ValueError(f"data set {info.name}: no shards to build; expected at least one sample in some split")
+        raise ValueError(f"data set {info.name} has no shards to build; expected at least one sample in some split")
     if (found := finished(output, info.recipe)) is not None:
         return found
     begin = time.perf_counter()
@@ -137,7 +137,7 @@ def build(
         tally.add(task.split, *_rows(folder, task, digest))
     report = tally.report(left_out or {})
     if output.strict and report["warnings"]:
-        raise DataError("; ".join(report["warnings"]) + " (--strict: without it these are warnings)")
+        raise DataError("; ".join(report["warnings"]) + " (without --strict, these are warnings)")
     info = dataclasses.replace(info, splits=splits, report=report)
     with writing(folder):
         write_tables(folder, (_rows(folder, task, digest)[0] for task in tasks))
@@ -146,7 +146,7 @@ def build(
     kept = sum(was_kept for _, was_kept in done.values())
     written = sum(shard.samples for shard, was_kept in done.values() if not was_kept)
     seconds = time.perf_counter() - begin
-    kept_from = f", {kept} of {len(tasks)} shards kept from before" if kept else ""
+    kept_from = f", {kept} of {len(tasks)} shards kept from an earlier run" if kept else ""
     print(f"{folder.name}: {_summary(info)}, {seconds:.1f} s, {written / seconds:.0f} samples/s{kept_from}")
     print(*lines(report), sep="\n")
     return info
@@ -230,8 +230,8 @@ def _rows(folder: Folder, task: ShardTask, digest: str) -> tuple[pyarrow.Table, 
     record = read_record(folder, task.name, _task_digest(digest, task))
     if record is None:
         raise DataError(
-            f"{folder.at(task.name)}: what was written does not arrive, or was removed: expected a folder that all machines "
-            "of the cluster see, or a URL; and no other build in the same one"
+            f"{folder.at(task.name)}: the written file is missing: expected a folder that all machines "
+            "of the cluster see, or a URL, and no other build in the same folder"
         )
     return record[1:]
 
@@ -251,7 +251,7 @@ def _whole(output: Output, recipe: dict[str, Any]) -> dict[str, Any]:
     try:
         return json.loads(json.dumps({**recipe, "shard_size": output.shard_size}))
     except TypeError as error:
-        raise TypeError(f"a recipe must be made of JSON's types ({error}): {recipe}") from error
+        raise TypeError(f"a recipe must consist of JSON types ({error}): {recipe}") from error
 
 
 def _summary(info: DatasetInfo) -> str:

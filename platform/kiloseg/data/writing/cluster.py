@@ -67,13 +67,13 @@ def _connect(address: str, code: str) -> None:
         ray.init(address=address, runtime_env=environment(code), logging_level=logging.WARNING)
     except (ConnectionError, RuntimeError) as error:
         if "InvalidAuthToken" in f"{error} {error.__cause__} {error.__context__}":
-            reason = "it asks for a token"
-            mend = "RAY_AUTH_MODE=token here too, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
+            reason = "it requires a token"
+            remedy = "RAY_AUTH_MODE=token here too, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN_PATH"
         else:
             reason = str(error).partition("\n")[0]
-            mend = "auto with a cluster on this machine, or HOST:PORT of the head of one"
+            remedy = "auto with a cluster on this machine, or HOST:PORT of the head of one"
         raise ConnectionError(
-            f"address = {address!r}: no connection to the cluster ({reason}); expected {mend}"
+            f"address = {address!r}: no connection to the cluster ({reason}); expected {remedy}"
         ) from error
 
 

@@ -39,7 +39,7 @@ def in_processes(
         pickled = pickle.dumps(work)
     except (AttributeError, TypeError, pickle.PicklingError) as error:
         raise TypeError(
-            f"{work} cannot be sent to another process ({error}); expected a module's function, or a partial of one"
+            f"{work} cannot be sent to another process ({error}); expected a function of a module, or a partial of one"
         ) from error
     # Spawned, not forked, since the caller may have threads (Ray, a notebook).
     context = multiprocessing.get_context("spawn")

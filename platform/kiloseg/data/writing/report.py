@@ -35,7 +35,7 @@ WHITE = "masks_with_255_ignored"
 
 WORDS = {
     SHAPELESS: "regions without a shape, which cannot be drawn",
-    HIDDEN: "objects that others hide wholly",
+    HIDDEN: "objects that others hide completely",
     UNANNOTATED: "images without an annotation",
 }
 
@@ -102,8 +102,8 @@ class Tally:
 
     def report(self, left_out: Mapping[str, int]) -> dict[str, Any]:
         """Returns the report in JSON types; its "warnings" are sentences. `left_out` has the number of files by kind."""
-        labelled = {split: int(pixels.sum()) for split, pixels in self._pixels.items()}
-        shares = {split: 1 - labelled[split] / max(area, 1) for split, area in self._area.items()}
+        labeled = {split: int(pixels.sum()) for split, pixels in self._pixels.items()}
+        shares = {split: 1 - labeled[split] / max(area, 1) for split, area in self._area.items()}
         found: dict[str, Any] = {
             "samples": dict(self._samples),
             "ignored": {split: round(share, 6) for split, share in shares.items()},
@@ -119,9 +119,9 @@ class Tally:
                 split: round(int(pixels[self._background]) / max(self._area[split], 1), 6)
                 for split, pixels in self._pixels.items()
             }
-        return found | {"warnings": list(self._warnings(shares, labelled))}
+        return found | {"warnings": list(self._warnings(shares, labeled))}
 
-    def _warnings(self, ignored: Mapping[str, float], labelled: Mapping[str, int]) -> Iterator[str]:
+    def _warnings(self, ignored: Mapping[str, float], labeled: Mapping[str, int]) -> Iterator[str]:
         for split in ("train", "val"):
             if split not in self._samples:
                 yield f"there is no split {split}"
@@ -130,8 +130,8 @@ class Tally:
             unseen = np.flatnonzero((val > 0) & (train == 0)).tolist()
             if unseen:
                 yield (
-                    f"{len(unseen)} classes are in val but not in train: {self._names(unseen)}; no network can learn them, "
-                    "divide the images otherwise"
+                    f"{len(unseen)} classes are in val but not in train: {self._names(unseen)}; no network can learn them; "
+                    "split the images differently"
                 )
         absent = np.flatnonzero(sum(self._pixels.values(), np.zeros(len(self._classes), np.int64)) == 0).tolist()
         if self._counts[WHITE] and absent:
@@ -141,25 +141,25 @@ class Tally:
             )
         for split, share in ignored.items():
             if share > MOSTLY:
-                yield f"{share:.1%} of the pixels of {split} are ignored; are the labels complete, are ids missing?"
+                yield f"{share:.1%} of the pixels of {split} are ignored; check that the labels are complete and no ids are missing"
         for split, pixels in self._pixels.items():
             most = int(pixels.argmax())
-            if labelled[split] and pixels[most] > ALMOST_ALL * labelled[split] and (pixels > 0).sum() > 1:
-                share = pixels[most] / labelled[split]
-                yield f"{share:.2%} of the labelled pixels of {split} are class {most} {self._classes[most]!r}"
-            elif labelled[split] and (pixels > 0).sum() == 1:
-                yield f"all labelled pixels of {split} are class {most} {self._classes[most]!r}"
+            if labeled[split] and pixels[most] > ALMOST_ALL * labeled[split] and (pixels > 0).sum() > 1:
+                share = pixels[most] / labeled[split]
+                yield f"{share:.2%} of the labeled pixels of {split} are class {most} {self._classes[most]!r}"
+            elif labeled[split] and (pixels > 0).sum() == 1:
+                yield f"all labeled pixels of {split} are class {most} {self._classes[most]!r}"
         if self._counts[HIDDEN]:
-            yield f"{self._counts[HIDDEN]} objects are hidden wholly by others; is --overlap right?"
+            yield f"{self._counts[HIDDEN]} objects are hidden completely by others; check --overlap"
         if self._counts[SHAPELESS]:
             yield f"{self._counts[SHAPELESS]} of {self._counts[REGIONS]} regions have no shape and are not drawn"
         if self._twins["two splits"]:
             yield (
                 f"{len(self._twins['two splits'])} images of one split are byte for byte in another: "
-                f"{_some(self._twins['two splits'])}; validation on them measures memory"
+                f"{_some(self._twins['two splits'])}; validation on them measures memorization"
             )
         if self._twins["one split"]:
-            yield f"{len(self._twins['one split'])} images are there twice: {_some(self._twins['one split'])}"
+            yield f"{len(self._twins['one split'])} images occur twice: {_some(self._twins['one split'])}"
 
     def _names(self, ids: list[int]) -> str:
         return _some([f"{class_id} {self._classes[class_id]!r}" for class_id in ids])

@@ -26,7 +26,7 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import WORK, Folder
 
 _MARKER = f"{WORK}/build.json"
-_MEND = "choose another --out, or empty this one yourself"
+_REMEDY = "choose another --out, or empty this folder yourself"
 
 
 def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
@@ -54,7 +54,7 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
         try:
             info = read_info(folder.location)
         except DataError as error:
-            raise DataError(f"{folder.name} holds something that is no readable data set ({error}); {_MEND}") from error
+            raise DataError(f"{folder.name} holds a data set that cannot be read ({error}); {_REMEDY}") from error
         found[info.name] = {shard.name for listed in info.splits.values() for shard in listed}
     if WORK in entries and folder.entries(WORK) not in (
         [],
@@ -65,17 +65,17 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
             found.setdefault(marker["name"], set()).update(marker["shards"])
         except (FileNotFoundError, KeyError, TypeError, ValueError) as error:
             raise DataError(
-                f"{folder.at(WORK)} holds no record of a build ({type(error).__name__}: {error}); {_MEND}"
+                f"{folder.at(WORK)} holds no record of a build ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
     for other in found.keys() - {name}:
         raise DataError(
-            f"{folder.name} holds the data set {other!r}: expected a new folder or an earlier build of {name!r}; {_MEND}"
+            f"{folder.name} holds the data set {other!r}: expected a new folder or an earlier build of {name!r}; {_REMEDY}"
         )
     foreign = [entry for entry in entries if entry != WORK]
     if foreign and not found:
         raise DataError(
             f"{folder.name} has no {DESCRIPTION} but holds {foreign[0]!r}: expected a new or empty folder, or an earlier "
-            f"build of {name!r}; {_MEND}"
+            f"build of {name!r}; {_REMEDY}"
         )
     return found.get(name, set())
 

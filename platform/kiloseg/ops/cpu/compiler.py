@@ -40,8 +40,8 @@ def _loaded() -> ctypes.CDLL | None:
         return ctypes.CDLL(str(compiled()))
     except (OSError, RuntimeError) as error:
         _log.warning(
-            "the loss and the search for nearest classes run on a CPU without their compiled kernels, several times as "
-            "slow: %s (KILOSEG_NATIVE=0 does so without this message)",
+            "the loss and the search for nearest classes run on a CPU without their compiled kernels, several times more "
+            "slowly: %s (set KILOSEG_NATIVE=0 to silence this message)",
             error,
         )
         return None
@@ -69,7 +69,7 @@ def compiled() -> Path:
         handle, scratch = tempfile.mkstemp(suffix=".so", dir=folder)
     except OSError as error:
         folder = Path(tempfile.mkdtemp(prefix="kiloseg-"))
-        _log.warning("%s: the kernels are compiled into %s, for this process alone", error, folder)
+        _log.warning("%s: the kernels are compiled into %s for this process only", error, folder)
         handle, scratch = tempfile.mkstemp(suffix=".so", dir=folder)
     os.close(handle)
     try:
@@ -105,7 +105,9 @@ def _compiler() -> str:
         if found:
             return found
     raise RuntimeError(
-        f"CC = {wanted}: no such compiler" if wanted else "no C compiler (cc, gcc or clang) was found; install one"
+        f"CC = {wanted}: this compiler does not exist"
+        if wanted
+        else "no C compiler (cc, gcc or clang) was found; install one"
     )
 
 

@@ -39,7 +39,7 @@ class Progress(tune.Callback):
         if len(new) > NAMED:
             self._print(trial, f"leaves out {len(new) - NAMED} more samples")
         if RESUMED in result:
-            self._print(trial, f"goes on from step {result[RESUMED]}")
+            self._print(trial, f"continues from step {result[RESUMED]}")
         elif result.get("outcome") in FAILED_OUTCOMES:
             self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
         else:

@@ -107,7 +107,7 @@ class Recorder(tune.Callback):
                 self.begun.add(trial.trial_id)
             action(run)
         except Exception as error:
-            logger.warning("numbers of trial %s are lost to MLflow (%s); the study goes on", trial.trial_id, error)
+            logger.warning("numbers of trial %s are lost to MLflow (%s); the study continues", trial.trial_id, error)
 
 
 def _of_this_process() -> Recorder | None:

@@ -36,8 +36,8 @@ def check_state(study: str) -> None:
     states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
     if not states:
         raise DataError(
-            f"{folder.name} has no state to go on from: its study ended before Ray wrote one down, right after its start; "
-            "start it anew, without --resume"
+            f"{folder.name} has no state to continue from: its study ended right after its start, before Ray saved a state; "
+            "start it again without --resume"
         )
     for prefix in (STATE, *PICKLED):
         names = [name for name in entries if name.startswith(prefix)]
@@ -46,17 +46,17 @@ def check_state(study: str) -> None:
                 _check_whole(folder.read(name), pickled=prefix != STATE)
         except ValueError as error:
             remedy = (
-                "move it away to go on from the state before it" if len(names) > 1 else "a new study has to be begun"
+                "move it away to continue from the state before it" if len(names) > 1 else "a new study must be started"
             )
             raise DataError(
-                f"{folder.at(names[-1])} is damaged ({error}); its trials are still there, but {remedy}"
+                f"{folder.at(names[-1])} is damaged ({error}); its trials still exist, but {remedy}"
             ) from error
     newest = states[-1].removeprefix(STATE).removesuffix(".json")
     now = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
     if newest >= now:
         raise DataError(
-            f"{folder.at(states[-1])} is of {newest} (UTC), which on this machine is still to come ({now}): the state that is "
-            "written next would be taken for an older one; set this machine's clock, or wait until then"
+            f"{folder.at(states[-1])} is dated {newest} (UTC), which is in the future on this machine ({now}): the next state "
+            "would be taken for an older one; correct this machine's clock, or wait until then"
         )
 
 

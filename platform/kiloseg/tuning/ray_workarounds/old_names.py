@@ -69,9 +69,9 @@ def check_readable(study: str, checkpoints: str) -> None:
                 cloudpickle.loads(pickled)
     except (AttributeError, ImportError) as error:
         raise DataError(
-            f"{folder.at(name)} is of another version of kiloseg or Ray, and this one cannot read it ({error}); resume the study "
-            f"with that version, or start a new one without --resume. Its checkpoints in {checkpoints} can be used as they "
-            "are, and so can its numbers in MLflow."
+            f"{folder.at(name)} was written by another version of kiloseg or Ray and cannot be read by this one ({error}); "
+            "resume the study with that version, or start a new one without --resume. "
+            f"Its checkpoints in {checkpoints} can still be used, and so can its numbers in MLflow."
         ) from error
 
 

@@ -34,5 +34,5 @@ def drop_damaged_snapshot(directory: str) -> None:
     except (ValueError, KeyError):
         gone = {SNAPSHOT}
     if gone:
-        logger.warning("%s is damaged (%s); it is made anew", folder.at(SNAPSHOT), ", ".join(sorted(gone)))
+        logger.warning("%s is damaged (%s); it is made again", folder.at(SNAPSHOT), ", ".join(sorted(gone)))
         folder.remove(SNAPSHOT)

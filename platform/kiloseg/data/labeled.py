@@ -14,7 +14,7 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
 
-def require_labelled(data: Data, info: DatasetInfo) -> None:
+def require_labeled(data: Data, info: DatasetInfo) -> None:
     """Rejects a training or validation split in which no pixel is labeled, since it would train or measure nothing.
 
     It reads the index up to the first sample with a label. Without a readable index nothing is known or rejected.
@@ -29,7 +29,7 @@ def require_labelled(data: Data, info: DatasetInfo) -> None:
             first = f"the first {samples} samples of split" if samples else "split"
             raise DataError(
                 f"{open_folder(data.path).at(NAME)}: {first} {split!r} of data set {info.name} hold no pixel of the "
-                f"{len(classes)} classes of this run, so that "
+                f"{len(classes)} classes of this run, so "
                 + ("nothing can be learned" if split == "train" else "there is nothing to validate")
                 + "; build the data set from images with masks, or raise data.num_classes"
                 + (" or data.val_samples" if samples else "")

@@ -23,12 +23,10 @@ from __future__ import annotations
 
 import csv
 import ctypes
-import functools
 import io
 import multiprocessing
 import os
 import random
-import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -36,13 +34,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib.cbook
 import numpy as np
 import torch
 import tyro
 import webdataset
 from PIL import Image
-from sklearn.datasets import load_sample_images
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 from torchvision import tv_tensors
@@ -54,13 +50,8 @@ from kiloseg.data.description import DatasetInfo
 from kiloseg.data.reading.decoding import decode_ids, decode_pixels
 from kiloseg.data.reading.loader import TrainBatches
 from kiloseg.data.reading.order import share
-from kiloseg.data.reading.reader import Reader
-from kiloseg.data.writing.build import ShardTask, build, plan_shards
-from kiloseg.data.writing.output import Output
-from kiloseg.data.writing.shard import Sample
+from photographs import HEIGHT, WIDTH, make_data, raw_samples
 
-HEIGHT, WIDTH = 480, 640
-NUM_CLASSES, NUM_THINGS = 1284, 1000
 SCALES = 0.5, 2.0
 
 
@@ -84,78 +75,6 @@ class Arguments:
     """The folder in which the data set is made."""
     csv: Path = Path("runs/benchmarks/data.csv")
     """The file that the table is written to."""
-
-
-# Data
-
-
-def make_samples(task: ShardTask, quality: int) -> Iterator[Sample]:
-    """Cuttings of photographs, each scaled down by 1 to 1.25 so that no detail is made up."""
-    portrait = matplotlib.cbook.get_sample_data("grace_hopper.jpg", asfileobj=False)
-    photographs = [*load_sample_images().images, np.asarray(Image.open(str(portrait)))]
-    # Mirrored at their borders they are large enough to cut from anywhere.
-    wide = [np.pad(image, ((0, len(image)), (0, image.shape[1]), (0, 0)), "symmetric") for image in photographs]
-    for number in range(task.start, task.stop):
-        rng = np.random.default_rng(number)
-        image = wide[number % len(wide)]
-        factor = rng.uniform(1, 1.25)
-        height, width = int(HEIGHT * factor), int(WIDTH * factor)
-        top, left = rng.integers(len(image) - height + 1), rng.integers(image.shape[1] - width + 1)
-        cutting = Image.fromarray(image[top : top + height, left : left + width])
-        buffer = io.BytesIO()
-        cutting.resize((WIDTH, HEIGHT), Image.Resampling.LANCZOS).save(buffer, "JPEG", quality=quality)
-        yield Sample(key=f"{number:06d}", image=buffer.getvalue(), mask=make_mask(rng))
-
-
-def make_mask(rng: np.random.Generator) -> np.ndarray:
-    """4 regions with smooth borders, 11 objects with wavy outlines, and some ignored pixels."""
-    noise = rng.normal(size=(4, 6, 8)).astype(np.float32)
-    smooth = [Image.fromarray(field).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC) for field in noise]
-    fields = np.stack([np.asarray(field) for field in smooth])
-    mask = rng.integers(NUM_THINGS, NUM_CLASSES, 4)[fields.argmax(0)]
-    mask[fields.max(0) < 0] = IGNORE_ID
-    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
-    for _ in range(11):
-        y, x = rng.integers(HEIGHT), rng.integers(WIDTH)
-        half_height, half_width = rng.uniform(10, 90, 2)
-        angle = np.arctan2(rows - y, columns - x)
-        waves, turn = rng.integers(3, 9), rng.uniform(0, 6)
-        radius = 1 + 0.15 * np.sin(waves * angle + turn) + 0.05 * np.sin(5 * waves * angle)
-        inside = ((rows - y) / half_height) ** 2 + ((columns - x) / half_width) ** 2 < radius**2
-        mask[inside] = rng.integers(NUM_THINGS)
-    return mask
-
-
-def make_data(arguments: Arguments) -> tuple[Path, DatasetInfo]:
-    """The shards, and beside them a folder with the same files loose."""
-    recipe = {"images": arguments.images, "quality": arguments.quality, "workers": arguments.loader_workers}
-    folder = arguments.folder / f"quality-{arguments.quality}"
-    # A shard for each process and more: webdataset deals out whole shards.
-    output = Output(out=str(folder), shard_size=-(-arguments.images // (2 * max(arguments.loader_workers, 1))))
-    info = DatasetInfo(
-        name="benchmark",
-        classes=[f"class {c}" for c in range(NUM_CLASSES)],
-        background=None,
-        license="photographs of scikit-learn (CC BY 2.0) and matplotlib (public domain)",
-        command="python benchmarks/data.py",
-        recipe=recipe,
-    )
-    tasks = plan_shards("train", arguments.images, output.shard_size)
-    info = build(output, info, tasks, functools.partial(make_samples, quality=arguments.quality))
-    loose = arguments.folder / f"loose-{arguments.quality}"
-    shutil.rmtree(loose, ignore_errors=True)
-    loose.mkdir()
-    for sample in raw_samples(folder, info):
-        for suffix in ("jpg", "mask.png"):
-            (loose / f"{sample['__key__']}.{suffix}").write_bytes(sample[suffix])
-    return folder, info
-
-
-def raw_samples(folder: Path, info: DatasetInfo) -> list[dict[str, Any]]:
-    """All samples as bytes."""
-    shards = info.shards("train")
-    with Reader(folder, shards) as reader:
-        return [reader.read(number, n) for number, shard in enumerate(shards) for n in range(shard.samples)]
 
 
 # Cases
@@ -260,7 +179,7 @@ class Normalizer:
             out.view(flat.shape).copy_(flat).mul_(factor).add_(shift)
 
 
-def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[str, Callable[[], int]]:
+def make_cases(arguments: Arguments, folder: Path, loose: Path, info: DatasetInfo) -> dict[str, Callable[[], int]]:
     """By name: a function that goes through the data set once and returns how many images came."""
     normalize = Normalizer(arguments)
     workers = arguments.loader_workers
@@ -286,7 +205,7 @@ def make_cases(arguments: Arguments, folder: Path, info: DatasetInfo) -> dict[st
     own = TrainBatches(data, info, batch_size=arguments.batch, seed=0)
     transforms = Transforms(arguments.crop, arguments.jitter)
     files = loader(
-        LooseFiles(arguments.folder / f"loose-{arguments.quality}", transforms),
+        LooseFiles(loose, transforms),
         batch_size=arguments.batch,
         shuffle=True,
     )
@@ -331,8 +250,8 @@ def cpu_seconds() -> float:
 def main(arguments: Arguments) -> None:
     """Measures all cases and prints the table."""
     torch.set_num_threads(1)
-    folder, info = make_data(arguments)
-    cases = make_cases(arguments, folder, info)
+    folder, loose, info = make_data(arguments.images, arguments.quality, arguments.loader_workers, arguments.folder)
+    cases = make_cases(arguments, folder, loose, info)
     rates: dict[str, list[float]] = {name: [] for name in cases}
     costs: dict[str, list[float]] = {name: [] for name in cases}
     for number in range(arguments.rounds + 1):

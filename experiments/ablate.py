@@ -47,6 +47,7 @@ from kiloseg.presets import PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
+from result_tables import in_order, log_figures, require_path
 
 Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalize", "neighbors"]
 
@@ -97,11 +98,7 @@ class Arguments(cli.Preset):
 
 def main(arguments: Arguments) -> None:
     """Runs all arms and prints how they rank."""
-    if not arguments.run.data.path:
-        raise ValueError(
-            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
-        )
-    info = read_info(arguments.run.data.path)
+    info = read_info(require_path(arguments.run.data))
     num_classes = count_classes(arguments.run.data, info)
     path = open_folder(arguments.run.data.path).location
     base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
@@ -150,25 +147,21 @@ def table_of(arms: Mapping[str, dict[str, Any]], base: Config, result: StudyResu
                 "outcome": trial.outcome,
             }
         )
-    return pandas.DataFrame(rows).sort_values(
-        ["arm", "seed"], key=lambda column: column.map(list(arms).index) if column.name == "arm" else column
-    )
+    return in_order(pandas.DataFrame(rows), ["arm", "seed"], arm=list(arms))
 
 
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult, num_classes: int) -> None:
     """Writes table and figure to the study's folder and its run."""
     result.folder.mkdir(parents=True, exist_ok=True)
-    written = [result.folder / f"{arguments.question}.{kind}" for kind in ("csv", "png", "svg")]
-    table.to_csv(written[0], index=False, float_format="%.6g")
+    file = result.folder / f"{arguments.question}.csv"
+    table.to_csv(file, index=False, float_format="%.6g")
+    result.run.log_file(file)
     figure = ranking(
         {str(arm): group["miou"].dropna().tolist() for arm, group in table.groupby("arm", sort=False)},
         label="validation mIoU",
         title=f"{arguments.question}, {num_classes:,} classes",
     )
-    for path in written[1:]:
-        figure.savefig(path, dpi=130)
-    for path in written:
-        result.run.log_file(path)
+    log_figures({arguments.question: figure}, result)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,6 @@ Expected: experiments/results/long_study.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
-import csv
 import itertools
 import math
 import sys
@@ -45,6 +44,7 @@ from kiloseg.training.checkpoint import load_newest, save_checkpoint
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer, set_learning_rate
 from kiloseg.training.step import autocast_of, training_step
+from result_tables import append_row, read_rows, require_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"
@@ -229,14 +229,11 @@ class TimedRun:
 
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet, and adds its row and curve to the tables."""
-    if not arguments.run.data.path:
-        raise ValueError(
-            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
-        )
+    require_path(arguments.run.data)
     on_cpu = not torch.cuda.is_available()
     processor = on_cpu if arguments.clock == "auto" else arguments.clock == "processor"
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
-    done = {tuple(row[name] for name in COLUMNS[:4]) for row in rows_of(arguments.results)}
+    done = {tuple(row[name] for name in COLUMNS[:4]) for row in read_rows(arguments.results)}
     for head, config in cells(arguments):
         dim = config.model.embed_dim if config.model.head == "embedding" else ""
         kind, count = config.loss.negatives.kind, config.loss.negatives.count
@@ -258,28 +255,9 @@ def main(arguments: Arguments) -> None:
                 continue
             run.train_until(hours)
             known |= run.measure() | {"machine": arguments.machine, "budget_hours": arguments.hours}
-            append(curves, CURVE_COLUMNS, known)
+            append_row(curves, CURVE_COLUMNS, known)
             print(", ".join(f"{name} {known[name]}" for name in CURVE_COLUMNS if name in known), flush=True)
-        append(arguments.results, COLUMNS, known)
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a table, or none if it does not exist yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def append(path: Path, columns: tuple[str, ...], row: dict[str, Any]) -> None:
-    """Adds a row to a table, which is created if it does not exist yet."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    begins = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, columns, extrasaction="ignore")
-        if begins:
-            writer.writeheader()
-        writer.writerow({name: f"{value:.6g}" if isinstance(value, float) else value for name, value in row.items()})
+        append_row(arguments.results, COLUMNS, known)
 
 
 if __name__ == "__main__":

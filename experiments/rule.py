@@ -15,7 +15,6 @@ Expected: experiments/results/rule.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
-import csv
 import sys
 import tempfile
 from collections import defaultdict
@@ -35,6 +34,7 @@ from kiloseg.config import Config
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
 from kiloseg.training.loop import train
+from result_tables import append_row, read_rows, require_path
 
 COLUMNS = ("num_classes", "embed_dim", "negatives", "count", "seed", "steps", "batch", "crop", "miou", "pixel_accuracy")
 KEY = COLUMNS[:8]
@@ -93,13 +93,9 @@ def row_of(config: Config) -> dict[str, Any]:
 
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet, and prints what is good enough."""
-    if not arguments.run.data.path:
-        raise ValueError(
-            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
-        )
-    rows = rows_of(arguments.results)
+    require_path(arguments.run.data)
+    rows = read_rows(arguments.results)
     done = {tuple(row[name] for name in KEY) for row in rows}
-    arguments.results.parent.mkdir(parents=True, exist_ok=True)
     for config in cells(arguments):
         row = row_of(config)
         if tuple(str(row[name]) for name in KEY) in done:
@@ -107,14 +103,9 @@ def main(arguments: Arguments) -> None:
         with tempfile.TemporaryDirectory() as folder:
             last = train(override(config, {"trainer.output": folder, "trainer.progress": False}), lambda report: None)
         row |= {"miou": f"{last['val/miou']:.6g}", "pixel_accuracy": f"{last['val/pixel_accuracy']:.6g}"}
-        begins = not arguments.results.exists()
-        with arguments.results.open("a", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            if begins:
-                writer.writeheader()
-            writer.writerow(row)
+        append_row(arguments.results, COLUMNS, row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    for line in good_enough(rows_of(arguments.results)):
+    for line in good_enough(read_rows(arguments.results)):
         print(line)
 
 
@@ -134,14 +125,6 @@ def good_enough(rows: Sequence[dict[str, str]]) -> list[str]:
             f"{num_classes:,} classes, {by}: {smallest} of {', '.join(map(str, sorted(means)))} (best mIoU {best:.4f})"
         )
     return lines
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a table, or none if it does not exist yet."""
-    if not path.exists():
-        return []
-    with path.open(newline="") as file:
-        return list(csv.DictReader(file))
 
 
 if __name__ == "__main__":

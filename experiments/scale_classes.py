@@ -55,6 +55,7 @@ from kiloseg.training.step import autocast_of
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
 from kiloseg.tuning.trial_row import TrialRow
+from result_tables import in_order, log_figures, merge, read_table, require_path
 
 COLUMNS = (
     "setting",
@@ -161,18 +162,15 @@ def scaled_lr(base: Config, batch: int) -> float:
 
 def main(arguments: Arguments) -> None:
     """Plans, trains, and writes the results."""
-    if not arguments.run.data.path:
-        raise ValueError(
-            "--data.path is missing: give the folder of a data set, such as one that datasets/emoji.py built"
-        )
-    known = read_info(arguments.run.data.path).num_classes
+    path = require_path(arguments.run.data)
+    known = read_info(path).num_classes
     if max(arguments.classes) > known:
-        raise ValueError(f"--classes {max(arguments.classes)}: {arguments.run.data.path} has only {known} classes")
-    base = override(arguments.run, {"data.path": open_folder(arguments.run.data.path).location})
+        raise ValueError(f"--classes {max(arguments.classes)}: {path} has only {known} classes")
+    base = override(arguments.run, {"data.path": open_folder(path).location})
     if arguments.batch is None:
         base = with_precision(base, arguments.study)
     if arguments.results is not None:
-        rows_of(arguments.results)  # checked now, before anything is computed
+        read_table(arguments.results, COLUMNS)  # checked now, before anything is computed
     planned = []
     for cell in cells(arguments, base):
         planned.append(cell)
@@ -187,7 +185,7 @@ def main(arguments: Arguments) -> None:
             if not cell["trainer.batch_size"]:
                 rows.append(row_of(arguments, base, cell, None))
                 record_no_room(result.run, arguments, base, cell)
-        table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), arguments.heads)
+        table = in_order(pandas.DataFrame(rows, columns=list(COLUMNS)), CELL, head=arguments.heads)
         write(table, arguments, result)
     report(table, result)
 
@@ -223,31 +221,19 @@ def record_no_room(study: RunWriter, arguments: Arguments, base: Config, cell: M
     run.end("FAILED")
 
 
-def in_order(table: pandas.DataFrame, heads: Sequence[str]) -> pandas.DataFrame:
-    """Sorts the rows by setting, head (those of this study first, in their order), class count and seed."""
-    names = list(dict.fromkeys([*heads, *table["head"]]))
-    return table.sort_values(
-        CELL, ignore_index=True, key=lambda column: column.map(names.index) if column.name == "head" else column
-    )
-
-
 def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) -> None:
     """Writes table and figures to the study's folder and its run, a curve per head to MLflow, and the rows to --results."""
     lacking = table[table["miou"].isna() & (table["oom"] == 0)]
     if arguments.results is not None:
-        table = merge(table, arguments.results, arguments.heads)
+        table = add_to_results(table, arguments.results, arguments.heads)
         table = table[table["setting"] == arguments.setting].reset_index(drop=True)
     folder = result.folder
     folder.mkdir(parents=True, exist_ok=True)
     table.to_csv(folder / "scale_classes.csv", index=False)
     table.to_parquet(folder / "scale_classes.parquet", index=False)
-    written = [folder / "scale_classes.csv", folder / "scale_classes.parquet"]
-    for figure_name, figure in figures(table, arguments).items():
-        for kind in ("png", "svg"):
-            written.append(folder / f"{figure_name}.{kind}")
-            figure.savefig(written[-1], dpi=130)
-    for path in written:
-        result.run.log_file(path)
+    for kind in ("csv", "parquet"):
+        result.run.log_file(folder / f"scale_classes.{kind}")
+    log_figures(figures(table, arguments), result)
     # Otherwise MLflow would show a point of fewer seeds beside that of all of them once --resume has run the others.
     whole = ~table.set_index(["head", "num_classes"]).index.isin(lacking.set_index(["head", "num_classes"]).index)
     means = table[whole].groupby(["head", "num_classes"], sort=False)[list(CURVES)].mean()
@@ -257,6 +243,14 @@ def write(table: pandas.DataFrame, arguments: Arguments, result: StudyResult) ->
         for num_classes, values in means.loc[head].iterrows():
             curve.log_metrics({f"{name}_vs_classes": values[name] for name in CURVES}, step=int(num_classes))
         curve.end("FINISHED")
+
+
+def add_to_results(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.DataFrame:
+    """Adds the rows of runs that ended to --results and returns all its rows.
+
+    A run that failed or was interrupted adds none, so earlier results are kept.
+    """
+    return merge(table[(table["oom"] == 1) | table["miou"].notna()], path, CELL, head=heads)
 
 
 def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
@@ -277,37 +271,6 @@ def figures(table: pandas.DataFrame, arguments: Arguments) -> dict[str, Figure]:
         )
         for name, label in CURVES.items()
     }
-
-
-def merge(table: pandas.DataFrame, path: Path, heads: Sequence[str]) -> pandas.DataFrame:
-    """Adds rows to a CSV, replacing those of the same cells; writes all or nothing. Returns all its rows.
-
-    A run that failed or was interrupted adds none, so earlier results are kept.
-    """
-    table = table[(table["oom"] == 1) | table["miou"].notna()]
-    before = rows_of(path)
-    if len(before):
-        before = before[~before.set_index(CELL).index.isin(table.set_index(CELL).index)]
-        table = in_order(pandas.concat([before, table]) if len(before) else table, heads)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    table.to_csv(part, index=False, float_format="%.6g")
-    part.replace(path)
-    return table
-
-
-def rows_of(path: Path) -> pandas.DataFrame:
-    """Returns the rows of --results, which need not exist yet.
-
-    Raises:
-        ValueError: It has other columns.
-    """
-    if not path.exists():
-        return pandas.DataFrame(columns=list(COLUMNS))
-    rows = pandas.read_csv(path)
-    if list(rows.columns) != list(COLUMNS):
-        raise ValueError(f"--results {path} has columns {', '.join(rows.columns)}: expected {', '.join(COLUMNS)}")
-    return rows
 
 
 def report(table: pandas.DataFrame, result: StudyResult) -> None:

@@ -6,8 +6,8 @@ from pathlib import Path
 from kiloseg.overrides import override
 
 RULE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "rule.py"))
-Arguments, main, cells, good_enough, rows_of = (
-    RULE[name] for name in ("Arguments", "main", "cells", "good_enough", "rows_of")
+Arguments, main, cells, good_enough, read_rows = (
+    RULE[name] for name in ("Arguments", "main", "cells", "good_enough", "read_rows")
 )
 
 
@@ -42,10 +42,10 @@ def test_runs_that_have_a_row_are_not_run_again(quick, tmp_path, capsys):
     run = override(quick, {"trainer.steps": 2, "trainer.batch_size": 4, "data.val_samples": 4})
     path = tmp_path / "rule.csv"
     main(Arguments(run=run, classes=(4,), dims=(4,), counts=(), results=path))
-    first = rows_of(path)
+    first = read_rows(path)
     assert [row["count"] for row in first] == ["3"] and 0 <= float(first[0]["miou"]) <= 1
     capsys.readouterr()
     main(Arguments(run=run, classes=(4,), dims=(2, 4), counts=(), results=path))
     assert capsys.readouterr().out.count("seed 0") == 1
-    both = rows_of(path)
+    both = read_rows(path)
     assert both[0] == first[0] and [row["embed_dim"] for row in both] == ["4", "2"]

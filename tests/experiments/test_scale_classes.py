@@ -174,7 +174,7 @@ def test_a_run_that_was_broken_off_replaces_nothing(tmp_path):
     header = ",".join(script["COLUMNS"])
     results.write_text(f"{header}\nbudget,dense,3,0,8,3,0.5,0.1,10,0\n")
     rows = [("budget", "dense", 3, 0, 8, 0, None, None, None, 0), ("budget", "dense", 6, 0, 0, 0, None, None, None, 1)]
-    table = script["merge"](pandas.DataFrame(rows, columns=list(script["COLUMNS"])), results, ["dense"])
+    table = script["add_to_results"](pandas.DataFrame(rows, columns=list(script["COLUMNS"])), results, ["dense"])
     assert table["miou"].iloc[0] == 0.5 and table["oom"].tolist() == [0, 1]
     assert pandas.read_csv(results)["num_classes"].tolist() == [3, 6]
 

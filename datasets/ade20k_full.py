@@ -151,7 +151,7 @@ ARCHIVE = Archive(
     places=places(FOLDER, 25574),
     list_pairs=list_pairs,
     layout="Unpack ADE20K_2021_17_01.zip of https://groups.csail.mit.edu/vision/datasets/ADE20K into --root",
-    ids="Expected ids of which some image's json has the name (object[].name_ndx)",
+    ids="Expected ids that some image's json names (object[].name_ndx)",
     license=LICENSE,
     read_ids=read_ids,
 )

@@ -163,7 +163,7 @@ def _bare(line: str, number: int) -> _Row:
 
 def _color(parts: list[Any]) -> Color:
     if len(parts) != 3 or not all(0 <= int(part) <= 255 for part in parts):
-        raise ValueError(f"has the color {parts}: expected three numbers from 0 to 255")
+        raise ValueError(f"color {parts}: expected three numbers from 0 to 255")
     return int(parts[0]), int(parts[1]), int(parts[2])
 
 

@@ -127,7 +127,7 @@ def stored(data: bytes, path: Path | str, *, exif: Exif) -> bytes:
         turned = turned and exif == "apply"
         as_it_is = image.format in ("JPEG", "MPO", "PNG") and not turned
         if not as_it_is and image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
-            raise DataError(f"{path} holds several images: expected one; save the one that was labelled")
+            raise DataError(f"{path} holds several images: expected one; save the one that was labeled")
         if not as_it_is:
             data = _as_png(image, turned, path)
     try:

@@ -49,7 +49,7 @@ def lookup(class_ids: Mapping[int, int]) -> np.ndarray:
     return table
 
 
-def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path | str, mend: str) -> np.ndarray:
+def to_class_ids(raw_HW: np.ndarray, table: np.ndarray, path: Path | str, remedy: str) -> np.ndarray:
     """Converts a mask of raw ids to uint16 class ids.
 
     Args:

@@ -202,13 +202,13 @@ def read_ids(path: Path) -> np.ndarray:
         except (OSError, SyntaxError, ValueError) as error:  # Pillow calls damaged PNG data a SyntaxError
             raise DataError(f"{path} cannot be decoded ({error}): expected a whole PNG; restore it") from error
         with path.open("rb") as file:
-            bits = grey_bits(file) if image.mode == "L" else 8
+            bits = gray_bits(file) if image.mode == "L" else 8
     if bits < 8:  # Pillow spreads the values over 0 to 255
         return ids // (255 // (2**bits - 1))
     return ids.astype(np.uint16 if image.mode.startswith("I") else np.uint8)
 
 
-def grey_bits(file: BinaryIO) -> int:
+def gray_bits(file: BinaryIO) -> int:
     """Returns the bit depth of a PNG, from its header."""
     file.seek(24)
     return file.read(1)[0]

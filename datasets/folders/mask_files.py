@@ -83,7 +83,7 @@ class MaskReader:
                     )
                 image.load()
                 upright = ImageOps.exif_transpose(image) if turned and self.exif == "apply" else image
-                bits = grey_bits(file) if image.mode == "L" and image.format == "PNG" else 8
+                bits = gray_bits(file) if image.mode == "L" and image.format == "PNG" else 8
                 return self._ids(upright, bits, path)
         except DataError:
             raise

@@ -22,14 +22,14 @@ class Placement:
     class_id: int
     character: str
     cut: str
-    centre: tuple[float, float]
+    center: tuple[float, float]
     radius: float
     """The radius of the circle around the plate, in pixels."""
     angle: float
     plate: str
-    plate_colour: np.ndarray
+    plate_color: np.ndarray
     """float32 RGB, 0 to 255."""
-    glyph_colour: np.ndarray
+    glyph_color: np.ndarray
     fill: float
     """Half the diagonal of the character's box, as a share of the circle inside the plate."""
 
@@ -40,7 +40,7 @@ def draw_object(placement: Placement, size: int) -> tuple[tuple[slice, slice], n
     Returns:
         (rows, columns) and two float32 arrays of that shape.
     """
-    x, y = placement.centre
+    x, y = placement.center
     left, top = (math.floor(c - placement.radius - 1) for c in (x, y))
     right, bottom = (math.ceil(c + placement.radius + 1) for c in (x, y))
     left, top, right, bottom = max(left, 0), max(top, 0), min(right, size), min(bottom, size)
@@ -65,9 +65,9 @@ def _outside(placement: Placement, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 
 def _glyph(
-    placement: Placement, size: int, shape: tuple[int, int], centre: tuple[float, float], cos: float, sin: float
+    placement: Placement, size: int, shape: tuple[int, int], center: tuple[float, float], cos: float, sin: float
 ) -> np.ndarray:
-    """Returns the coverage of the turned character in a window of shape (width, height), its box centered at `centre`."""
+    """Returns the coverage of the turned character in a window of shape (width, height), its box centered at `center`."""
     drawing = _tight(placement.cut, placement.character, size)
     inner = INNER_RADIUS[placement.plate] * placement.radius
     scale = 2 * placement.fill * inner / math.hypot(*drawing.size)
@@ -76,7 +76,7 @@ def _glyph(
     shrunk = drawing.resize((width, height), Image.Resampling.LANCZOS)
     padded = Image.new("L", (width + 4, height + 4))
     padded.paste(shrunk, (2, 2))
-    x, y = 2 * centre[0], 2 * centre[1]
+    x, y = 2 * center[0], 2 * center[1]
     middle_x, middle_y = padded.width / 2, padded.height / 2
     turn = (cos, sin, middle_x - cos * x - sin * y, -sin, cos, middle_y + sin * x - cos * y)
     turned = padded.transform((2 * shape[0], 2 * shape[1]), Image.Transform.AFFINE, turn, Image.Resampling.BICUBIC)

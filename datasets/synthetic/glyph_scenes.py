@@ -161,8 +161,8 @@ def _scene(
     placed = []
     for number, placement in enumerate(placements):
         window, plate, glyph = draw_object(placement, size)
-        for alpha, colour in ((plate, placement.plate_colour), (glyph, placement.glyph_colour)):
-            image[window] += alpha[..., None] * (colour - image[window])
+        for alpha, color in ((plate, placement.plate_color), (glyph, placement.glyph_color)):
+            image[window] += alpha[..., None] * (color - image[window])
         plate_cells = plate >= 0.5
         # Hairlines thinner than a pixel never reach half coverage.
         glyph_cells = plate_cells & (glyph >= 0.5 * glyph.max())

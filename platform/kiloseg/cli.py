@@ -45,7 +45,7 @@ COMMANDS = {
     "predict": Command("kiloseg.commands.predict", "label images with a trained model"),
     "classes": Command("kiloseg.commands.classes", "list or change the classes of a trained model"),
     "export": Command("kiloseg.commands.export", "write a trained model for other programs and machines"),
-    "describe": Command("kiloseg.data.describe", "print and draw what a data set holds"),
+    "describe": Command("kiloseg.data.describe", "print and draw the contents of a data set"),
     "verify": Command("kiloseg.data.verify", "check every byte of a data set"),
     "services": Command("kiloseg.tracking.services", "run MLflow on PostgreSQL", "Services"),
 }

@@ -332,7 +332,7 @@ def test_death_of_a_process_keeps_what_is_finished(whole, tmp_path):
 def test_arguments_that_cannot_work(tmp_path):
     tasks = plan_shards("train", 4, 4)
     output = Output(out=str(tmp_path), processes=2)
-    with pytest.raises(ValueError, match="data set numbered: no shards to build"):
+    with pytest.raises(ValueError, match="data set numbered has no shards to build"):
         build(output, described(), [], numbered)
     with pytest.raises(TypeError, match=r"a recipe must consist of JSON types \(.*PosixPath is not"):
         build(output, described(recipe={"root": tmp_path}), tasks, numbered)

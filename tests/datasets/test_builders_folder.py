@@ -318,16 +318,16 @@ def test_names_without_ids_count_from_0(tmp_path, file, text):
     ("file", "text", "message"),
     [
         ("n.csv", "", "has 0 classes: expected at least 2"),
-        ("n.csv", "sky\ntree\n", "no table of class names .*name"),
-        ("n.csv", "id,name\n1,sky\nx,tree\n", "no table of class names"),
+        ("n.csv", "sky\ntree\n", "not a table of class names .*name"),
+        ("n.csv", "id,name\n1,sky\nx,tree\n", "not a table of class names"),
         ("n.csv", "id,name\n1,sky\n1,tree\n", "has an id twice"),
         ("n.csv", "id,name\n1,sky\n2,sky\n", "has the name 'sky' twice"),
         ("n.csv", "id,name\n1,sky\n-2,tree\n", "ids from 0 to 65534"),
         ("n.csv", "id,name\n1,sky\n65535,tree\n", "ids from 0 to 65534"),
-        ("n.csv", "id,name\n1,sky\n2\n", "no table of class names"),
-        ("n.json", "{", "no table of class names"),
-        ("n.json", "3", "no table of class names"),
-        ("n.json", '{"a": "b"}', "no table of class names"),
+        ("n.csv", "id,name\n1,sky\n2\n", "not a table of class names"),
+        ("n.json", "{", "not a table of class names"),
+        ("n.json", "3", "not a table of class names"),
+        ("n.json", '{"a": "b"}', "not a table of class names"),
     ],
 )
 def test_tables_that_are_something_else(tmp_path, file, text, message):

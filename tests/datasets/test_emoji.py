@@ -376,7 +376,7 @@ def test_sprites_are_premultiplied_and_square(small_packages):
 
 def test_an_empty_or_broken_picture_is_named():
     for picture, said in (
-        (b"no picture", "no PNG or WebP"),
+        (b"no picture", "not a PNG or WebP"),
         (encoded(Image.new("RGBA", (64, 64)), "PNG"), "half opaque"),
     ):
         with pytest.raises(DataError, match=rf"emoji 1f600 by google: .*{said}"):

@@ -149,7 +149,7 @@ def test_cvat_masks_and_tracks_that_cannot_be(tmp_path):
     with pytest.raises(DataError, match="tracks of a video"):
         build(tmp_path, root)
     write_text(root / "annotations.xml", "<!DOCTYPE a [<!ENTITY b 'c'>]>" + cvat_xml("").partition("\n")[2])
-    with pytest.raises(DataError, match="nothing that is known"):
+    with pytest.raises(DataError, match="no known format"):
         build(tmp_path, root)
 
 
@@ -289,7 +289,7 @@ def test_yolo_polygons(tmp_path):
     assert info.classes == ["cat", "dog"] and info.report["regions_without_shape"] == 2
     assert split(tmp_path) == {"images_train_a": CAT_AND_DOG, "images_train_empty": [[X] * 6] * 4}
     write_text(root / "labels/train/a.txt", "0 10 20 30 40 50 60\n")
-    with pytest.raises(DataError, match=r"a.txt: line 1 cannot be read \(coordinates that are no shares"):
+    with pytest.raises(DataError, match=r"a.txt: line 1 cannot be read \(coordinates that are not fractions"):
         build(tmp_path, root)
 
 

@@ -289,7 +289,7 @@ def test_what_is_not_its_own_is_left_alone(tiny, tmp_path):
     strange = tmp_path / "strange"
     strange.mkdir()
     (strange / "dataset.json").write_text('{"rows": 5}')
-    for folder, message in ((photos, "holiday.jpg"), (other, "'emoji'"), (strange, "no readable data set")):
+    for folder, message in ((photos, "holiday.jpg"), (other, "'emoji'"), (strange, "a data set that cannot be read")):
         before = {path.name: path.read_text() for path in folder.iterdir()}
         with pytest.raises(DataError, match=message):
             glyphs.build_glyphs(dataclasses.replace(recipe, out=str(folder)))

@@ -135,7 +135,7 @@ def test_a_small_object_before_a_large_one(tmp_path, capsys, overlap, expected):
     assert read_split(tmp_path / "out", "train")["a"][1] == [expected] * 4
     hidden = int(overlap == "first")
     assert read_info(tmp_path / "out").report["objects_hidden"] == hidden
-    assert ("1 objects are hidden wholly" in capsys.readouterr().out) == bool(hidden)
+    assert ("1 objects are hidden completely" in capsys.readouterr().out) == bool(hidden)
 
 
 def test_smallest_is_not_last(tmp_path):
@@ -241,7 +241,7 @@ def test_polygons_of_pairs_are_understood():
         (b"[[1,1,1e999,1,3,3]]", "out of range|coordinate"),
         (b'{"size":[4,6],"counts":[1000000000000,1]}', "add up to 1000000000001, its image has 24"),
         (b'{"size":[1000000,1000000],"counts":[24]}', "an RLE of size"),
-        (b'{"size":[4,6],"counts":[20,"4"]}', "no whole numbers"),
+        (b'{"size":[4,6],"counts":[20,"4"]}', "not whole numbers"),
         (b'{"size":[4,6],"counts":""}', "add up to 0, its image has 24"),
         (b'{"size":[4,6],"counts":"55"}', "add up to 10, its image has 24"),
     ],
@@ -317,7 +317,7 @@ def test_the_report_counts_and_warns(tmp_path, capsys):
 
 def test_strict_makes_warnings_errors(tmp_path):
     fields = masked(tmp_path, train__a=[[0, 0]], val__b=[[0, 1]])
-    with pytest.raises(DataError, match=r"1 classes are in val but not in train.*\(--strict: without it"):
+    with pytest.raises(DataError, match=r"1 classes are in val but not in train.*\(without --strict"):
         build(tmp_path, **fields, strict=True)
     assert not (tmp_path / "out/dataset.json").exists()
     build(tmp_path, **fields)

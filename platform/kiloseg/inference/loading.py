@@ -85,7 +85,7 @@ def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
     state = load_newest(place)
     if state is None:
         raise ValueError(
-            f"{place} holds no checkpoint (expected step-NNNNNNNN.pt) and no exported model (config.json); name a checkpoint, "
+            f"{place} has no checkpoint (expected step-NNNNNNNN.pt) and no exported model (config.json); name a checkpoint, "
             "a run or a study"
         )
     return state

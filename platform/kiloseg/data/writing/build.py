@@ -171,7 +171,7 @@ def _finish_all(
                 done[task] = result
                 bar.update(task.stop - task.start)
         except BaseException as error:
-            again = "the same command goes on from there" + " once that is corrected" * isinstance(error, Exception)
+            again = "the same command continues from there" + " once that is corrected" * isinstance(error, Exception)
             error.add_note(f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}; {again}")
             raise
     return done

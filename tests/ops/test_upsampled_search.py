@@ -9,6 +9,7 @@ from test_cpu import threads
 
 from kiloseg.models import nearest_class, nearest_two
 from kiloseg.ops import upsampled_search
+from kiloseg.ops.cpu import cells as cpu_cells
 
 
 @pytest.fixture(autouse=True)
@@ -62,7 +63,7 @@ def test_equals_brute_force(C, D, cells, size):
 def test_blocks_chunks_and_threads_change_nothing(block_cells, tile_bytes, monkeypatch):
     pixels, table = inputs(200, 12, (20, 19))
     first = nearest_two(pixels, table, size=(80, 75))
-    monkeypatch.setattr(upsampled_search, "BLOCK_CELLS", block_cells)
+    monkeypatch.setattr(cpu_cells, "SEARCH_CELLS", block_cells)
     monkeypatch.setitem(upsampled_search.TILE_BYTES, "cpu", tile_bytes)
     for number in (1, 3):
         with threads(number):

@@ -10,15 +10,16 @@ pixel's own.
 from __future__ import annotations
 
 import ctypes
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from kiloseg.losses import cpu_cells
-from kiloseg.losses.negatives import ResolvedNegatives, candidate_columns, draw_candidates
+from kiloseg.losses.cpu_batch import CpuBatch, pointers
+from kiloseg.losses.negatives import ResolvedNegatives, candidate_columns
 from kiloseg.ops import cpu
-from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
-from kiloseg.ops.tiles import TILE_BYTES
+from kiloseg.ops.logits import LOG2E
 
 BLOCK_BYTES = 2**19
 """The target size of one matrix of a block's pixels, in bytes. About four such matrices are alive at once."""
@@ -28,26 +29,35 @@ _MIN_GROUPS = 4
 
 _SCALARS, _INTEGERS = 4, 3  # values per pixel; see ops/cpu/loss.h
 
+MIN_SEARCH_PRODUCTS = 2**16
+"""The smallest product of classes and dimensions for which nearest classes are sought by scores at feature cells.
 
-class _Loss(ctypes.Structure):
+With 8 nearest, the loss took 0.58 x the time at 1,284 classes and 128 dimensions, 0.92 x at 32 and 1.23 x at 12 (see
+benchmarks/README.md)."""
+
+
+class _NearestCells(ctypes.Structure):
+    """Mirrors `struct nearest_cells` of ops/cpu/cells_nearest.c."""
+
+    _fields_ = (
+        ("cells", cpu.Cells),
+        ("K", ctypes.c_int64),
+        *((name, ctypes.c_void_p) for name in ("scores", "ids")),
+    )
+
+
+class _Loss(cpu.Batch):
     """Mirrors `struct loss` of ops/cpu/loss.h."""
 
     _fields_ = (
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                "B", "D", "h", "w", "H", "W", "C", "S", "K", "searched", "width", "capacity", "keeps_weights",
-                "threads", "cosine", "ignore", "wants_grad", "needs_top",
-                "image_stride", "dim_stride", "row_stride", "column_stride",
-            )
-        ),
-        *((name, ctypes.c_float) for name in ("tau", "weight")),
-        *((name, ctypes.c_void_p) for name in ("pixels", "labels", "rows", "candidates", "left_out", "drawn")),
+        *((name, ctypes.c_int64) for name in ("C", "S", "K", "searched", "capacity", "keeps_weights")),
+        *((name, ctypes.c_void_p) for name in ("rows", "candidates", "left_out", "drawn")),
         ("num_drawn", ctypes.c_int64),
+        ("search", ctypes.POINTER(_NearestCells)),
         *(
             (name, ctypes.c_void_p)
             for name in (
-                "grad_pixels", "grad_rows", "grad_candidates", "result",
+                "grad_rows", "grad_candidates",
                 "map", "grad_map", "o", "grad", "unit", "kept", "scalars", "integers", "own_weights", "own_ids",
             )
         ),
@@ -99,102 +109,106 @@ def embedding_loss(
         tile_bytes: the target size of a matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES.
         wants_grad: whether to compute gradients; if not, None is returned for them.
     """
+    batch = CpuBatch.of(
+        pixels_BDhw,
+        rows_CD,
+        labels_BHW,
+        negatives=negatives,
+        temperature=temperature,
+        cosine=cosine,
+        ignore_index=ignore_index,
+        tile_bytes=tile_bytes,
+        wants_grad=wants_grad,
+    )
     if cpu_cells.pays(pixels_BDhw, labels_BHW, negatives, cosine=cosine):
-        return cpu_cells.embedding_loss(
-            pixels_BDhw,
-            rows_CD,
-            labels_BHW,
-            negatives=negatives,
-            temperature=temperature,
-            cosine=cosine,
-            ignore_index=ignore_index,
-            tile_bytes=tile_bytes,
-            wants_grad=wants_grad,
-        )
-    B, D, h, w = pixels_BDhw.shape
-    _, H, W = labels_BHW.shape
-    C = len(rows_CD)
+        return cpu_cells.embedding_loss(batch)
+    return _loss_at_pixels(batch)
+
+
+def searches_at_cells(batch: CpuBatch) -> bool:
+    """Whether nearest classes are sought by scores at cells: for a large table, if upsampling gives at least 4 x the pixels."""
+    _, D, h, w = batch.pixels_BDhw.shape
+    _, H, W = batch.labels_BHW.shape
+    large = len(batch.rows_CD) * D >= MIN_SEARCH_PRODUCTS
+    return large and 4 * h * w <= H * W and 1 <= batch.negatives.nearest <= cpu.cells_sizes().nearest
+
+
+class _Shared(NamedTuple):
+    """Holds the candidates that all pixels share, as the kernel reads them; all None or 0 if there are none."""
+
+    rows: Tensor | None
+    """(S, width), padded to whole tiles, times a factor that turns a product into a logit or a squared distance."""
+    num_rows: int
+    """S, without the padding."""
+    left_out_C: Tensor | None
+    """The candidate that pixels of a class leave out, int64; None for their own class."""
+    room: int
+    """The number of groups of pixels whose weights fit into `tile_bytes`."""
+
+
+def _shared(batch: CpuBatch, group: int) -> _Shared:
+    if not batch.negatives.shares:
+        return _Shared(None, 0, None, 0)
+    tau = batch.temperature * LOG2E
+    scale = tau if batch.cosine else -2 * tau**2
+    drawn_S = batch.drawn_S
+    shared = batch.rows_CD if drawn_S is None else batch.rows_CD[drawn_S]
+    rows = cpu.whole_rows(shared * scale)
+    left_out_C = None if drawn_S is None else candidate_columns(drawn_S, len(batch.rows_CD))
+    return _Shared(rows, len(shared), left_out_C, batch.tile_bytes // (4 * group * len(rows)))
+
+
+def _loss_at_pixels(batch: CpuBatch) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Computes the loss with products of embeddings and table at every pixel, or for nearest classes perhaps at every cell."""
+    _, D, h, w = batch.pixels_BDhw.shape
+    _, H, W = batch.labels_BHW.shape
+    C, K = len(batch.rows_CD), batch.negatives.own
     group = cpu.lanes().group
-    tile_bytes = tile_bytes or TILE_BYTES["cpu"]
-    if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
-        pixels_BDhw = pixels_BDhw.contiguous()
-    labels_BHW = labels_BHW.contiguous()
-    counts_BHW = labels_BHW != ignore_index
-    drawn_S = column_C = candidates = grad_candidates = None
-    if negatives.drawn:
-        drawn_S = draw_candidates(negatives.drawn, labels_BHW.where(counts_BHW, -1), C)
-    rows = cpu.whole_rows(rows_CD, tiles=not negatives.shares)  # if candidates are shared, only targets are read
-    S, K = 0, negatives.own
-    capacity = BLOCK_BYTES // (4 * rows.shape[1])
-    if negatives.shares:
-        # The rows are premultiplied by the factor that turns their product with a pixel into a logit or a squared distance.
-        scale = temperature * LOG2E if cosine else -2 * (temperature * LOG2E) ** 2
-        shared = rows_CD if drawn_S is None else rows_CD[drawn_S]
-        candidates, S = cpu.whole_rows(shared * scale), len(shared)
-        grad_candidates = torch.zeros_like(candidates) if wants_grad else None
-        column_C = None if drawn_S is None else candidate_columns(drawn_S, C)
-        room = tile_bytes // (4 * group * len(candidates))
-        keeps = wants_grad and room >= _MIN_GROUPS
-        capacity = min(capacity, room * group) if keeps else capacity
-    else:
-        keeps = False
-        capacity = min(capacity, BLOCK_BYTES // (4 * K))
-    compares_all = negatives.shares and drawn_S is None
-    grad_rows = grad_candidates if compares_all else torch.zeros_like(rows) if wants_grad else None
-    groups = max(min(capacity, H * W) // group, 1)
-
-    def buffer(*size: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(size, dtype=dtype, device=pixels_BDhw.device)
-
-    result = buffer()
-    grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
+    rows = cpu.whole_rows(
+        batch.rows_CD, tiles=not batch.negatives.shares
+    )  # if candidates are shared, only targets are read
     width = rows.shape[1]
-    memory: dict[str, Tensor | None] = {
-        "map": buffer(h, w, width),
-        "grad_map": buffer(h, w, width),
-        "o": buffer(groups * group, width),
-        "grad": buffer(groups * group, width),
-        "unit": buffer(groups, D, group),
-        "kept": buffer(groups, len(candidates), group) if candidates is not None and keeps else None,
-        "scalars": buffer(_SCALARS, groups * group),
-        "own_weights": buffer(groups, K, group),
+    shared = _shared(batch, group)
+    keeps = batch.wants_grad and shared.room >= _MIN_GROUPS
+    capacity = min(BLOCK_BYTES // (4 * width), shared.room * group if keeps else H * W)
+    if K:
+        capacity = min(capacity, BLOCK_BYTES // (4 * K))
+    groups = max(min(capacity, H * W) // group, 1)
+    grad_candidates = torch.zeros_like(shared.rows) if batch.wants_grad and shared.rows is not None else None
+    compares_all = shared.rows is not None and batch.drawn_S is None
+    grad_rows = grad_candidates if compares_all else torch.zeros_like(rows) if batch.wants_grad else None
+    result, grad_pixels = batch.buffer(), batch.gradient()
+    floats: dict[str, Tensor | None] = {
+        "rows": rows,
+        "candidates": shared.rows,
+        "grad_rows": grad_rows,
+        "grad_candidates": grad_candidates,
+        "map": batch.buffer(h * w + cpu.PADDING, width).zero_(),
+        "grad_map": batch.buffer(h, w, width).zero_(),
+        "o": batch.buffer(groups * group, width),
+        "grad": batch.buffer(groups * group, width).zero_(),
+        "unit": batch.buffer(groups, D, group),
+        "kept": batch.buffer(groups, len(shared.rows), group) if shared.rows is not None and keeps else None,
+        "scalars": batch.buffer(_SCALARS, groups * group),
+        "own_weights": batch.buffer(groups, K, group),
     }
-    integers = buffer(_INTEGERS, 2, groups * group, dtype=torch.int32)
-    own_ids = buffer(groups, K, group, dtype=torch.int32)
-    if cpu.holds_data(pixels_BDhw):
-        image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
-        assert grad_pixels is None or grad_pixels.stride() == pixels_BDhw.stride()
+    integers: dict[str, Tensor | None] = {
+        "integers": batch.buffer(_INTEGERS, 2, groups * group, dtype=torch.int32),
+        "own_ids": batch.buffer(groups, K, group, dtype=torch.int32),
+    }
+    search = _Search(batch, floats["map"]) if searches_at_cells(batch) else None
+    if cpu.holds_data(batch.pixels_BDhw):
         call = _Loss(
-            B=B, D=D, h=h, w=w, H=H, W=W, C=C, S=S, K=K,
-            searched=negatives.nearest,
-            width=width,
+            C=C, S=shared.num_rows, K=K,
+            searched=batch.negatives.nearest,
             capacity=groups * group,
             keeps_weights=keeps,
-            threads=torch.get_num_threads(),
-            cosine=cosine,
-            ignore=ignore_index,
-            wants_grad=wants_grad,
-            needs_top=2 * temperature > SAFE_EXPONENT,
-            image_stride=image_stride,
-            dim_stride=dim_stride,
-            row_stride=row_stride,
-            column_stride=column_stride,
-            tau=temperature,
-            weight=1 / max(int(counts_BHW.sum()), 1),
-            pixels=pixels_BDhw.data_ptr(),
-            labels=cpu.pointer("labels", labels_BHW, torch.int64),
-            rows=cpu.pointer("rows", rows),
-            candidates=cpu.pointer("candidates", candidates),
-            left_out=cpu.pointer("column_C", column_C, torch.int64),
-            drawn=cpu.pointer("drawn_S", drawn_S, torch.int64),
-            num_drawn=0 if drawn_S is None else len(drawn_S),
-            grad_pixels=None if grad_pixels is None else grad_pixels.data_ptr(),
-            grad_rows=cpu.pointer("grad_rows", grad_rows),
-            grad_candidates=cpu.pointer("grad_candidates", grad_candidates),
-            result=cpu.pointer("result", result),
-            integers=cpu.pointer("integers", integers, torch.int32),
-            own_ids=cpu.pointer("own_ids", own_ids, torch.int32),
-            **{name: cpu.pointer(name, tensor) for name, tensor in memory.items()},
+            num_drawn=0 if batch.drawn_S is None else len(batch.drawn_S),
+            search=None if search is None else ctypes.pointer(search.arguments()),
+            **pointers({"left_out": shared.left_out_C, "drawn": batch.drawn_S}, torch.int64),
+            **pointers(floats),
+            **pointers(integers, torch.int32),
+            **batch.arguments(width, grad_pixels, result),
         )  # fmt: skip
         kernels = cpu.library()
         assert kernels is not None
@@ -202,6 +216,32 @@ def embedding_loss(
     if grad_rows is None:
         return result, None, None
     grad_CD = grad_rows[:C, :D]
-    if drawn_S is not None and grad_candidates is not None:
-        grad_CD.index_add_(0, drawn_S, grad_candidates[:S, :D])
+    if batch.drawn_S is not None and grad_candidates is not None:
+        grad_CD.index_add_(0, batch.drawn_S, grad_candidates[: shared.num_rows, :D])
     return result, grad_pixels, grad_CD.contiguous()
+
+
+class _Search:
+    """Holds the search for the nearest classes by scores at feature cells, block by block, and its buffers.
+
+    They are the table in panels, scores of about `tile_bytes`, and 2 K numbers for each pixel of a block of about
+    `kiloseg.ops.cpu.cells.SEARCH_CELLS` cells.
+    """
+
+    def __init__(self, batch: CpuBatch, map_cells: Tensor | None) -> None:
+        K = batch.negatives.nearest
+        _, H, W = batch.labels_BHW.shape
+        self.batch = batch
+        self.cells = cpu.CellsSearch(batch.pixels_BDhw, batch.rows_CD, (H, W), batch.tile_bytes, map_cells)
+        self.scores = batch.buffer(self.cells.capacity, K)
+        self.ids = batch.buffer(self.cells.capacity, K, dtype=torch.int32)
+
+    def arguments(self) -> _NearestCells:
+        """Returns the arguments; only for tensors that hold data."""
+        labels = cpu.pointer("labels", self.batch.labels_BHW, torch.int64)
+        return _NearestCells(
+            cells=self.cells.arguments(labels=labels, ignore=self.batch.ignore_index),
+            K=self.batch.negatives.nearest,
+            scores=cpu.pointer("scores", self.scores),
+            ids=cpu.pointer("ids", self.ids, torch.int32),
+        )

@@ -19,9 +19,6 @@ from kiloseg.ops.tiles import TILE_BYTES
 MAX_BEST = 2
 """The most classes that are kept per pixel."""
 
-BLOCK_CELLS = 768
-"""The target number of cells in a block."""
-
 
 class _Best(ctypes.Structure):
     """Mirrors `struct best` of ops/cpu/cells_best.c."""
@@ -62,47 +59,19 @@ def best_classes(
         count: the number K of classes, 1 or 2, and at most C.
         wants_cosines: whether to return the cosines, float32 (K, B, H, W).
     """
-    B, D, h, w = pixels_BDhw.shape
-    H, W = size
+    B = len(pixels_BDhw)
     if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
         pixels_BDhw = pixels_BDhw.contiguous()
-    panels = cpu.panels(rows_CD)
-    width = -(-D // cpu.lanes().lanes) * cpu.lanes().lanes
-    division = cpu.divide(h, w, len(panels), TILE_BYTES["cpu"], BLOCK_CELLS)
-    capacity = division.lines(h, H) * W
+    search = cpu.CellsSearch(pixels_BDhw, rows_CD, size, TILE_BYTES["cpu"])
     device = pixels_BDhw.device
-    labels_KBHW = torch.empty((count, B, H, W), dtype=torch.int64, device=device)
-    cosines_KBHW = torch.empty((count, B, H, W), device=device) if wants_cosines else None
-    map_cells = torch.zeros((h * w + cpu.PADDING, width), device=device)
-    scores = torch.empty((division.chunk, division.cells, panels.shape[2]), device=device)
+    labels_KBHW = torch.empty((count, B, *size), dtype=torch.int64, device=device)
+    cosines_KBHW = torch.empty((count, B, *size), device=device) if wants_cosines else None
     best_scores, best_ids = (
-        torch.empty((count, capacity), dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)
+        torch.empty((count, search.capacity), dtype=dtype, device=device) for dtype in (torch.float32, torch.int32)
     )
-    starts = torch.empty(h + w + 2, dtype=torch.int32, device=device)
-    parts = torch.empty(H + W, device=device)
     if cpu.holds_data(pixels_BDhw):
-        image_stride, dim_stride, row_stride, column_stride = pixels_BDhw.stride()
-        cells = cpu.Cells(
-            B=B, D=D, h=h, w=w, H=H, W=W, S=len(rows_CD), width=width,
-            block_rows=division.block_rows,
-            chunk=division.chunk,
-            capacity=capacity,
-            threads=torch.get_num_threads(),
-            image_stride=image_stride,
-            dim_stride=dim_stride,
-            row_stride=row_stride,
-            column_stride=column_stride,
-            pixels=pixels_BDhw.data_ptr(),
-            panels=cpu.pointer("panels", panels),
-            map=cpu.pointer("map", map_cells),
-            scores=cpu.pointer("scores", scores),
-            y_starts=cpu.pointer("y_starts", starts, torch.int32),
-            x_starts=cpu.pointer("x_starts", starts[h + 1 :], torch.int32),
-            y_parts=cpu.pointer("y_parts", parts),
-            x_parts=cpu.pointer("x_parts", parts[H:]),
-        )  # fmt: skip
         call = _Best(
-            cells=cells,
+            cells=search.arguments(),
             K=count,
             scores=cpu.pointer("scores", best_scores),
             ids=cpu.pointer("ids", best_ids, torch.int32),

@@ -3,44 +3,34 @@
 // A pixel's embedding is u = sum_i w_i z_i over four cells, so its score with class c is sum_i w_i (z_i . e_c): products cost in
 // proportion to the cells, not the pixels. The backward pass works the same way: the weights of pixels and classes are brought to
 // the cells (the transpose of upsampling) before they are multiplied with the table and the cells. Normalization removes the part
-// of the gradient along u, -(sum_c g_c s_c) u / ||u||^2, which becomes a 4 x 4 matrix on the cells of each patch. // An image is
-// divided into blocks of rows of cells, and the table into chunks of panels of TILE classes. A patch holds the pixels between four
+// of the gradient along u, -(sum_c g_c s_c) u / ||u||^2, which becomes a 4 x 4 matrix on the cells of each patch.
+//
+// An image is divided into blocks of rows of cells, and the table into chunks of panels of TILE classes. A patch holds the pixels between four
 // cells; the pixels of one of its rows are a segment. Each sum has a fixed order, whatever the number of threads.
 
 #ifndef KILOSEG_CELLS_H
 #define KILOSEG_CELLS_H
 
+#include "batch.h"
 #include "geometry.h"
 #include "matrix.h"
 #include "team.h"
 
-#define LOG2E 1.4426950408889634f
-#define LN2 0.6931471805599453f
-#define LEAST 1e-7f  // the smallest squared distance that is distinguished from 0
-#define NORM_EPS 1e-12f
 #define PIECE 32  // pixels of a segment whose sums are held at a time
 
 struct cells {
-    int64_t B, D, h, w, H, W;
+    BATCH
     int64_t S;             // candidates that pixels are compared with
-    int64_t width;         // D, padded to whole vectors
     int64_t block_rows;    // rows of intervals of a block
     int64_t chunk;         // panels whose scores are held at a time
     int64_t capacity;      // pixels of a block
-    int64_t threads, ignore, wants_grad, needs_top, cosine;
-    int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
-    float tau, weight;     // weight: share of each pixel in the loss
-    const float *pixels;
-    const int64_t *labels;     // (B, H, W)
     const float *candidates;   // (S, width) of unit length
     const float *panels;       // (panels, D, TILE): the same, transposed, padded to whole panels
     const float *rows;         // (C, width): the table; null where every target's score is a candidate's
     const int64_t *target;     // (C): the candidate that a class is, -1 - its id where it is none; null: all are
     const int64_t *left_out;   // (C): the candidate that pixels of a class are not compared with; null: their own
-    float *grad_pixels;
     float *grad_candidates;    // (S padded to whole panels, width), zeros
     float *grad_rows;          // (C, width), zeros; for targets that are not candidates
-    float *result;             // 1
     // Buffers:
     float *map, *grad_map;     // (h * w + padding, width), zeros beyond D and in the padding
     float *scores, *grads;     // (chunk, cells of a block + padding, TILE)
@@ -157,16 +147,6 @@ INLINE ivec excluded(int64_t column, int32_t left_out, int64_t S) {
 // Returns whether a panel holds a column that a pixel is not compared with.
 INLINE int masked(const struct cells *a, int64_t panel, int32_t left_out) {
     return left_out / TILE == panel || (panel + 1) * TILE > a->S;
-}
-
-INLINE float sum_of(vec value) {
-#if LANES == 16
-    return _mm512_reduce_add_ps((__m512)value);
-#else
-    float sum = 0;
-    for (int l = 0; l < LANES; ++l) sum += value[l];
-    return sum;
-#endif
 }
 
 #endif

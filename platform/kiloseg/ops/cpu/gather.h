@@ -84,11 +84,11 @@ static void gather_targets(
     const struct loss *a, const struct state *now, int parity, int64_t first, int64_t last, int64_t share, int64_t shares
 ) {
     const int32_t *targets = integers(a, parity, TARGET);
-    const float *own = scalars(a, OWN), *push = scalars(a, PUSH);
+    const float *own = scalars(a, OWN), *factor = scalars(a, FACTOR);
     for (int64_t p = 0; p < now->count[parity]; ++p) {
         if (!mine(targets[p], first, last, share, shares)) continue;
         add_row(a, targets[p], own[p], a->o + p * a->width);
-        if (!a->cosine) add_row(a, targets[p], -own[p] * push[p], a->rows + targets[p] * a->width);
+        if (!a->cosine) add_row(a, targets[p], -own[p] * factor[p], a->rows + targets[p] * a->width);
     }
 }
 

@@ -1,6 +1,7 @@
-// Defines vectors of LANES floats, and how many of them fit into the registers of the CPU that this is compiled for. // A group is
-// VECTORS vectors of pixels side by side. A tile is ROWS classes of a group, whose ROWS x VECTORS sums stay in registers while
-// products are added up.
+// Defines vectors of LANES floats, and how many of them fit into the registers of the CPU that this is compiled for.
+//
+// A group is VECTORS vectors of pixels side by side. A tile is ROWS classes of a group, whose ROWS x VECTORS sums stay in registers
+// while products are added up.
 
 #ifndef KILOSEG_LANES_H
 #define KILOSEG_LANES_H
@@ -98,6 +99,28 @@ INLINE vec exp2v(vec x) {
     return (vec)_mm512_scalef_ps((__m512)y, (__m512)whole);
 #else
     return (vec)((ivec)y + ((ivec)shifted << 23));
+#endif
+}
+
+// Adds up the values of a vector.
+INLINE float sum_of(vec value) {
+#if LANES == 16
+    return _mm512_reduce_add_ps((__m512)value);
+#else
+    float sum = 0;
+    for (int l = 0; l < LANES; ++l) sum += value[l];
+    return sum;
+#endif
+}
+
+// Returns the highest value of a vector without NaN.
+INLINE float max_of(vec value) {
+#if LANES == 16
+    return _mm512_reduce_max_ps((__m512)value);
+#else
+    float highest = value[0];
+    for (int l = 1; l < LANES; ++l) highest = value[l] > highest ? value[l] : highest;
+    return highest;
 #endif
 }
 

@@ -9,7 +9,7 @@ static void fill(struct state *now, int parity) {
     int32_t *rows = integers(a, parity, ROW), *columns = integers(a, parity, COLUMN);
     int32_t *targets = integers(a, parity, TARGET);
     int64_t count = 0, cursor = now->cursor;
-    for (; cursor < a->H * a->W && count < a->capacity; ++cursor) {
+    for (; cursor < now->end && count < a->capacity; ++cursor) {
         int64_t label = a->labels[now->image * a->H * a->W + cursor];
         if (label == a->ignore) continue;
         rows[count] = (int32_t)(cursor / a->W);
@@ -66,29 +66,40 @@ static void gather(struct team *team, struct group *g, const struct state *now, 
     }
 }
 
+// Computes all blocks of the pixels from the cursor to `now->end`.
+static void compute_blocks(struct team *team, struct group *g, struct state *now, int thread) {
+    const struct loss *a = now->a;
+    if (thread == 0) fill(now, 0);
+    meet(team);
+    for (int parity = 0; now->count[parity]; parity = !parity) {
+        int64_t count = now->count[parity];
+        for (int64_t number; (number = next_task(team)) * GROUP < count;) compute_group(now, g, parity, number);
+        meet(team);
+        if (thread == 0) {
+            for (int64_t p = 0; p < count; ++p) now->total += scalars(a, PART)[p];
+            fill(now, !parity);
+        }
+        if (a->wants_grad) gather(team, g, now, parity);
+        meet(team);
+    }
+}
+
 static void loss_run(struct team *team, int thread) {
     struct state *now = team->work;
     const struct loss *a = now->a;
     struct group g;
     for (int64_t image = 0; image < a->B; ++image) {
         for (int64_t j; (j = next_task(team)) < a->h;) load_map_row(a, image, j);
-        if (thread == 0) {
-            now->image = image;
-            now->cursor = 0;
-            fill(now, 0);
-        }
         meet(team);
-        for (int parity = 0; now->count[parity]; parity = !parity) {
-            int64_t count = now->count[parity];
-            for (int64_t number; (number = next_task(team)) * GROUP < count;) {
-                compute_group(a, &g, parity, number, count);
-            }
-            meet(team);
+        for (int64_t interval = 0, next; interval < intervals(a->h); interval = next) {
+            next = a->search ? kiloseg_nearest_block(team, a->search, image, interval) : intervals(a->h);
             if (thread == 0) {
-                for (int64_t p = 0; p < count; ++p) now->total += scalars(a, PART)[p];
-                fill(now, !parity);
+                now->image = image;
+                now->first_row = a->search ? kiloseg_nearest_row(a->search, interval) : 0;
+                now->cursor = now->first_row * a->W;
+                now->end = (a->search ? kiloseg_nearest_row(a->search, next) : a->H) * a->W;
             }
-            if (a->wants_grad) gather(team, &g, now, parity);
+            compute_blocks(team, &g, now, thread);
             meet(team);
         }
         if (a->wants_grad) {
@@ -100,8 +111,9 @@ static void loss_run(struct team *team, int thread) {
 
 void kiloseg_loss(struct loss *a) {
     struct state state = {.a = a};
+    if (a->search) kiloseg_nearest_prepare(a->search);
     // Starting a thread costs about this many scores.
-    int64_t useful = a->B * a->H * a->W * (a->S ? a->S : a->C) / 16384;
+    int64_t useful = a->B * a->H * a->W * (a->S ? a->S : a->C) / (a->search ? 65536 : 16384);
     run_team(loss_run, &state, a->threads < useful ? a->threads : useful);
     *a->result = (float)(state.total * a->weight);
 }

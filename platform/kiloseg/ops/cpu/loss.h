@@ -1,4 +1,6 @@
-// Defines the arguments of one call of the loss, and what its threads share. // Pixels that count are gathered into blocks,
+// Defines the arguments of one call of the loss, and what its threads share.
+//
+// Pixels that count are gathered into blocks,
 // regardless of their rows; a block is a number of groups. For each group, one thread computes everything that concerns its pixels
 // (kiloseg_group). Then, for each few classes and for each row of the map, one thread adds up the block's gradients (gather.h). So
 // every sum has a fixed order, the result does not depend on the number of threads, and no thread needs separate gradients for the
@@ -7,6 +9,8 @@
 #ifndef KILOSEG_LOSS_H
 #define KILOSEG_LOSS_H
 
+#include "batch.h"
+#include "cells_nearest.h"
 #include "geometry.h"
 #include "search.h"
 #include "team.h"
@@ -15,26 +19,19 @@
 #define SUMS 12   // registers in which a block's gradients of some classes are added up
 
 struct loss {
-    int64_t B, D, h, w, H, W;
+    BATCH
     int64_t C, S;          // classes of the table; candidates shared by all pixels, 0 for none
     int64_t K, searched;   // negatives per pixel, and how many of those are its nearest; the others are drawn
-    int64_t width;         // D, padded to whole vectors
     int64_t capacity;      // pixels of a block, a multiple of GROUP
     int64_t keeps_weights; // whether the weights of a block are kept, or recomputed for the table's gradient
-    int64_t threads, cosine, ignore, wants_grad, needs_top;
-    int64_t image_stride, dim_stride, row_stride, column_stride;  // of pixels and grad_pixels
-    float tau, weight;     // weight: share of each pixel in the loss
-    const float *pixels;
-    const int64_t *labels;     // (B, H, W)
     const float *rows;         // (C, width) of unit length, padded to whole tiles
     const float *candidates;   // (S, width), likewise, times `scale` below
     const int64_t *left_out;   // (C): the candidate that pixels of a class leave out; null: their own
     const int64_t *drawn;      // (num_drawn): ids of the drawn classes if each pixel also has nearest ones
     int64_t num_drawn;
-    float *grad_pixels;
+    struct nearest_cells *search;  // the search for the nearest classes by scores at cells; null: by scores at pixels
     float *grad_rows;          // (C, width), zeros; of the targets and the pixels' own classes
     float *grad_candidates;    // (S, width), zeros; the same memory as grad_rows where candidates are all classes
-    float *result;             // 1
     // Buffers; the part of a row beyond D holds zeros:
     float *map, *grad_map;     // (h, w, width): an image's embeddings and their gradient
     float *o, *grad;           // (capacity, width): pixels times their factor; the gradient of what was upsampled
@@ -46,13 +43,15 @@ struct loss {
     int32_t *own_ids;          // likewise
 };
 
-enum { PUSH, OWN, TOP, PART, SCALARS };  // factor of a pixel's gradients; of its target's; highest logit; its loss
+enum { FACTOR, OWN, TOP, PART, SCALARS };  // factor of a pixel's gradients; of its target's; highest logit; its loss
 enum { ROW, COLUMN, TARGET, INTEGERS };
 
 struct state {
     const struct loss *a;
     int64_t image;
     int64_t cursor;    // where in the image the next block begins
+    int64_t first_row; // of the rows whose nearest classes are found
+    int64_t end;       // where in the image these rows end
     int64_t count[2];  // pixels in this block and in the next, which take turns
     double total;
 };

@@ -1,7 +1,9 @@
-// Finds the K classes with the largest product for each pixel of a group. // Scores of SPAN classes at a time stay in the cache.
+// Finds the K classes with the largest product for each pixel of a group.
+//
+// Scores of SPAN classes at a time stay in the cache.
 // First, a network of minima and maxima keeps for each pixel the K largest of the highest scores of small sets of classes; the
-// smallest of these is a bound that K scores reach. Then the few scores that reach it are taken in one by one. In random order
-// about 8.5 of 1,284 reach the bound for K = 8, where a pixel that holds its best 8 so far would take in about 49.
+// smallest of these is a bound that K scores reach. Then the few scores that reach it are inserted one by one. In random order
+// about 8.5 of 1,284 reach the bound for K = 8, where a pixel that holds its best 8 so far would insert about 49.
 
 #ifndef KILOSEG_SEARCH_H
 #define KILOSEG_SEARCH_H
@@ -79,7 +81,7 @@ static void find_worst(struct search *s, const struct found *found, int i, int64
     s->worst[i] = worst;
 }
 
-static inline void take_in(struct search *s, struct found *found, int i, int32_t id, float score, int64_t K) {
+static inline void insert(struct search *s, struct found *found, int i, int32_t id, float score, int64_t K) {
     int32_t slot = s->held[i];
     if (slot < K) {
         s->held[i] = slot + 1;
@@ -102,7 +104,7 @@ static void collect(struct search *s, struct found *found, int64_t first, int64_
         }
         for (; hits; hits &= hits - 1) {
             int i = __builtin_ctzll(hits);
-            take_in(s, found, i, (int32_t)(first + c), s->scores[c][i], K);
+            insert(s, found, i, (int32_t)(first + c), s->scores[c][i], K);
         }
     }
 }

@@ -54,6 +54,8 @@ class CellsSizes(NamedTuple):
     """The number of floats kept per pixel."""
     integers: int
     """The number of integers kept per pixel."""
+    nearest: int
+    """The largest K of a search for the K nearest classes."""
 
 
 @functools.cache

@@ -27,7 +27,8 @@ from kiloseg.memory import PeakMemory
 from kiloseg.models import build_segmenter
 from kiloseg.overrides import head_overrides, override
 from kiloseg.training.optimizer import build_optimizer
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.precision import autocast_of
+from kiloseg.training.step import training_step
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -43,7 +43,8 @@ from kiloseg.presets import PRESETS
 from kiloseg.training.checkpoint import load_newest, save_checkpoint
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer, set_learning_rate
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.precision import autocast_of
+from kiloseg.training.step import training_step
 from result_tables import append_row, read_rows, require_path
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -41,7 +41,8 @@ from kiloseg.overrides import head_overrides, override
 from kiloseg.plotting import peaks
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.precision import autocast_of
+from kiloseg.training.step import training_step
 
 PAPER_RUN = Config(
     data=Data(crop=512, val_batch_size=10),

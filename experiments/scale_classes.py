@@ -51,7 +51,7 @@ from kiloseg.presets import PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.delivery import RunWriter
 from kiloseg.tracking.runs import CURVE_TAG
-from kiloseg.training.step import autocast_of
+from kiloseg.training.precision import autocast_of
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.study import Study, StudyResult
 from kiloseg.tuning.trial_row import TrialRow

@@ -17,7 +17,8 @@ from kiloseg.ops.tiles import TILE_BYTES, shapes_only
 from kiloseg.overrides import override
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.precision import autocast_of
+from kiloseg.training.step import training_step
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

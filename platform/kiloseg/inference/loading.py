@@ -16,7 +16,7 @@ from kiloseg.overrides import from_flat
 from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
 from kiloseg.training.evaluation import segmenter_of
-from kiloseg.training.step import autocast_of
+from kiloseg.training.precision import autocast_of
 
 RUN = "runs:/"
 

@@ -23,7 +23,8 @@ from kiloseg.ops.tiles import shapes_only
 from kiloseg.overrides import override
 from kiloseg.training.evaluation import predict
 from kiloseg.training.optimizer import build_optimizer
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.precision import autocast_of
+from kiloseg.training.step import training_step
 
 
 def plan(config: Config, *, num_classes: int | None = None) -> float:

@@ -95,11 +95,6 @@ class Delivery:
         """The tracker to which messages are delivered."""
         return self._study.tracker
 
-    @property
-    def study_run_id(self) -> str:
-        """MLflow's id of the study's run."""
-        return self._study.run_id
-
     def put(self, message: Mapping[str, Any]) -> None:
         """Stores a message and returns at once; it is delivered as soon as the server accepts it."""
         with self._changed:

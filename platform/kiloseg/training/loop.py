@@ -29,10 +29,11 @@ from kiloseg.training.evaluation import evaluate
 from kiloseg.training.meters import Clock
 from kiloseg.training.meters import NonFiniteLossError as NonFiniteLossError
 from kiloseg.training.optimizer import learning_rate_factor, set_learning_rate
+from kiloseg.training.precision import autocast_of
 from kiloseg.training.preemption import PreemptedError as PreemptedError
 from kiloseg.training.report import Report, Validation
 from kiloseg.training.state import TrainState
-from kiloseg.training.step import autocast_of, training_step
+from kiloseg.training.step import training_step
 from kiloseg.training.workers import Workers
 
 COUNTED_STEPS = 2

@@ -10,16 +10,8 @@ import torch.distributed
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from kiloseg.config import Config, Precision
+from kiloseg.config import Config
 from kiloseg.models import Segmenter
-
-
-def autocast_of(precision: Precision, device: torch.device) -> torch.autocast | None:
-    """Returns the mixed precision of `trainer.precision` on a device; None for float32 throughout."""
-    able = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    return (
-        torch.autocast(device.type, torch.bfloat16) if precision == "bf16" or (precision == "auto" and able) else None
-    )
 
 
 def training_step(
@@ -40,7 +32,7 @@ def training_step(
         optimizer: the optimizer of the model's parameters.
         images_B3HW: this worker's uint8 images, on any device.
         labels_BHW: int64 labels with -1 for ignore, on any device.
-        autocast: see `autocast_of`. The loss is computed outside of it.
+        autocast: see `kiloseg.training.precision.autocast_of`. The loss is computed outside of it.
         world: the number of workers that take the step together.
 
     Returns:

@@ -8,8 +8,8 @@ normalize in the training process (`kiloseg` leaves that to the device of the mo
 
     kiloseg        TrainBatches
     bare Pillow    JPEG and mask decoded by Pillow and nothing else: the limit that ratios are against
-    bare kept      the same, in processes that do not give freed memory back to the system, which Pillow asks for anew
-                   for every image; a stricter limit, where getting memory is expensive
+    bare kept      the same, in processes that do not give freed memory back to the system, which Pillow asks for
+                   again for every image; a stricter limit, where getting memory is expensive
     bare own       the same, by the decoders that kiloseg uses
     torchvision    a Dataset over loose files: decode all, resize all, crop (transforms.v2)
     webdataset     its own loop over the same shards, with the same transforms

@@ -20,7 +20,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.viewcode",
-    "house",
+    "sphinx_extension",
 ]
 exclude_patterns = ["_build"]
 source_suffix = {".md": "markdown"}
@@ -46,7 +46,7 @@ html_theme = "furo"
 html_math_renderer = "mathml"
 html_title = "kiloseg"
 html_static_path = ["_static"]
-html_css_files = ["house.css"]
+html_css_files = ["kiloseg.css"]
 html_theme_options = {"navigation_with_keys": True}
 html_copy_source = False
 html_show_sphinx = False

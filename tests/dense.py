@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 
 
-def reference(pixels, table, labels, kind, count, temperature, logit):
+def reference(pixels, table, labels, kind, count, temperature, logit, weights=None):
     """The paper's formula, pixel by pixel, with everything at full resolution.
 
-    Drawn classes are those of `labels` first, then the others, each in the order of its random number.
+    Drawn classes are those of `labels` first, then the others, each in the order of its random number. The
+    mean over pixels is weighted by the `weights` of their classes.
     """
     num_classes = len(table)
     present = set(labels[labels >= 0].tolist())
@@ -17,7 +18,7 @@ def reference(pixels, table, labels, kind, count, temperature, logit):
     drawn = sorted(range(num_classes), key=lambda c: (c not in present, -keys[c]))[: count + 1]
     o = F.normalize(F.interpolate(pixels, size=labels.shape[1:], mode="bilinear", align_corners=False), dim=1)
     e = F.normalize(table, dim=1)
-    losses = []
+    losses, shares = [], []
     for image in range(len(labels)):
         for y, x in itertools.product(*map(range, labels.shape[1:])):
             t = int(labels[image, y, x])
@@ -39,7 +40,9 @@ def reference(pixels, table, labels, kind, count, temperature, logit):
                 assert len(chosen) == count
             assert t not in chosen
             losses.append(-z[t] + torch.logsumexp(z[[t, *chosen]], 0))
-    return torch.stack(losses).mean()
+            shares.append(1.0 if weights is None else float(weights[t]))
+    shares = torch.tensor(shares, dtype=torch.float64)
+    return (torch.stack(losses) * shares).sum() / shares.sum()
 
 
 def loss_and_gradients(function, pixels, table):

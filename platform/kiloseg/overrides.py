@@ -15,6 +15,7 @@ MAY_DIFFER = frozenset(
     {
         "data.path",
         "data.cache_gib",
+        "data.loader_workers",
         "data.max_bad_samples",
         "data.val_batch_size",
         "data.val_splits",
@@ -162,10 +163,11 @@ def from_flat(values: Mapping[str, Any]) -> Config:
 def differences(now: Mapping[str, Any], then: Mapping[str, Any]) -> str:
     """Describes how the settings of two runs or studies, both by dotted names, differ; empty if they do not.
 
-    Settings that may differ are left out. `then` may come from an older version: a setting that was removed since then counts
-    if its value there is not its former default.
+    Settings that may differ are left out. `then` may come from an older version: a setting that did not exist yet counts as having
+    its default, and a setting that was removed since then counts if its value there is not its former default.
     """
-    then = renamed(then)
+    defaults = flatten(Config())
+    then = {name: defaults[name] for name in now if name in defaults} | renamed(then)
     now = {**now, **{name: default for name, default in REMOVED.items() if name in then}}
     changed = [
         f"{name} was {then.get(name)!r}, is {value!r}"

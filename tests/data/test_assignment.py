@@ -29,7 +29,10 @@ def test_every_sample_is_read_once_and_workers_take_as_many_steps(workers, loade
 
 
 def test_a_split_that_overlaps_is_noticed(monkeypatch):
-    monkeypatch.setattr(loader, "share", lambda total, part, parts: (0, total))
+    def twice(positions, size):
+        return (batch for batch in order.batched(positions, size) for _ in range(2))
+
+    monkeypatch.setattr(loader, "batched", twice)
     epoch = simulate(Arguments(workers=4, loader_workers=2, shards=8, samples=40, batch_size=4))
     assert max(times_read(epoch)) > 1
 

@@ -17,7 +17,7 @@ from conftest import write_dataset
 from PIL import Image
 
 from kiloseg.config import Data
-from kiloseg.data.classes import Classes, count_classes, label_table, select_classes
+from kiloseg.data.classes import Classes, count_classes, iou_table, label_table, select_classes
 from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask, encode_mask
 from kiloseg.data.description import DatasetInfo, Shard, read_info, write_info
 from kiloseg.data.index import class_samples, read_index, write_index
@@ -26,7 +26,6 @@ from kiloseg.data.reading.transforms import Augment
 from kiloseg.data.writing.build import plan_shards, up_to_date
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.storage.errors import DataError
-from kiloseg.tuning.summary import iou_table
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
@@ -457,6 +456,14 @@ def test_samples_are_augmented_anew_in_each_epoch_and_alike_under_each_seed(numb
         assert (other != first).flatten(1).any(1).float().mean() > 0.9
 
 
+@pytest.mark.parametrize("skip", [0, 3])
+@pytest.mark.parametrize("loader_workers", [1, 2, 3])
+def test_order_does_not_depend_on_loader_processes(squares, loader_workers, skip):
+    """So that a run may be resumed with another number of them."""
+    want = list(random_batches(squares, 0).epoch(1, skip=skip))
+    assert same(random_batches(squares, loader_workers).epoch(1, skip=skip), want)
+
+
 @pytest.mark.parametrize("loader_workers", [0, 2])
 def test_from_step_crosses_epochs(numbered, loader_workers):
     steps = TOTAL // 6
@@ -497,6 +504,14 @@ def test_validation_gives_each_sample_once_from_loader_workers(numbered, world, 
         assert [identity for batch in batches for identity in identities(batch)] == once, "a second pass"
         seen += once
     assert sorted(seen) == list(range(11))
+
+
+def test_validation_batches_do_not_depend_on_loader_processes(squares):
+    """Nor does their padding, which a network may notice."""
+    want = list(validation_batches(Data(path=str(squares), loader_workers=0, val_batch_size=4), read_info(squares)))
+    for loader_workers in (1, 3):
+        data = Data(path=str(squares), loader_workers=loader_workers, val_batch_size=4)
+        assert same(validation_batches(data, read_info(squares)), want)
 
 
 def test_more_workers_than_validation_samples(numbered):

@@ -4,6 +4,7 @@ import contextlib
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -319,7 +320,10 @@ def test_tensors_that_a_kernel_cannot_read_are_named():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("no-such-compiler", "CC = no-such-compiler: this compiler does not exist"), ("false", "loss.c .* failed")],
+    [
+        ("no-such-compiler", "CC = no-such-compiler: there is no program 'no-such-compiler'"),
+        ("false", "loss.c .* failed"),
+    ],
 )
 def test_without_a_compiler_torch_takes_over_and_it_is_said_once(name, message, fresh, monkeypatch, caplog):
     pixels, table, labels = batch(19, 6)
@@ -335,6 +339,32 @@ def test_without_a_compiler_torch_takes_over_and_it_is_said_once(name, message, 
     assert record.levelname == "WARNING"
     assert record.getMessage().startswith("the loss and the search for nearest classes run on a CPU without")
     assert re.search(message, record.getMessage())
+
+
+@pytest.mark.parametrize("before", ["", "env ", "  "])
+@pytest.mark.parametrize("after", ["", " -m64 -g0", " '-DNAME=\"a b\"'"])
+def test_the_compiler_may_be_several_words(before, after, fresh, monkeypatch):
+    """As build systems set it: CC="gcc -m64", CC="ccache gcc"."""
+    monkeypatch.setenv("CC", f"{before}gcc{after}")
+    assert cpu.library() is not None
+    assert len(list(fresh.glob("*.so"))) == 1
+
+
+def test_the_compiler_may_have_a_space_in_its_path(fresh, monkeypatch, tmp_path):
+    folder = tmp_path / "my tools"
+    folder.mkdir()
+    (folder / "cc").symlink_to(shutil.which("gcc"))
+    for words in (str(folder / "cc"), f"'{folder / 'cc'}' -g0"):
+        monkeypatch.setenv("CC", words)
+        assert compiler.compiler_command()[0] == str(folder / "cc")
+        compiler._loaded.cache_clear()
+        assert cpu.library() is not None
+
+
+def test_quotes_that_do_not_close_are_named(fresh, monkeypatch, caplog):
+    monkeypatch.setenv("CC", "gcc '-DX")
+    assert cpu.library() is None
+    assert "cannot be split into words" in caplog.text
 
 
 def test_no_compiler_is_found(fresh, monkeypatch, caplog, tmp_path):
@@ -369,7 +399,7 @@ def test_threads_are_those_of_torch_or_new_ones(fresh, monkeypatch):
     pixels, table, labels = batch(150, 12, size=(40, 37), cells=(11, 10))
     with threads(3):
         first = compute(pixels, table, labels)
-        if compiler._threads(compiler._compiler()) and Path("/proc/self/maps").exists():
+        if compiler._threads(tuple(compiler.compiler_command())) and Path("/proc/self/maps").exists():
             mapped = Path("/proc/self/maps").read_text().split()
             assert len({path for path in mapped if "libgomp" in path and "/torch/" in path}) == 1
             assert not {path for path in mapped if path.endswith("libgomp.so.1") and "/torch/" not in path}

@@ -18,6 +18,7 @@ from kiloseg.data.description import read_info, write_info
 from kiloseg.data.index import read_index, write_index
 from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading import loader
+from kiloseg.data.reading.shared_memory import TRIALS_VARIABLE, require_room
 from kiloseg.data.writing.shard import write_shard
 from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
@@ -181,7 +182,7 @@ from kiloseg.data.reading import loader
 data = Data(path=sys.argv[1], crop=64, loader_workers=2, val_batch_size=3)
 info = read_info(data.path)
 if sys.argv[2] == "unknown":
-    loader.batch_areas = lambda *_: []
+    loader.batch_shapes = lambda *_: []
 try:
     if sys.argv[2] == "training":
         loader.TrainBatches(data, info, batch_size=32, seed=0)
@@ -227,6 +228,25 @@ def test_small_shared_memory_is_an_error_that_names_the_settings(squares, what):
     assert "data.loader_workers" in output
     assert ("trainer.batch_size" if what == "training" else "data.val_batch_size") in output
     assert "arrived" not in output
+
+
+def test_shared_memory_counts_all_processes_of_the_machine(monkeypatch):
+    """Workers of a group and trials of a study share it; each alone would fit."""
+    whole = os.statvfs("/dev/shm")
+    half = whole.f_blocks * whole.f_frsize // 2
+    if half > whole.f_bavail * whole.f_frsize:
+        pytest.skip("/dev/shm is more than half full")
+    require_room(half, "data.loader_workers")
+    for workers, trials, enough in [("2", "1", True), ("3", "1", False), ("1", "2", True), ("2", "2", False)]:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", workers)
+        monkeypatch.setenv(TRIALS_VARIABLE, trials)
+        if enough:
+            require_room(half, "data.loader_workers")
+            continue
+        with pytest.raises(
+            DataError, match=r"[34] training processes of this machine need .* lower data.loader_workers"
+        ):
+            require_room(half, "data.loader_workers")
 
 
 def test_enough_shared_memory_is_enough(squares):

@@ -23,10 +23,12 @@ from kiloseg.memory import plan, plan_evaluation
 from kiloseg.models.heads import EmbeddingHead
 from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
+from kiloseg.training import loop
 from kiloseg.training.checkpoint import load_checkpoint
 from kiloseg.training.evaluation import load_segmenter, predict_samples
 from kiloseg.training.loop import NonFiniteLossError, PreemptedError, train
 from kiloseg.training.meters import RunningMean
+from kiloseg.training.state import TrainState
 from kiloseg.training.step import training_step
 
 MEASURED = ("train/images_per_s",)
@@ -90,6 +92,16 @@ def test_resumed_run_equals_uninterrupted(quick, tmp_path, loader_workers):
     assert resumed["val/iou_per_class"] == last["val/iou_per_class"]
     for name, tensor in load_checkpoint(tmp_path / "train" / "step-00000008.pt")["model"].items():
         assert torch.equal(tensor, load_checkpoint(tmp_path / "other" / "step-00000008.pt")["model"][name]), name
+
+
+def test_resumption_with_other_loader_processes_is_exact(quick, tmp_path):
+    reports, last = run(override(quick, {"trainer.keep_checkpoints": 9, "data.loader_workers": 2}))
+    other = override(quick, {"trainer.output": str(tmp_path / "other"), "data.loader_workers": 3})
+    resumed_reports, resumed = run(other, resume=tmp_path / "train" / "step-00000004.pt")
+    assert [numbers(report) for report in resumed_reports] == [
+        numbers(report) for report in reports if report["step"] > 4
+    ]
+    assert numbers(resumed) == numbers(last)
 
 
 def test_frozen_backbone_stays_as_it_is_and_takes_less_memory(quick, tmp_path):
@@ -173,6 +185,39 @@ def test_run_whose_validation_failed_goes_on_exactly(quick, tmp_path, monkeypatc
     after, resumed = run(failing, resume=tmp_path / "failing")
     assert [numbers(report) for report in before + after] == [numbers(report) for report in reports]
     assert numbers(resumed) == numbers(last)
+
+
+def test_checkpoints_before_validations_cost_a_hundredth_of_the_time(quick, tmp_path, monkeypatch):
+    """Before the first validation one is always written; later ones only where they are cheap, or after an error."""
+    saved = []
+    save = TrainState.save
+    monkeypatch.setattr(TrainState, "save", lambda state: saved.append(state.step) or save(state))
+    monkeypatch.setattr("kiloseg.training.state.SAVING_SHARE", 0.0)
+    run(override(quick, {"trainer.validate_every": 2}))
+    assert saved == [2, 2, 4, 6, 8], "every checkpoint costs more than nothing"
+    saved.clear()
+    monkeypatch.setattr("kiloseg.training.state.SAVING_SHARE", 1e9)
+    run(override(quick, {"trainer.validate_every": 4, "trainer.output": str(tmp_path / "cheap")}))
+    assert saved == [4, 4, 8, 8]
+
+
+def test_what_was_trained_before_a_later_validation_is_kept_too(quick, monkeypatch):
+    whole = loop.evaluate
+    calls = iter(range(9))
+
+    def second_fails(*arguments, **keywords):
+        if next(calls) == 1:
+            raise MemoryError("not enough")
+        return whole(*arguments, **keywords)
+
+    monkeypatch.setattr(loop, "evaluate", second_fails)
+    with pytest.raises(MemoryError) as error:
+        run(quick)
+    (note,) = error.value.__notes__
+    assert note.endswith("is kept in " + str(Path(quick.trainer.output) / "step-00000008.pt"))
+    assert load_checkpoint(Path(quick.trainer.output) / "step-00000008.pt")["step"] == 8
+    _, last = run(quick, resume=quick.trainer.output)
+    assert last.step == 8
 
 
 def test_network_that_cannot_take_a_batch_names_the_settings(quick):
@@ -380,10 +425,11 @@ def step_in_group(rank, world, config):
     return stepped(DistributedDataParallel(PerPixel(config.loss)), Batch(images[mine], labels[mine]), config, world)
 
 
-def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick, on_two_workers):
+@pytest.mark.parametrize("parts", [None, 1])
+def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick, on_two_workers, parts):
     whole = stepped(PerPixel(quick.loss), uneven_batch(), quick, 1)
     start = [None, *(parameter.detach().tolist() for parameter in PerPixel(quick.loss).parameters())]
-    first, second = on_two_workers(step_in_group, quick)
+    first, second = on_two_workers(step_in_group, override(quick, {"trainer.micro_batch_size": parts}))
     for mine, other, expected, before in zip(first, second, whole, start, strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)
         assert mine == other

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NotRequired, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
@@ -68,6 +70,16 @@ def select_classes(data: Data, info: DatasetInfo) -> Classes:
         background=background,
         others=-1 if background is None or data.other_classes == "ignore" else background,
     )
+
+
+def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]]:
+    """Returns columns with the id, name and IoU of each class of a run; the IoU is None if the class does not occur."""
+    classes = select_classes(data, read_info(data.path))
+    return {
+        "class_id": classes.ids.tolist(),
+        "name": classes.names,
+        "iou": [None if math.isnan(iou) else iou for iou in iou_per_class],
+    }
 
 
 class ClassRecord(TypedDict):

@@ -26,6 +26,7 @@ from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.raw import raw_samples
 from kiloseg.plotting import COLORS, class_colors
+from kiloseg.storage.commands import shell
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
 
@@ -194,7 +195,7 @@ def read_samples(
                     found.append((key, image, decode_mask(parts["mask.png"])))
         except (KeyError, OSError, EOFError, SyntaxError, ValueError, tarfile.TarError) as error:
             raise DataError(
-                f"{folder.at(shard.name)} cannot be read ({error}); run python -m kiloseg.data.verify {folder.name}"
+                f"{folder.at(shard.name)} cannot be read ({error}); run {shell('kiloseg', 'verify', folder.location)}"
             ) from error
     return found
 

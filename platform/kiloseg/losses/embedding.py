@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from kiloseg.config import Logit, Negatives
 from kiloseg.losses import cpu_backend, reference_cells, triton_backend
 from kiloseg.losses.negatives import ResolvedNegatives, draw_candidates, resolve_negatives
+from kiloseg.losses.pixel_weights import mean_weights
 from kiloseg.losses.reference import BlockLoss, Comparison
 from kiloseg.losses.table import Candidates, Table
 from kiloseg.ops import cpu
@@ -38,6 +39,7 @@ class _Setting:
     logit: Logit
     ignore_index: int
     tile_bytes: int | None
+    class_weights_C: Tensor | None
     backend: Literal["torch", "cpu kernel", "triton"]
 
 
@@ -54,6 +56,7 @@ def embedding_cross_entropy(
     logit: Logit = "cosine",
     ignore_index: int = -1,
     tile_bytes: int | None = None,
+    class_weights_C: Tensor | None = None,
 ) -> Tensor:
     """Computes the mean cross-entropy over labeled pixels of embeddings against their own class and chosen negatives.
 
@@ -80,6 +83,8 @@ def embedding_cross_entropy(
         ignore_index: the label of pixels that do not count.
         tile_bytes: the target size of one matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES. It changes the
             result only by rounding.
+        class_weights_C: the weight of every class, 0 or more, in the mean over pixels, as in torch.nn.CrossEntropyLoss; None: 1 for
+            all. With weights, a CPU computes the loss without its compiled kernel.
 
     Returns:
         A scalar. It is 0, with zero gradients, if no pixel is labeled.
@@ -97,7 +102,8 @@ def embedding_cross_entropy(
         logit=logit,
         ignore_index=ignore_index,
         tile_bytes=tile_bytes,
-        backend=_choose_backend(pixels_BDhw, resolved),
+        class_weights_C=None if class_weights_C is None else class_weights_C.to(device),
+        backend=_choose_backend(pixels_BDhw, resolved, weighted=class_weights_C is not None),
     )
     with torch.autocast(device.type, enabled=False):
         wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
@@ -106,12 +112,15 @@ def embedding_cross_entropy(
     return loss
 
 
-def _choose_backend(pixels_BDhw: Tensor, negatives: ResolvedNegatives) -> Literal["torch", "cpu kernel", "triton"]:
+def _choose_backend(
+    pixels_BDhw: Tensor, negatives: ResolvedNegatives, *, weighted: bool
+) -> Literal["torch", "cpu kernel", "triton"]:
     # Kernels read float32 data. Triton's cannot read the fake tensors that memory is planned on.
     readable = pixels_BDhw.dtype != torch.float64 and cpu.holds_data(pixels_BDhw) is True
     if readable and triton_backend.covers(negatives) and triton_backend.available(pixels_BDhw.device):
         return "triton"
-    return "cpu kernel" if cpu_backend.supports(pixels_BDhw, negatives) else "torch"
+    # The CPU kernel gives all labeled pixels of a batch one weight.
+    return "cpu kernel" if not weighted and cpu_backend.supports(pixels_BDhw, negatives) else "torch"
 
 
 def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, ignore_index: int) -> None:
@@ -178,13 +187,14 @@ def _loss_in_blocks(
     upsampling = BlockwiseUpsampling((h, w), (H, W), pixels_BDhw)
     # Writing the mean over labeled pixels as a weight for each pixel avoids reading a value back from the device.
     counts_BHW = labels_BHW != setting.ignore_index
-    weight = 1 / counts_BHW.sum().clamp(min=1).to(pixels_BDhw.dtype)
+    weights_BHW, whole = mean_weights(setting.class_weights_C, labels_BHW, counts_BHW)
+    weight = 1 / whole.to(pixels_BDhw.dtype)
     table = Table(rows_CD, wants_grad=wants_grad, grad_by_class=triton)
     comparison = _compare_with(table, labels_BHW.where(counts_BHW, -1), setting)
     if not triton and reference_cells.pays(pixels_BDhw, (H, W), setting.negatives, len(rows_CD)):
         target_BHW = labels_BHW.where(counts_BHW, 0)
         loss, grad_pixels = reference_cells.embedding_loss(
-            pixels_BDhw, target_BHW, weight * counts_BHW, table, comparison
+            pixels_BDhw, target_BHW, weight * weights_BHW, table, comparison
         )
         return loss, grad_pixels, table.grad() if wants_grad else None
     block_loss = triton_backend.TritonBlockLoss if triton else BlockLoss
@@ -200,7 +210,8 @@ def _loss_in_blocks(
             counts_P = counts_BHW[image, rows].reshape(-1)
             target_P = labels_BHW[image, rows].reshape(-1).where(counts_P, 0)
             pixels_PD = upsampling.rows(columns_hWD, rows, cells)
-            block = block_loss(pixels_PD, table, target_P, weight * counts_P, comparison)
+            weight_P = weight * weights_BHW[image, rows].reshape(-1)
+            block = block_loss(pixels_PD, table, target_P, weight_P, comparison)
             loss += block.loss
             if grad_hWD is not None:
                 upsampling.add_rows_gradient(grad_hWD, block.grad_raw(), rows, cells)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from kiloseg.losses.pixel_weights import mean_weights
 from kiloseg.ops.top_k import nearest_classes
 
 Search = Callable[[Tensor, Tensor, int], tuple[Tensor, Tensor]]
@@ -29,6 +30,7 @@ def official_cross_entropy(
     temperature: float = 20.0,
     ignore_index: int = -1,
     search: Search = nearest_classes,
+    class_weights_C: Tensor | None = None,
 ) -> Tensor:
     """Computes the mean cross-entropy over labeled pixels against the K nearest classes, by the formula of the paper's code.
 
@@ -45,6 +47,7 @@ def official_cross_entropy(
         temperature: the factor tau, above 0.
         ignore_index: the label of pixels that do not count.
         search: the function that finds the nearest classes; the paper's code uses faiss.
+        class_weights_C: the weight of every class in the mean over pixels; None: 1 for all.
 
     Returns:
         A scalar. It is 0, with zero gradients, if no pixel is labeled.
@@ -66,5 +69,8 @@ def official_cross_entropy(
         classes_BkDHW = rows_CD[compared_BkHW].permute(0, 1, 4, 2, 3)
         z_BkHW = -temperature * torch.linalg.vector_norm(o_BDHW[:, None] - classes_BkDHW, dim=2)
         first_BHW = torch.zeros_like(labels_BHW).masked_fill_(~known_BHW, -1)
-        total = F.cross_entropy(z_BkHW, first_BHW, ignore_index=-1, reduction="sum")
-    return total / known_BHW.sum().clamp(min=1)
+        if class_weights_C is None:
+            total = F.cross_entropy(z_BkHW, first_BHW, ignore_index=-1, reduction="sum")
+            return total / known_BHW.sum().clamp(min=1)
+        weights_BHW, whole = mean_weights(class_weights_C, labels_BHW, known_BHW)
+        return (F.cross_entropy(z_BkHW, first_BHW, ignore_index=-1, reduction="none") * weights_BHW).sum() / whole

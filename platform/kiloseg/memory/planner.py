@@ -32,8 +32,9 @@ def plan(config: Config, *, num_classes: int | None = None) -> float:
 
     Args:
         config: the run. These settings count: `model`, `loss`, `optimizer`, `data.num_classes` (or, if it is None, the data
-            set at `data.path`), `data.crop`, and of `trainer` batch_size, channels_last, checkpoint_activations and
-            precision, where auto is planned as float32. A compiled network is planned as if it were not compiled.
+            set at `data.path`), `data.crop`, and of `trainer` batch_size, micro_batch_size, channels_last,
+            checkpoint_activations and precision, where auto is planned as float32. A compiled network is planned as if it were
+            not compiled.
         num_classes: the number of classes C instead of the config's; it may exceed the 65,535 that a data set can hold.
 
     Raises:
@@ -146,11 +147,14 @@ class _FakeRun:
     def _step(self, images: int, live: LiveTensors) -> None:
         self.segmenter.train()
         side = self.config.data.crop
+        # All parts of a batch after the second take as much memory as that one.
+        taken = min(images, 2 * (self.config.trainer.micro_batch_size or images))
         with self.mode:
             batch = self._images(images, side, side), torch.empty((images, side, side), dtype=torch.int64)
             self._add(live, *batch)
             with live, shapes_only():
-                training_step(self.config, self.segmenter, self.optimizer, *batch, autocast=self.autocast)
+                part = (tensor[:taken] for tensor in batch)
+                training_step(self.config, self.segmenter, self.optimizer, *part, autocast=self.autocast)
 
     def evaluation_gib(self, images: int, size: tuple[int, int]) -> float:
         """Returns the peak GiB of predicting this many images of size (H, W)."""

@@ -9,15 +9,13 @@ Shapes: B batch, H W pixels, h w feature cells, D embedding, C classes, N channe
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
-from typing import NamedTuple, TypeVar
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from kiloseg.config import HEADS, HeadSettings, Loss, Model
+from kiloseg.config import Loss, Model
 from kiloseg.losses import (
     class_separation,
     dense_cross_entropy,
@@ -25,137 +23,13 @@ from kiloseg.losses import (
     official_cross_entropy,
 )
 from kiloseg.models.class_table import ClassTable
+from kiloseg.models.head import Candidates as Candidates
+from kiloseg.models.head import Head as Head
+from kiloseg.models.head import HeadLoss as HeadLoss
+from kiloseg.models.head import Prediction as Prediction
+from kiloseg.models.head import head_class as head_class
+from kiloseg.models.head import register_head as register_head
 from kiloseg.models.prediction import nearest_class, nearest_several, nearest_two
-
-
-class HeadLoss(NamedTuple):
-    """Holds the two parts of the training loss. Only the first must be averaged over labeled pixels of all workers."""
-
-    cross_entropy: Tensor
-    """A scalar: the mean over labeled pixels; 0, with zero gradients, if no pixel is labeled."""
-    regularizer: Tensor | None
-    """A scalar that does not depend on the batch, already multiplied by its weight; None if there is none."""
-
-
-class Prediction(NamedTuple):
-    """Holds the class of every pixel at full resolution and its confidence."""
-
-    labels: Tensor
-    """The class of every pixel: int64 (B, H, W)."""
-    confidence: Tensor
-    """float32 (B, H, W): the probability of the class against only the second best, 0.5 to 1. NaN if a head has none."""
-
-
-class Candidates(NamedTuple):
-    """Holds the K best classes of every pixel at full resolution."""
-
-    labels: Tensor
-    """The classes, best first: int64 (K, B, H, W)."""
-    logits: Tensor
-    """float32 (K, B, H, W): the logits of these classes, as the loss sees them."""
-    familiarity: Tensor
-    """float32 (B, H, W): how well the pixel fits the classes of training; higher is better. The cosine of the nearest class, or
-    the probability of the best class for the dense head."""
-
-
-class Head(ABC, nn.Module):
-    """Base class of all heads. Calling a head with the network's outputs returns the input of `loss` and `predict`.
-
-    Args:
-        model: the settings of the model.
-        loss: the settings of the head's loss.
-        num_classes: the number of classes C.
-
-    Raises:
-        ValueError: the settings cannot work with this many classes.
-    """
-
-    table: ClassTable | None
-    """The table with the embedding of every class, or None for heads that have no table."""
-    ranks = False
-    """Whether `candidates` can return more than one class."""
-
-    def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
-        super().__init__()
-        self.num_classes = num_classes
-        self.settings = loss
-        self.table = None
-
-    @staticmethod
-    @abstractmethod
-    def num_outputs(model: Model, num_classes: int) -> int:
-        """Returns the number of channels N that the network must output."""
-
-    def forward(self, outputs_BNhw: Tensor) -> Tensor:
-        """Returns the network's outputs in the form that the head uses."""
-        return outputs_BNhw
-
-    @abstractmethod
-    def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
-        """Computes the loss of a batch.
-
-        Args:
-            outputs_BNhw: the value that calling the head returned.
-            labels_BHW: int64, 0 to C - 1, or -1 for ignore, at full resolution.
-        """
-
-    @abstractmethod
-    def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
-        """Predicts the class of every pixel at full resolution, without a graph: int64 of shape (B, *size)."""
-
-    def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
-        """Does the same as `predict` and adds confidences, which are NaN for heads that do not provide them."""
-        labels_BHW = self.predict(outputs_BNhw, size)
-        return Prediction(labels_BHW, torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device))
-
-    def candidates(self, outputs_BNhw: Tensor, size: tuple[int, int], count: int) -> Candidates:
-        """Finds the `count` best classes of every pixel, without a graph: 1 to C of them, or 1 if `ranks` is False.
-
-        Logits and familiarity are NaN for heads that do not rank classes.
-
-        Raises:
-            ValueError: the head does not rank classes, and `count` is not 1.
-        """
-        if count != 1:
-            raise ValueError(f"{type(self).__name__} predicts only the best class of a pixel, not {count} classes")
-        labels_BHW = self.predict(outputs_BNhw, size)
-        unknown_BHW = torch.full(labels_BHW.shape, torch.nan, device=labels_BHW.device)
-        return Candidates(labels_BHW[None], unknown_BHW[None], unknown_BHW)
-
-    def undecayed(self) -> Iterable[nn.Parameter]:
-        """Returns parameters of more than one dimension that are exempt from weight decay."""
-        return () if self.table is None else self.table.parameters()
-
-
-HeadT = TypeVar("HeadT", bound=type[Head])
-
-_CLASSES: dict[str, type[Head]] = {}
-
-
-def register_head(name: str, settings: HeadSettings | None = None) -> Callable[[HeadT], HeadT]:
-    """Registers a class as the head that `model.head = name` selects.
-
-    Args:
-        name: a name that no other head has.
-        settings: other settings that belong to the head.
-
-    Raises:
-        ValueError: there is already a head with that name.
-    """
-    if name in _CLASSES:
-        raise ValueError(f"a head called {name!r} exists already ({_CLASSES[name].__name__}); choose another name")
-
-    def register(head: HeadT) -> HeadT:
-        HEADS.setdefault(name, settings or HeadSettings())
-        _CLASSES[name] = head
-        return head
-
-    return register
-
-
-def head_class(name: str) -> type[Head]:
-    """Returns the class that `model.head = name` selects."""
-    return _CLASSES[name]
 
 
 @register_head("embedding")
@@ -167,6 +41,7 @@ class EmbeddingHead(Head):
 
     table: ClassTable
     ranks = True
+    takes_class_weights = True
 
     def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
         super().__init__(model, loss, num_classes)
@@ -196,6 +71,7 @@ class EmbeddingHead(Head):
             negatives=self.settings.negatives,
             temperature=self.settings.temperature,
             logit=self.settings.logit,
+            class_weights_C=self.class_weights_C,
         )
 
     def _separation(self) -> Tensor | None:
@@ -243,13 +119,15 @@ class OfficialHead(EmbeddingHead):
             labels_BHW,
             count=self.settings.negatives.count,
             temperature=self.settings.temperature,
+            class_weights_C=self.class_weights_C,
         )
 
 
 @register_head("dense")
 class DenseHead(Head):
-    """Computes one logit per class and pixel. This is the baseline for kiloseg, and it uses no setting of the loss."""
+    """Computes one logit per class and pixel. This is the baseline for kiloseg, and it uses of the loss only its class weights."""
 
+    takes_class_weights = True
     ranks = True
 
     @staticmethod
@@ -259,7 +137,7 @@ class DenseHead(Head):
 
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
         """Computes softmax cross-entropy over all classes at full resolution."""
-        return HeadLoss(dense_cross_entropy(outputs_BNhw, labels_BHW), None)
+        return HeadLoss(dense_cross_entropy(outputs_BNhw, labels_BHW, class_weights_C=self.class_weights_C), None)
 
     @torch.no_grad()
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:

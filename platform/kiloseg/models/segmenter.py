@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from typing import Any
 
 import segmentation_models_pytorch as smp
@@ -12,8 +13,10 @@ from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
 
 from kiloseg.config import Loss, Model
+from kiloseg.models.backbone import examine
 from kiloseg.models.heads import head_class
 from kiloseg.models.pretrained import check_file_weights, load_package_weights, timm_options
+from kiloseg.models.pyramid import register
 
 
 class Segmenter(nn.Module):
@@ -77,6 +80,26 @@ class Segmenter(nn.Module):
         return list(self.network.encoder.parameters())
 
 
+OWN_ENCODER = ("dpt",)
+"""Architectures that have an encoder of their own, for vision transformers only."""
+
+
+@functools.cache
+def _has_encoder(arch: str, backbone: str) -> bool:
+    """Returns whether segmentation-models-pytorch itself has an encoder for the backbone that fits the architecture."""
+    if arch.lower() in OWN_ENCODER:
+        return True
+    traits = examine(backbone)
+    if traits.native is not None or not traits.exact:
+        return False
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        try:
+            smp.create_model(arch, encoder_name=f"tu-{backbone}", encoder_weights=None, classes=1, **traits.options)
+        except Exception:  # of many kinds: strides that it does not know, or a network that cannot be dilated
+            return False
+    return True
+
+
 def _build_network(model: Model, outputs: int) -> nn.Module:
     architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
     if model.arch.lower() not in architectures:
@@ -86,13 +109,25 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         raise ValueError(
             f"model.backbone = {model.backbone!r} is not a timm model; the nearest names are: {', '.join(near)}"
         )
+    if model.arch.lower() not in OWN_ENCODER:
+        examine(model.backbone)  # refuses what cannot be a backbone
     weights, options = timm_options(model.weights)
     try:
         if options:  # checked before timm loads the file itself, so that only tensors are ever unpickled
             check_file_weights(model.weights, model.backbone)
-        network = smp.create_model(
-            model.arch, encoder_name=f"tu-{model.backbone}", encoder_weights=weights, classes=outputs, **options
-        )
+        if _has_encoder(model.arch, model.backbone):
+            more = {} if model.arch.lower() in OWN_ENCODER else examine(model.backbone).options
+            network = smp.create_model(
+                model.arch,
+                encoder_name=f"tu-{model.backbone}",
+                encoder_weights=weights,
+                classes=outputs,
+                **options,
+                **more,
+            )
+        else:
+            encoder = register(model.backbone, pretrained=weights is not None, options=options)
+            network = smp.create_model(model.arch, encoder_name=encoder, encoder_weights=None, classes=outputs)
     except Exception as error:
         if weights is None:
             reason = f"model.arch = {model.arch!r} cannot be built over model.backbone = {model.backbone!r}"

@@ -25,6 +25,8 @@ from urllib.request import urlopen
 
 import tyro
 
+from kiloseg.storage.sockets import short_folder
+
 try:
     import pwd
 except ModuleNotFoundError as error:
@@ -65,8 +67,9 @@ class Postgres:
         self._user = user if os.getuid() == 0 else None
         programs = _postgres_programs()
         self._data = self.folder / "data"
-        # The path of a socket may have at most 107 bytes.
-        self._socket = Path(tempfile.mkdtemp(prefix="kiloseg-pg-"))
+        prefix = "kiloseg-pg-"
+        needs = len(f"/{prefix}01234567/.s.PGSQL.5432")
+        self._socket = short_folder(prefix, needs=needs) or Path(tempfile.mkdtemp(prefix=prefix))
         self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.folder, self._socket):
             if self._user:

@@ -19,8 +19,12 @@ from kiloseg.training.checkpoint_names import checkpoint_name, checkpoint_names
 FORMAT = "kiloseg-checkpoint-1"
 
 
-def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, keep: int) -> Path | str:
+def save_checkpoint(
+    directory: Path | str, step: int, state: dict[str, Any], *, keep: int, also: int | None = None
+) -> Path | str:
     """Writes `state` (tensors, numbers, strings, containers of them) as step-NNNNNNNN.pt and keeps only the `keep` newest.
+
+    The checkpoint of step `also` is kept besides them, if there is one.
 
     Returns:
         The location of the checkpoint: a path, or a URL if `directory` is one.
@@ -45,7 +49,8 @@ def save_checkpoint(directory: Path | str, step: int, state: dict[str, Any], *, 
         ) from error
     older = [other for other in checkpoint_names(folder.entries()) if other != name]
     for old in older[: max(len(older) - keep + 1, 0)]:
-        folder.remove(old)
+        if also is None or old != checkpoint_name(also):
+            folder.remove(old)
     return folder.path / name if isinstance(folder, LocalFolder) else inside(folder.location, name)
 
 

@@ -67,7 +67,7 @@ def evaluate(
     if not counts.num_labeled:
         raise DataError(
             "no pixel of the evaluated samples has a label of the model's classes, so there is no IoU; check the masks "
-            "of the split (python -m kiloseg.data.verify), data.val_samples and data.num_classes"
+            "of the split (kiloseg verify DIR), data.val_samples and data.num_classes"
         )
     return counts
 

@@ -22,7 +22,8 @@ from kiloseg.data.description import read_info
 from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.batches import Batch
-from kiloseg.data.reading.loader import TrainBatches, validation_batches
+from kiloseg.data.reading.loader import TrainBatches, batch_shapes, validation_batches
+from kiloseg.storage.commands import shell
 from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
 from kiloseg.training.evaluation import evaluate
@@ -31,6 +32,7 @@ from kiloseg.training.meters import NonFiniteLossError as NonFiniteLossError
 from kiloseg.training.optimizer import learning_rate_factor, set_learning_rate
 from kiloseg.training.precision import autocast_of
 from kiloseg.training.preemption import PreemptedError as PreemptedError
+from kiloseg.training.rehearsal import naming_shapes, rehearse, shapes_to_try, training_shapes
 from kiloseg.training.report import Report, Validation
 from kiloseg.training.state import TrainState
 from kiloseg.training.step import training_step
@@ -79,8 +81,10 @@ def train(
         for split in config.data.val_splits
     }
 
-    state = TrainState(config, num_classes, workers, batches.bad_samples)
+    shapes = {shape for split in config.data.val_splits for shape in batch_shapes(config.data, info, split)}
+    rehearse(config, num_classes, world=world, validation=shapes_to_try(sorted(shapes)))
     stored = _load(resume) if isinstance(resume, Path | str) else resume
+    state = TrainState(config, num_classes, workers, batches.bad_samples, resumes=stored is not None)
     if stored is not None:
         state.load(stored)
     workers.require_same_step(state.step)
@@ -88,7 +92,7 @@ def train(
     steps = _Steps(state, model, batches)
     with contextlib.closing(batches), _progress(state) as bar:
         # Steps that a run had trained but not yet reported when it was interrupted are reported first.
-        while state.unreported or state.step < trainer.steps:
+        while state.unreported or (state.step < trainer.steps and not state.patience_is_over):
             if not state.unreported:
                 steps.take()
                 bar.update()
@@ -103,12 +107,10 @@ def train(
             new = steps.report()
             bar.set_postfix(loss=f"{new.loss:.3f}")
             if state.validation_due:
-                # Validation needs memory and data of its own; if it fails, the trained steps must not be lost.
-                checkpoint = state.save()
-                with _naming(checkpoint):
+                with _kept(state) as checkpoint:
                     found = _validate(state, validation, stop=preempted if alone else None)
                 if found is None:
-                    raise PreemptedError(state.step, checkpoint)
+                    raise PreemptedError(state.step, checkpoint or state.save())
                 new = dataclasses.replace(new, validation=found)
             report(state.add_report(new))
     assert state.last_validated is not None, "every run ends with a validation"
@@ -141,9 +143,8 @@ class _Steps:
             factor = learning_rate_factor(state.step, config.trainer.steps, config.optimizer)
             set_learning_rate(state.optimizer, factor)
             autocast = autocast_of(config.trainer.precision, workers.device)
-            shapes = f"training images of data.crop = {config.data.crop} px, trainer.batch_size = {config.trainer.batch_size}"
             with (
-                _naming_shapes(state, f"{shapes} over {workers.world_size} workers"),
+                naming_shapes(config, training_shapes(config, workers.world_size)),
                 state.peaks.training.step(*batch) if measured else contextlib.nullcontext(),
             ):
                 loss = training_step(
@@ -163,9 +164,10 @@ class _Steps:
         """
         whole = self._taken >= self._steps_per_epoch or 0 < self._taken == self._state.config.trainer.steps
         if whole and not self._state.workers.any(self._labeled):
+            path = self._state.config.data.path
             raise DataError(
-                f"{self._state.config.data.path}: no pixel of the {self._taken} training batches so far has a label, so "
-                "nothing is learned; check the masks (python -m kiloseg.data.verify) and data.num_classes"
+                f"{path}: no pixel of the {self._taken} training batches so far has a label, so that nothing is learned; check the "
+                f"masks ({shell('kiloseg', 'verify', path)}) and data.num_classes"
             )
         return Report(
             step=self._state.step,
@@ -184,8 +186,8 @@ def _validate(
     metrics: dict[str, dict[str, Any]] = {}
     for split, batches in splits.items():
         peak = state.peaks.prediction if split == "val" else None
-        with _naming_shapes(
-            state, f"whole images of split {split!r}, data.val_batch_size = {state.config.data.val_batch_size}"
+        with naming_shapes(
+            state.config, f"whole images of split {split!r}, data.val_batch_size = {state.config.data.val_batch_size}"
         ):
             counts = evaluate(state.segmenter, batches, autocast=autocast, peak=peak, stop=stop)
         if counts is None:
@@ -209,30 +211,23 @@ def _validate(
 
 
 @contextlib.contextmanager
-def _naming_shapes(state: TrainState, shapes: str) -> Iterator[None]:
-    """Names the settings in the error if a network rejects the shape of its input, since its own error does not.
+def _kept(state: TrainState) -> Iterator[str | None]:
+    """Keeps what was trained if the validation inside fails, since it needs memory and data of its own.
 
-    Raises:
-        ValueError: replaces the network's own error.
+    The checkpoint is written before the validation, so that even a process that is killed loses nothing; but only after the
+    error if validations follow each other so fast that writing before each would take more than a hundredth of the time. With
+    several workers, which write together, it is always before.
     """
+    early = state.workers.world_size > 1 or state.saving_is_cheap
+    checkpoint = state.save() if early else None
     try:
-        yield
-    except DataError:
-        raise
-    except (AssertionError, ValueError) as error:
-        model = state.config.model
-        raise ValueError(
-            f"model.arch = {model.arch!r} over model.backbone = {model.backbone!r} cannot take {shapes} ({error}); change "
-            "these, or choose another model"
-        ) from error
-
-
-@contextlib.contextmanager
-def _naming(checkpoint: str | None) -> Iterator[None]:
-    """Adds the checkpoint from which the run can be resumed to errors."""
-    try:
-        yield
-    except Exception as error:
+        yield checkpoint
+    except BaseException as error:
+        if not early:
+            try:
+                checkpoint = state.save()
+            except OSError as full:
+                error.add_note(str(full))
         if checkpoint is not None:
             error.add_note(f"what was trained before this validation is kept in {checkpoint}")
         raise
@@ -249,6 +244,8 @@ def _load(path: Path | str) -> dict[str, Any] | None:
 
 def _progress(state: TrainState) -> tqdm[Any]:
     trainer = state.config.trainer
+    if state.origin and trainer.progress and state.workers.rank == 0:
+        tqdm.write(state.origin)
     # None shows the bar on terminals only.
     disable = None if trainer.progress and state.workers.rank == 0 else True
     return tqdm(total=trainer.steps, initial=state.step, desc="train", disable=disable)

@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from typing import Any
 
 import torch
 
 from kiloseg.config import Config
+from kiloseg.data.class_weights import class_weights
 from kiloseg.data.classes import record_classes
+from kiloseg.data.description import read_info
 from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.models import build_segmenter
-from kiloseg.overrides import differences, flatten
+from kiloseg.overrides import differences, flatten, override
 from kiloseg.training.checkpoint import save_checkpoint
+from kiloseg.training.initial import initial_state, take_over
 from kiloseg.training.meters import RunningMean
 from kiloseg.training.optimizer import build_optimizer
 from kiloseg.training.peaks import Peaks
 from kiloseg.training.report import Report
 from kiloseg.training.workers import Workers
+
+SAVING_SHARE = 0.01
+"""Largest share of a run's time that checkpoints before validations may take."""
 
 
 class TrainState:
@@ -28,12 +35,15 @@ class TrainState:
         num_classes: C.
         workers: the group that trains; each worker has its own state.
         bad_samples: the samples that this worker's loader has left out.
+        resumes: whether `load` follows, so that the weights that a run starts from are not needed.
 
     Raises:
-        ValueError: the model cannot be built.
+        ValueError: the model cannot be built, or the weights or class weights cannot be used.
     """
 
-    def __init__(self, config: Config, num_classes: int, workers: Workers, bad_samples: BadSamples) -> None:
+    def __init__(
+        self, config: Config, num_classes: int, workers: Workers, bad_samples: BadSamples, *, resumes: bool = False
+    ) -> None:
         self.config = config
         self.num_classes = num_classes
         self.workers = workers
@@ -41,7 +51,15 @@ class TrainState:
         torch.manual_seed(config.trainer.seed)
         # Every checkpoint contains a record of its classes, since a model may outlive its data set.
         self.classes = None if workers.rank else record_classes(config.data)
-        self.segmenter = build_segmenter(config, num_classes, workers.device)
+        initial = None if resumes else initial_state(config.model.weights)
+        random = override(config, {"model.weights": "none"}) if resumes or initial is not None else config
+        self.segmenter = build_segmenter(random, num_classes, workers.device)
+        self.origin: str | None = None
+        """What the run took over from the checkpoint that `model.weights` names, in a sentence; None if it names none."""
+        if initial is not None:
+            self.origin = take_over(self.segmenter, initial, self.classes or record_classes(config.data))
+        weights = class_weights(config.loss.class_weights, config.data, read_info(config.data.path))
+        self.segmenter.head.weigh_classes(None if weights is None else torch.from_numpy(weights).to(workers.device))
         self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.step = 0
         """Number of optimization steps taken."""
@@ -53,6 +71,8 @@ class TrainState:
         """Numbers of all reports, so that reports that were lost can be delivered again on resumption."""
         self.last_validated: Report | None = None
         """The report of the last validation."""
+        self._saved_at = time.monotonic()
+        self._save_s = 0.0
 
     @property
     def validation_due(self) -> bool:
@@ -64,6 +84,20 @@ class TrainState:
     def report_due(self) -> bool:
         """Returns whether a report follows the last step, as it does with every validation."""
         return self.validation_due or self.step % self.config.trainer.report_every == 0
+
+    @property
+    def best_step(self) -> int | None:
+        """Returns the step of the validation with the best val/miou so far, the first of equals; None before the first."""
+        validated = [report for report in self.reports if "val/miou" in report]
+        return int(max(validated, key=lambda report: report["val/miou"])["step"]) if validated else None
+
+    @property
+    def patience_is_over(self) -> bool:
+        """Returns whether `trainer.patience` validations in a row have not been better than the best before them."""
+        best, patience = self.best_step, self.config.trainer.patience
+        if not patience or best is None:
+            return False
+        return sum("val/miou" in report and report["step"] > best for report in self.reports) >= patience
 
     def add_report(self, report: Report) -> Report:
         """Records the report on the last step and marks the step as reported. Saves a report that has a validation.
@@ -107,7 +141,17 @@ class TrainState:
             "mean_loss": self.mean_loss.state(),
         }
         trainer = self.config.trainer
-        return str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints))
+        began = time.monotonic()
+        best = self.best_step if trainer.patience else None
+        saved = str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints, also=best))
+        self._saved_at = time.monotonic()
+        self._save_s = self._saved_at - began
+        return saved
+
+    @property
+    def saving_is_cheap(self) -> bool:
+        """Returns whether one more checkpoint now would take at most SAVING_SHARE of the time since the last one."""
+        return self._save_s <= SAVING_SHARE * (time.monotonic() - self._saved_at)
 
     def load(self, stored: dict[str, Any]) -> None:
         """Continues from the content of a checkpoint, whose tensors are removed from it.

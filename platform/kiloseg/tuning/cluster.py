@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import logging
 import os
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import ray
 
+from kiloseg.storage.sockets import short_folder
 from kiloseg.tuning.ray_workarounds.environment import LOCAL_VARIABLES, WORKER_VARIABLES, set_defaults
 from kiloseg.tuning.ray_workarounds.loopback import dashboard_port, keep_to_loopback
 
@@ -77,8 +80,9 @@ def start_ray() -> None:
     keep_to_loopback()
     set_defaults(LOCAL_VARIABLES)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    with dashboard_port() as port:
+    with dashboard_port() as port, _short_temporary_folder() as folder:
         ray.init(
+            _temp_dir=folder,
             address="local",  # by default Ray joins any cluster that someone started on this machine
             include_dashboard=True,
             dashboard_host="127.0.0.1",
@@ -88,11 +92,38 @@ def start_ray() -> None:
         )
 
 
+@contextlib.contextmanager
+def _short_temporary_folder() -> Iterator[str | None]:
+    """Provides a folder for Ray's sockets and logs where TMPDIR is too long for the sockets; None: Ray uses its own.
+
+    The folder is removed when this process ends, as Ray runs until then.
+    """
+    needs = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
+    folder = None if "RAY_TMPDIR" in os.environ else short_folder("kiloseg-ray-", needs=needs)
+    if folder is not None:
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    yield None if folder is None else str(folder)
+
+
 def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:
     """Returns the resources of a trial. `gpus_per_worker` None: 1 if the cluster has a GPU now, else 0."""
     if gpus_per_worker is None:
         gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
     return Resources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+
+
+def trials_per_node(max_concurrent: int, resources: Resources) -> int:
+    """Returns how many trials one node may run at once, at least 1.
+
+    Args:
+        max_concurrent: the most trials of the study at once; 0: as many as fit.
+        resources: the share of the cluster that one trial gets.
+    """
+    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    workers = [min(int(node.get(name, 0) // need) for name, need in needs.items() if need) for node in nodes]
+    most = max(workers, default=1) // resources.workers
+    return max(min(most, max_concurrent or most), 1)
 
 
 def concurrency(resources: Resources) -> int:

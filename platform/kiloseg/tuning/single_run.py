@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from kiloseg.config import Config
+from kiloseg.data.classes import iou_table
 from kiloseg.data.description import read_info
 from kiloseg.overrides import flatten, head_name, override
 from kiloseg.storage.filesystems import open_folder
@@ -15,7 +16,6 @@ from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
 from kiloseg.training.loop import train
 from kiloseg.training.report import Report
-from kiloseg.tuning.summary import iou_table
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
+from kiloseg.data.labeled import require_labeled
 from kiloseg.overrides import flatten
 from kiloseg.storage.credentials import require_no_credentials
 from kiloseg.storage.filesystems import Folder, LocalFolder, inside, open_folder
@@ -146,8 +147,8 @@ def running_study(
         tags: tags of the study's run in MLflow.
 
     Raises:
-        ValueError: there is nothing to resume, the study to resume has another plan, or runs are at a URL and there is no
-            MLflow server.
+        ValueError: there is nothing to resume, the study to resume has another plan, runs are at a URL and there is no
+            MLflow server, or a split has no labels (DataError).
         ConnectionError: MLflow cannot be reached.
         StudyRunningError: another process runs the study to resume.
     """
@@ -159,6 +160,7 @@ def running_study(
     storage = inside(runs, "ray")
     study_id = newest_id(storage, study.name) if study.resume else new_id(study.name)
     info = read_info(base.data.path)
+    require_labeled(base.data, info)
     place = open_folder(inside(runs, f"studies/{study_id}"))
     plan = flatten(base) | dict(plan) | {"data digest": info.digest, "workers": study.workers}
     if study.resume:

@@ -11,7 +11,6 @@ from typing import Any
 import pandas
 from matplotlib.figure import Figure
 
-from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import validation_batches
@@ -80,16 +79,6 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
             title="Peak memory against embedding dimension",
             **shared,
         ),
-    }
-
-
-def iou_table(data: Data, iou_per_class: Sequence[float]) -> dict[str, list[Any]]:
-    """Returns columns with the id, name and IoU of each class of a run; the IoU is None if the class does not occur."""
-    classes = select_classes(data, read_info(data.path))
-    return {
-        "class_id": classes.ids.tolist(),
-        "name": classes.names,
-        "iou": [None if math.isnan(iou) else iou for iou in iou_per_class],
     }
 
 

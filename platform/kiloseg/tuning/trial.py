@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -26,6 +27,7 @@ from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.v2.api.data_parallel_trainer import DataParallelTrainer
 
 from kiloseg.config import Config
+from kiloseg.data.reading.shared_memory import TRIALS_VARIABLE
 from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import inside, open_folder
@@ -49,6 +51,8 @@ class TrialSettings:
     """Folder for checkpoints that all nodes see, by absolute path or URL."""
     resources: Resources
     """The share of the cluster that each trial gets."""
+    trials_per_node: int = 1
+    """How many trials run on one node at once, of which the shared memory of a node must hold the batches."""
 
 
 def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
@@ -129,6 +133,7 @@ def _work(given: dict[str, Any]) -> None:
 
     settings: TrialSettings = given["settings"]
     directory = given["directory"]
+    os.environ[TRIALS_VARIABLE] = str(settings.trials_per_node)
     rank = ray.train.get_context().get_world_rank()
     reporter = Reporter(rank=rank, steps=settings.base.trainer.steps, unreported=inside(directory, UNREPORTED))
     try:

@@ -21,7 +21,7 @@ from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.data.reading.batches import Batch, Memory, Slots
 from kiloseg.data.reading.decoding import Decoder
 from kiloseg.data.reading.loader_processes import PREFETCH, data_loader, loader_process
-from kiloseg.data.reading.order import Position, as_positions, epoch_order, in_order, share, shuffle
+from kiloseg.data.reading.order import Position, as_positions, batched, epoch_order, in_order, share, shuffle
 from kiloseg.data.reading.padding import round_up, stack, to_tensors
 from kiloseg.data.reading.reader import Reader
 from kiloseg.data.reading.sampling import Repeats, SampleClasses
@@ -67,27 +67,19 @@ class _TrainStream(IterableDataset[Any]):
     def __iter__(self) -> Iterator[Batch | tuple[int, int]]:
         epoch, skip = self.epoch_and_skip.tolist()
         process, workers = loader_process()
-        # The loader processes deliver batches in turn. A resumed epoch continues with the process whose turn it was. Only
-        # the order of the earlier batches is drawn again.
-        worker = (process + skip) % workers
-        skipped = skip // workers + (worker < skip % workers)
-        first, last = share(self.steps, worker, workers)
         counts = None if self.repeats is None else self.repeats.counts(self.seed, epoch)
         order = epoch_order(self.shards, counts, self.seed, epoch)
         left_out = len(order) - self.steps * self.batch_size * self.world
         offset = random.Random(f"left out {self.seed} {epoch}").randint(0, left_out)
-        start = offset + (self.rank * self.steps + first) * self.batch_size
-        stop = offset + (self.rank * self.steps + last) * self.batch_size
-        mine = order[start:stop]
-        skipped_samples = skipped * self.batch_size
-        positions = shuffle(mine, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} {worker}")
-        positions = itertools.islice(positions, skipped_samples, None)
+        start = offset + self.rank * self.steps * self.batch_size
+        mine = order[start : start + self.steps * self.batch_size]
+        # Every loader process draws the order of all batches, of which the processes deliver one each in turn, so that the
+        # order does not depend on how many there are. The final 0 is the number of a process in the seeds of earlier versions.
+        positions = shuffle(mine, self.data.shuffle_buffer, f"samples {self.seed} {epoch} {self.rank} 0")
+        chunks = batched(positions, self.batch_size)
         with self.reader as reader:
-            reader.expect(_shards_in_turn(mine[skipped_samples:]))
-            for number in itertools.count():
-                chunk = list(itertools.islice(positions, self.batch_size))
-                if not chunk:
-                    return
+            reader.expect(_shards_in_turn(mine[skip * self.batch_size :]))
+            for number, chunk in enumerate(itertools.islice(chunks, skip + process, None, workers)):
                 if self.slots is None:
                     batch = self.memory.batch()
                     self._fill(*batch, reader, chunk, epoch)
@@ -131,7 +123,7 @@ class TrainBatches:
     Over all workers together, an epoch contains every sample at most once, or as often as `data.repeat_threshold` requires
     (see `sampling.Repeats`). A remainder of less than one global batch is left out, a different one in each epoch
     (`left_out` counts it; with repeats it may be one more). The order is a function of (seed, epoch) for a given number of
-    workers and loader processes.
+    workers, whatever the number of loader processes.
 
     Args:
         data: where the samples are and how they are augmented.
@@ -194,13 +186,14 @@ class _ValidationStream(IterableDataset[Batch]):
         self.decode = Decoder(info, select_classes(data, info))
 
     def __iter__(self) -> Iterator[Batch]:
-        worker, workers = loader_process()
-        start, stop = share(self.samples, self.rank * workers + worker, self.world * workers)
+        process, processes = loader_process()
+        start, stop = share(self.samples, self.rank, self.world)
         order = in_order(self.shards)[start:stop]
-        positions = iter(as_positions(order))
+        chunks = batched(as_positions(order), self.data.val_batch_size)
         with Reader(self.data.path, self.shards, cache_gib=self.data.cache_gib) as reader:
             reader.expect(_shards_in_turn(order))
-            while chunk := list(itertools.islice(positions, self.data.val_batch_size)):
+            # Batches, and with them the padding of their images, are the same for any number of loader processes.
+            for chunk in itertools.islice(chunks, process, None, processes):
                 batch = stack([to_tensors(*self.decode(reader.read(where.shard, where.sample))) for where in chunk])
                 if get_worker_info() is not None:
                     # Moved to shared memory here, so that an error reaches the training process. The thread that would
@@ -213,9 +206,8 @@ class _ValidationStream(IterableDataset[Batch]):
     @property
     def expected(self) -> int:
         """The number of samples of this training worker over all of its loader processes."""
-        parts = max(self.data.loader_workers, 1)
-        start = share(self.samples, self.rank * parts, self.world * parts)[0]
-        return share(self.samples, self.rank * parts + parts - 1, self.world * parts)[1] - start
+        start, stop = share(self.samples, self.rank, self.world)
+        return stop - start
 
 
 class ValidationBatches:
@@ -258,15 +250,19 @@ def validation_batches(
     check_shards(data.path, info, split)
     stream = _ValidationStream(data, info, split, rank=rank, world=world)
     if data.loader_workers:
-        sizes = batch_areas(data, info, split, stream.samples)
-        most = sorted(sizes, reverse=True)[: data.loader_workers * (PREFETCH + 1)]
+        areas = [images * height * width for images, height, width in batch_shapes(data, info, split)]
+        most = sorted(areas, reverse=True)[: data.loader_workers * (PREFETCH + 1)]
         # An image takes 3 bytes per pixel, its labels take 8.
         require_room(11 * sum(most), VALIDATION_SETTINGS)
     return ValidationBatches(stream)
 
 
-def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list[int]:
-    """Returns the pixels of each validation batch including padding, from the index; empty if there is no index."""
+def batch_shapes(data: Data, info: DatasetInfo, split: str) -> list[tuple[int, int, int]]:
+    """Returns images, height and width of each validation batch with its padding, from the index; empty without an index.
+
+    They are those of a single training worker.
+    """
+    samples = min(info.num_samples(split), data.val_samples or info.num_samples(split))
     try:
         index = read_index(data.path, split, columns=["height", "width"])
     except DataError:
@@ -276,7 +272,7 @@ def batch_areas(data: Data, info: DatasetInfo, split: str, samples: int) -> list
     sides = [index[name].to_numpy()[:samples] for name in ("height", "width")]
     starts = range(0, samples, data.val_batch_size)
     chunks = ([side[start : start + data.val_batch_size] for side in sides] for start in starts)
-    return [len(rows) * round_up(int(rows.max())) * round_up(int(columns.max())) for rows, columns in chunks]
+    return [(len(rows), round_up(int(rows.max())), round_up(int(columns.max()))) for rows, columns in chunks]
 
 
 def _shards_in_turn(order: np.ndarray) -> list[int]:

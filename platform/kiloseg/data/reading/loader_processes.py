@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from kiloseg.config import Data
 from kiloseg.storage.filesystems import RemoteFolder, open_folder
+from kiloseg.storage.sockets import keep_socket_paths_short
 
 PREFETCH = 2
 """Number of batches that a loader process prepares in advance."""
@@ -21,8 +22,13 @@ def data_loader(stream: IterableDataset[Any], data: Data, *, persistent: bool) -
         stream: yields the batches of one process.
         data: the data set and its settings.
         persistent: whether the processes keep running after a pass over the stream.
+
+    Raises:
+        ValueError: TMPDIR is too long for the processes' sockets, and there is no other folder for them.
     """
     workers = data.loader_workers
+    if workers:
+        keep_socket_paths_short()
     # Clients of object stores have threads, which a forked process does not get. A spawned process takes seconds to start.
     spawned = workers > 0 and isinstance(open_folder(data.path), RemoteFolder)
     return DataLoader(

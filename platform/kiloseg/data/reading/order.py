@@ -2,8 +2,8 @@
 
 An epoch is one order of all samples: shards shuffled by (seed, epoch), one after another. A sample that comes more than
 once does so in further passes over its shard, which are shuffled among the rest. Every worker of the training group
-(rank), and every loader process of it, takes one contiguous range of that order, so that it opens only the shards in its
-range and no sample is read twice.
+(rank) takes one contiguous range of that order, so that it opens only the shards in its range and no sample is read twice. Its
+loader processes take the batches of that range in turn.
 
 Orders consist of positions only. Bytes are read last, for the requested positions.
 """
@@ -20,6 +20,9 @@ import numpy as np
 import webdataset
 
 from kiloseg.data.description import Shard
+
+ROWS = 65536
+"""Number of rows of an order that are turned into Python objects at a time."""
 
 
 class Position(NamedTuple):
@@ -116,6 +119,14 @@ def shuffle(positions: np.ndarray, size: int, seed: str) -> Iterator[Position]:
     return webdataset.shuffle(size, initial=size, rng=random.Random(seed))(as_positions(positions))
 
 
-def as_positions(positions: np.ndarray) -> Iterable[Position]:
-    """Yields the rows of an order as positions."""
-    return (Position(*row) for row in positions.tolist())
+def as_positions(positions: np.ndarray) -> Iterator[Position]:
+    """Yields the rows of an order as positions. Only some of them are Python objects at a time, which take much more memory."""
+    for start in range(0, len(positions), ROWS):
+        yield from itertools.starmap(Position, positions[start : start + ROWS].tolist())
+
+
+def batched(positions: Iterable[Position], size: int) -> Iterator[list[Position]]:
+    """Yields lists of `size` positions in order; the last one may be shorter."""
+    remaining = iter(positions)
+    while batch := list(itertools.islice(remaining, size)):
+        yield batch

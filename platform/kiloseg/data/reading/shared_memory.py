@@ -6,6 +6,7 @@ Containers often have little of it: by default, Docker gives 64 MB to /dev/shm.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 from collections.abc import Iterator
 
@@ -18,21 +19,41 @@ NO_ROOM = ("No space left on device", "unable to allocate shared memory", "Bus e
 """Parts of the messages that torch gives when shared memory is full."""
 
 
+TRIALS_VARIABLE = "KILOSEG_TRIALS_PER_NODE"
+"""Environment variable with the number of trials that a study runs on this machine at once."""
+
+
+def sharing_processes() -> int:
+    """Returns how many training processes share this machine's memory: the workers of a group, times the trials at once."""
+    return math.prod(max(int(os.environ.get(name, "1")), 1) for name in ("LOCAL_WORLD_SIZE", TRIALS_VARIABLE))
+
+
 def require_room(num_bytes: int, settings: str) -> None:
-    """Raises an error if a size does not fit into the shared memory that is free now.
+    """Raises an error if a size does not fit into the shared memory that is free now, or all processes' sizes into the whole.
+
+    Other training processes may already hold their part or not yet, so theirs is compared with the whole shared memory.
 
     Args:
-        num_bytes: the number of bytes that loader processes need at the same time.
+        num_bytes: the number of bytes that this process's loader processes need at the same time.
         settings: names of the settings that decide this size, for the message.
 
     Raises:
-        DataError: less shared memory is free. Systems without /dev/shm are not checked.
+        DataError: there is less shared memory. Systems without /dev/shm are not checked.
     """
     try:
         free = os.statvfs(FOLDER)
     except OSError:
         return
-    free_bytes = free.f_bavail * free.f_frsize
+    free_bytes, whole_bytes = free.f_bavail * free.f_frsize, free.f_blocks * free.f_frsize
+    sharing = sharing_processes()
+    if num_bytes * sharing > whole_bytes >= num_bytes:
+        raise DataError(
+            _message(
+                f"{FOLDER} has {whole_bytes / 2**20:.1f} MiB, {sharing} training processes of this machine need up to "
+                f"{num_bytes / 2**20:.1f} each",
+                settings,
+            )
+        )
     if num_bytes > free_bytes:
         raise DataError(
             _message(

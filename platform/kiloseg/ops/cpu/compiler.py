@@ -9,6 +9,7 @@ import importlib.util
 import logging
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -54,9 +55,9 @@ def compiled() -> Path:
     Raises:
         RuntimeError: There is no compiler, or it fails.
     """
-    compiler = _compiler()
+    compiler = compiler_command()
     cpu = "-mcpu=native" if platform.machine() in ("arm64", "aarch64") else "-march=native"
-    command = [compiler, *FLAGS, *_threads(compiler), cpu]
+    command = [*compiler, *FLAGS, *_threads(tuple(compiler)), cpu]
     digest = hashlib.sha256("\n".join([*command[1:], _cpu()]).encode())
     for path in sorted([*FOLDER.glob("*.c"), *FOLDER.glob("*.h")]):
         digest.update(path.name.encode() + path.read_bytes())
@@ -81,14 +82,14 @@ def compiled() -> Path:
 
 
 @functools.cache
-def _threads(compiler: str) -> list[str]:
+def _threads(compiler: tuple[str, ...]) -> list[str]:
     """Returns flags for OpenMP if torch ships a libgomp of the usual name, which is already in memory, so both share its threads.
 
     If torch's library has another name, or the compiler is clang with its own OpenMP, a second pool would spin beside torch's. In
     that case, threads are started for each call.
     """
     try:
-        named = subprocess.run([compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
+        named = subprocess.run([*compiler, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return []
     if "clang" in named:
@@ -98,15 +99,27 @@ def _threads(compiler: str) -> list[str]:
     return ["-fopenmp"] if (libraries / "libgomp.so.1").exists() else []
 
 
-def _compiler() -> str:
-    wanted = os.environ.get("CC")
-    for name in [wanted] if wanted else ["cc", "gcc", "clang"]:
+def compiler_command() -> list[str]:
+    """Returns the path of the C compiler and the arguments that come first, from CC in the environment if that is set.
+
+    CC holds words as for a shell, such as "gcc -m64", "ccache gcc" or a quoted path with a space.
+
+    Raises:
+        RuntimeError: there is no compiler, or CC is no list of words.
+    """
+    wanted = os.environ.get("CC", "").strip()
+    try:
+        # A path with a space that exists as it is written is meant as one word.
+        words = [wanted] if shutil.which(wanted) else shlex.split(wanted)
+    except ValueError as error:
+        raise RuntimeError(f"CC = {wanted!r} cannot be split into words ({error}); quote it as for a shell") from error
+    for name, *rest in [words] if words else [["cc"], ["gcc"], ["clang"]]:
         found = shutil.which(name)
         if found:
-            return found
+            return [found, *rest]
     raise RuntimeError(
-        f"CC = {wanted}: this compiler does not exist"
-        if wanted
+        f"CC = {wanted}: there is no program {words[0]!r}; unset CC or name an installed compiler"
+        if words
         else "no C compiler (cc, gcc or clang) was found; install one"
     )
 

@@ -10,10 +10,10 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from kiloseg.config import Config
+from kiloseg.data.classes import iou_table
 from kiloseg.overrides import flatten, head_name, override
 from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
-from kiloseg.tuning.summary import iou_table
 
 logger = logging.getLogger(__name__)
 

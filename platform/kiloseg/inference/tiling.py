@@ -19,6 +19,8 @@ from kiloseg.models.heads import Prediction
 
 STRIDE = 32
 """Networks accept images whose sides are multiples of this, in pixels."""
+BAND_PIXELS = 2**21
+"""Target number of pixels whose classes are decided at once; more than a tile of the default size has."""
 CONTEXT = 1
 """Number of feature rows that bilinear upsampling reads on each side of a pixel's own row."""
 
@@ -58,13 +60,15 @@ def predict_tiled(
     confidence_HW = np.empty((height, width), dtype=np.float16)
     row = 0
     for outputs_1Nhw, cells, stride in blended(outputs_of, pixels_HW3, tile, overlap):
-        h, w = outputs_1Nhw.shape[2:]
-        decided = decide(outputs_1Nhw, (h * stride, w * stride))
-        rows = min((cells.stop - cells.start) * stride, height - row)
-        taken = slice(cells.start * stride, cells.start * stride + rows)
-        labels_HW[row : row + rows] = decided.labels[0, taken, :width].cpu().numpy()
-        confidence_HW[row : row + rows] = decided.confidence[0, taken, :width].cpu().numpy()
-        row += rows
+        for part_1Nhw, taken, below in row_bands(outputs_1Nhw, cells, stride, BAND_PIXELS):
+            decided = decide(part_1Nhw, (part_1Nhw.shape[2] * stride, part_1Nhw.shape[3] * stride))
+            rows = min(taken.stop - taken.start, height - row - below)
+            taken = slice(taken.start, taken.start + max(rows, 0))
+            place = slice(row + below, row + below + max(rows, 0))
+            labels_HW[place] = decided.labels[0, taken, :width].cpu().numpy()
+            confidence_HW[place] = decided.confidence[0, taken, :width].cpu().numpy()
+        row += (cells.stop - cells.start) * stride
+        del outputs_1Nhw, part_1Nhw, decided  # or they would be alive while the next strip is computed
     return labels_HW, confidence_HW
 
 
@@ -86,15 +90,17 @@ def blended(
             new_sums[:, :, : sums.shape[2]] += sums
             new_weights[:, :, : weights.shape[2]] += weights
         done = (following - top) // stride
-        blended = new_sums[:, :, :done] / new_weights[:, :, :done]
+        sums, weights = new_sums[:, :, done:].clone(), new_weights[:, :, done:].clone()
+        # A strip is large: what is finished replaces its sums in place, and no second copy is alive while rows are decided.
+        blended = new_sums[:, :, :done].div_(new_weights[:, :, :done])
         rows = blended if rows is None else torch.cat([rows, blended], dim=2)
+        del new_sums, blended
         end = rows.shape[2] - (CONTEXT if following < height else 0)
         if end > first:
             yield rows, slice(first, end), stride
         first = max(first, end)
         kept = max(first - CONTEXT, 0)
         rows, first = rows[:, :, kept:].clone(), first - kept
-        sums, weights = new_sums[:, :, done:].clone(), new_weights[:, :, done:].clone()
 
 
 def row_bands(outputs_1Nhw: Tensor, cells: slice, stride: int, pixels: int) -> Iterator[tuple[Tensor, slice, int]]:

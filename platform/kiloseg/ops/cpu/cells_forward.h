@@ -59,12 +59,8 @@ static void list_pixels(const struct block *b, int64_t j) {
             for (int64_t p = first; p < first + count; ++p) {
                 float share = floats(a, SHARE)[p], scale = a->tau * LOG2E;
                 if (!a->cosine) scale *= -2 * scale;
-                vec squares = {0};
-                for (int64_t d = 0; d < width; d += LANES) {
-                    vec u = splat(1 - share) * load(left + d) + splat(share) * load(right + d);
-                    squares += u * u;
-                }
-                float length = sqrtf(sum_of(squares)), inverse = 1 / (length < NORM_EPS ? NORM_EPS : length);
+                float length = length_between(left, right, share, width);
+                float inverse = 1 / (length < NORM_EPS ? NORM_EPS : length);
                 floats(a, INVERSE)[p] = inverse;
                 floats(a, LEFT)[p] = scale * inverse * (1 - share);
                 floats(a, RIGHT)[p] = scale * inverse * share;

@@ -7,7 +7,8 @@ Pixels come from embeddings at stride 4. Every round runs each loss once, in tur
 so for all of them; times are medians, ratios are medians of ratios within a round. Where the pixels times the classes
 would exceed `--max-scores`, images are made smaller for that class count, for all losses alike; losses that need more
 memory than `--memory-gib` are left out of that row and say so. The rival `official` needs `pip install faiss-cpu`; on a
-GPU `cut-cross-entropy` and `liger-kernel` are rivals where they are installed.
+GPU `cut-cross-entropy` and `liger-kernel` are rivals where they are installed. The last two are predictions: `nearest_class`, and
+logits that are upsampled and compared.
 """
 
 from __future__ import annotations
@@ -32,10 +33,15 @@ import rivals
 from kiloseg.config import Logit, Negatives, NegativesKind
 from kiloseg.losses import embedding_cross_entropy
 from kiloseg.memory import GIB, PeakMemory
+from kiloseg.models import nearest_class
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 PACKAGES = {"official": "faiss", "cut_cross_entropy": "cut_cross_entropy", "liger": "liger_kernel"}
+PREDICTIONS = ("nearest_class", "dense_argmax")
+"""These give labels, without a backward pass."""
+COPIES = {"dense": 4, "dense_argmax": 1}
+"""How often logits at full resolution exist: for the loss upsampled, as their log-softmax, and with a gradient of each."""
 GPU_ONLY = ("cut_cross_entropy", "liger")
 
 
@@ -49,7 +55,7 @@ class Arguments:
     losses: tuple[str, ...] = (
         "all:cosine", "all:distance", "nearest:8", "random:255", "mixed:8",
         "all:cosine:torch", "all:distance:torch", "nearest:8:torch", "random:255:torch", "mixed:8:torch",
-        "dense", "torch_linear", "official:7", "cut_cross_entropy", "liger",
+        "dense", "torch_linear", "official:7", "cut_cross_entropy", "liger", "nearest_class", "dense_argmax",
     )  # fmt: skip
     """KIND[:COUNT][:LOGIT][:torch] of kiloseg's own (distance unless said; with :torch without its kernels), or a rival."""
     batch: int = 2
@@ -76,9 +82,8 @@ class Case:
             side -= 4
         self.pixels = arguments.batch * side**2
         generator = torch.Generator().manual_seed(0)
-        channels = num_classes if name == "dense" else dim
-        # Logits at full resolution exist four times over: upsampled, their log-softmax, and a gradient of each.
-        self.fits = name != "dense" or 4 * 4 * self.pixels * num_classes < arguments.memory_gib * GIB
+        channels = num_classes if name in COPIES else dim
+        self.fits = COPIES.get(name, 0) * 4 * self.pixels * num_classes < arguments.memory_gib * GIB
         self.seconds: list[float] = []
         self.peak_mib = math.nan
         if not self.fits:
@@ -89,7 +94,11 @@ class Case:
         self.labels = torch.randint(num_classes, (arguments.batch, side, side), generator=generator).to(device)
 
     def run(self) -> None:
-        """Runs forward and backward."""
+        """Runs forward and, except for predictions, backward."""
+        if self.name in PREDICTIONS:
+            with torch.no_grad():
+                self.loss(self.embeddings, self.table, self.labels)
+            return
         self.loss(self.embeddings, self.table, self.labels).backward()
         self.embeddings.grad = self.table.grad = None
 
@@ -120,12 +129,19 @@ def _loss(name: str, num_classes: int) -> Loss:
         logit: Logit = "cosine" if "cosine" in words else "distance"
         ours = functools.partial(embedding_cross_entropy, negatives=negatives, logit=logit)
         return functools.partial(_without_kernels, ours) if "torch" in words else ours
+    if first == "nearest_class":
+        return _predict
     if first == "official":
         return functools.partial(rivals.official, count=counts[0] if counts else 7)
     if not hasattr(rivals, first):
         raise SystemExit(f"--losses {name}: no loss is called {first!r}")
     rival: Loss = getattr(rivals, first)
     return rival
+
+
+def _predict(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor) -> Tensor:
+    _, H, W = labels_BHW.shape
+    return nearest_class(pixels_BDhw, table_CD, size=(H, W))
 
 
 def _without_kernels(loss: Loss, *inputs: Tensor) -> Tensor:

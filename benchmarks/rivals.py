@@ -20,6 +20,11 @@ def dense(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
     return dense_cross_entropy(logits_BChw, labels_BHW)
 
 
+def dense_argmax(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
+    """Predicts the class of the highest of the upsampled logits, as segmentation libraries do: int64 (B, H, W)."""
+    return F.interpolate(logits_BChw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False).argmax(1)
+
+
 def _unit_pixels(pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:
     """Returns embeddings at full resolution, normalized: (P, D)."""
     full_BDHW = F.interpolate(pixels_BDhw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False)

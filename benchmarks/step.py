@@ -35,13 +35,14 @@ from kiloseg.training.step import training_step
 class Arguments:
     """Measures time and peak memory of a training step."""
 
-    classes: tuple[int, ...] = (20, 1000)
+    classes: tuple[int, ...] = (19, 1284)
     """The class counts; ratios are against the first."""
     heads: tuple[str, ...] = ("embedding:all", "embedding:random", "embedding:nearest", "embedding:mixed", "dense")
     """The heads: dense, or embedding: with a kind of negatives."""
     arch: str = "fpn"
     backbone: str = "tf_efficientnet_lite0"
-    embed_dim: int = 12
+    embed_dims: tuple[int, ...] = (12, 128)
+    """The embedding dimensions. The dense head, which has none, runs with the first alone."""
     logit: Logit = "cosine"
     """The kind of logit: cosine, as in `make demo`, or distance."""
     count: int = 8
@@ -115,7 +116,7 @@ def cases_of(arguments: Arguments, device: torch.device) -> list[Case]:
     """Heads by class counts, or the first of both by fields of the trunk."""
     base = Config(
         data=Data(crop=arguments.size),
-        model=Model(arch=arguments.arch, backbone=arguments.backbone, embed_dim=arguments.embed_dim),
+        model=Model(arch=arguments.arch, backbone=arguments.backbone),
         loss=Loss(logit=arguments.logit),
         optimizer=Optimizer(name="adamw"),
         trainer=Trainer(
@@ -127,14 +128,20 @@ def cases_of(arguments: Arguments, device: torch.device) -> list[Case]:
         ),
     )
 
-    def run(head: str, num_classes: int) -> Config:
+    def run(head: str, num_classes: int, dim: int) -> Config:
         count = min(arguments.count, num_classes - 1)
-        return override(base, {**head_overrides(head), "loss.negatives.count": count})
+        return override(base, {**head_overrides(head), "loss.negatives.count": count, "model.embed_dim": dim})
 
     if arguments.fields:
-        one = run(arguments.heads[0], arguments.classes[0])
+        one = run(arguments.heads[0], arguments.classes[0], arguments.embed_dims[0])
         return [Case(name, override(one, values), arguments.classes[0], device) for name, values in FIELDS.items()]
-    return [Case(head, run(head, count), count, device) for head in arguments.heads for count in arguments.classes]
+    return [
+        Case(head, run(head, count, dim), count, device)
+        for dim in arguments.embed_dims
+        for head in arguments.heads
+        if head != "dense" or dim == arguments.embed_dims[0]
+        for count in arguments.classes
+    ]
 
 
 def main(arguments: Arguments) -> None:
@@ -153,17 +160,21 @@ def main(arguments: Arguments) -> None:
     with arguments.csv.open("w", newline="") as file:
         writer = csv.writer(file)
         first_column = "fields" if arguments.fields else "head"
-        writer.writerow([first_column, "num_classes", "step_ms", "step_ratio", "peak_memory_gib", "peak_ratio"])
-        print(f"{first_column:30}{'classes':>8}{'step ms':>10}{'ratio':>8}{'peak GiB':>10}{'ratio':>8}")
+        writer.writerow(
+            [first_column, "embed_dim", "num_classes", "step_ms", "step_ratio", "peak_memory_gib", "peak_ratio"]
+        )
+        print(f"{first_column:30}{'dim':>5}{'classes':>8}{'step ms':>10}{'ratio':>8}{'peak GiB':>10}{'ratio':>8}")
         for index, (case, peak) in enumerate(zip(cases, peaks, strict=True)):
             first = index - index % group
             ratio = statistics.median(
                 mine / base for mine, base in zip(case.seconds, cases[first].seconds, strict=True)
             )
+            dim = "-" if case.name == "dense" else case.config.model.embed_dim
             step_ms = 1000 * statistics.median(case.seconds)
             writer.writerow(
                 [
                     case.name,
+                    dim,
                     case.num_classes,
                     round(step_ms, 2),
                     round(ratio, 3),
@@ -172,7 +183,7 @@ def main(arguments: Arguments) -> None:
                 ]
             )
             print(
-                f"{case.name:30}{case.num_classes:>8,}{step_ms:>10.1f}{ratio:>8.2f}{peak:>10.3f}{peak / peaks[first]:>8.3f}"
+                f"{case.name:30}{dim:>5}{case.num_classes:>8,}{step_ms:>10.1f}{ratio:>8.2f}{peak:>10.3f}{peak / peaks[first]:>8.3f}"
             )
     print(f"\n{device.type}, {torch.get_num_threads()} threads, torch {torch.__version__}; {arguments.csv}")
 

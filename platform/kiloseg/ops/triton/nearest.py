@@ -17,7 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from kiloseg.ops.triton import MAX_NEAREST
-from kiloseg.ops.triton.scores import check, load_pieces, pieces, product, split, tuned, width
+from kiloseg.ops.triton.scores import block_of_pixels, check, load_pieces, load_pixels, pieces, product, tuned, width
 
 
 def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> tuple[Tensor, Tensor]:
@@ -77,12 +77,8 @@ def _nearest(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = pixels < P
-    place = pixels[:, None] * D + tl.arange(0, W)[None, :]
-    filled = inside[:, None] & (tl.arange(0, W) < D)[None, :]
-    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
-    target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
+    pixels, inside, _, _ = block_of_pixels(P, D, W, BLOCK_P)
+    o1, o2, o3, target = load_pixels(o_ptr, target_ptr, P, D, W, BLOCK_P)
     slots = tl.arange(0, SLOTS)
     # Slots beyond K hold infinity, so they are never the worst.
     held = tl.zeros((BLOCK_P, SLOTS), tl.float32) + tl.where(slots < K, -float("inf"), float("inf"))[None, :]

@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from kiloseg.ops.triton.scores import check
+from kiloseg.ops.triton.scores import block_of_pixels, check
 
 _BLOCK_P = 64
 
@@ -70,16 +70,14 @@ def _gather(
     K: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixels, inside, place, filled = block_of_pixels(P, D, W, BLOCK_P)
     dims = tl.arange(0, W)
-    inside = pixels < P
-    filled = inside[:, None] & (dims < D)[None, :]
     sums = tl.zeros((BLOCK_P, W), tl.float32)
     for k in range(K):
         weight = tl.load(weight_ptr + pixels * K + k, mask=inside, other=0.0)
         ids = tl.load(ids_ptr + pixels * K + k, mask=inside, other=0)
         sums += weight[:, None] * tl.load(rows_ptr + ids[:, None] * D + dims[None, :], mask=filled, other=0.0)
-    tl.store(sums_ptr + pixels[:, None] * D + dims[None, :], sums, mask=filled)
+    tl.store(sums_ptr + place, sums, mask=filled)
 
 
 @triton.jit(do_not_specialize=["P"])
@@ -95,12 +93,11 @@ def _scatter(
     SLOTS: tl.constexpr,
     BLOCK_P: tl.constexpr,
 ):
-    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    pixels, inside, vector_place, filled = block_of_pixels(P, D, W, BLOCK_P)
     dims = tl.arange(0, W)
     slots = tl.arange(0, SLOTS)
-    filled = (pixels < P)[:, None] & (dims < D)[None, :]
-    vectors = tl.load(vectors_ptr + pixels[:, None] * D + dims[None, :], mask=filled, other=0.0)
-    named = (pixels < P)[:, None] & (slots < K)[None, :]
+    vectors = tl.load(vectors_ptr + vector_place, mask=filled, other=0.0)
+    named = inside[:, None] & (slots < K)[None, :]
     place = pixels[:, None] * K + slots[None, :]
     weight = tl.load(weight_ptr + place, mask=named, other=0.0)
     # This adds what is left; ignored pixels have weights of 0.

@@ -98,6 +98,24 @@ def load_pieces(pieces_ptr, ids, N, W: tl.constexpr):
 
 
 @triton.jit
+def block_of_pixels(P, D: tl.constexpr, W: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Returns the pixels of this program, whether they exist, the places (BLOCK_P, W) of their vectors in a (P, D) matrix, and
+    whether a place exists."""
+    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
+    inside = pixels < P
+    dims = tl.arange(0, W)[None, :]
+    return pixels, inside, pixels[:, None] * D + dims, inside[:, None] & (dims < D)
+
+
+@triton.jit
+def load_pixels(o_ptr, target_ptr, P, D: tl.constexpr, W: tl.constexpr, BLOCK_P: tl.constexpr):
+    """Loads the three pieces of this program's pixels, each (BLOCK_P, W), and the row that each leaves out; -1 beyond P."""
+    pixels, inside, place, filled = block_of_pixels(P, D, W, BLOCK_P)
+    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
+    return o1, o2, o3, tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
+
+
+@triton.jit
 def product(a1, a2, a3, b1, b2, b3):
     """Computes (a1 + a2 + a3) @ (b1 + b2 + b3) without the three products that are below float32 precision, small ones first."""
     out = _dot(a2, b2, tl.zeros((a1.shape[0], b1.shape[1]), tl.float32))

@@ -17,8 +17,10 @@ from torch import Tensor
 from kiloseg.ops.logits import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT
 from kiloseg.ops.triton.scores import (
     FAR,
+    block_of_pixels,
     check,
     load_pieces,
+    load_pixels,
     logits_of,
     pieces,
     product,
@@ -164,12 +166,8 @@ def _sums(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    pixels = tl.program_id(0).to(tl.int64) * BLOCK_P + tl.arange(0, BLOCK_P)
-    inside = pixels < P
-    place = pixels[:, None] * D + tl.arange(0, W)[None, :]
-    filled = inside[:, None] & (tl.arange(0, W) < D)[None, :]
-    o1, o2, o3 = split(tl.load(o_ptr + place, mask=filled, other=0.0), ROUND=True)
-    target = tl.load(target_ptr + pixels, mask=inside, other=-1).to(tl.int32)
+    pixels, inside, place, filled = block_of_pixels(P, D, W, BLOCK_P)
+    o1, o2, o3, target = load_pixels(o_ptr, target_ptr, P, D, W, BLOCK_P)
     sums = tl.zeros((BLOCK_P,), tl.float32)
     row_sums = tl.zeros((BLOCK_P, W), tl.float32)
     top = tl.zeros((BLOCK_P,), tl.float32)

@@ -89,10 +89,10 @@ def embedding_cross_entropy(
             all. With weights, a CPU computes the loss without its compiled kernel.
         filter_gradients: leave out the gradients of tiles of pixels and classes in which every class has less than 2^-12 of its
             pixel's softmax, as cut-cross-entropy does (https://arxiv.org/abs/2411.09009). The loss and the gradients of the
-            pixels' own classes stay exact. What is left out of a pixel's gradient are negatives of less than 2^-12 each, so a share
-            of it below C / 4096 in the worst case. In a batch whose pixels are all nearly right, that may be much of the little
-            gradient that is left. It is a permission: the CPU kernel that takes scores at feature cells (kinds "all" and "random") makes use of it, and the
-            other paths compute everything.
+            pixels' own classes stay exact. What is left out of a pixel's gradient are negatives of less than 2^-12 each, so less
+            than C / 4096 of it in all. In a batch whose pixels are all nearly right, that may be much of the little gradient
+            that is left. It is a permission: the CPU kernel that takes scores at feature cells (kinds "all" and "random") makes
+            use of it, and the other paths compute everything.
 
     Returns:
         A scalar. It is 0, with zero gradients, if no pixel is labeled.

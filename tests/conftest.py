@@ -141,6 +141,16 @@ def quick(squares, tmp_path) -> Config:
     return quick_run(squares, tmp_path / "train")
 
 
+@pytest.fixture(scope="session")
+def trained(squares, tmp_path_factory):
+    """The last report of a model that tells the squares apart somewhat."""
+    from kiloseg.training.loop import train
+
+    output = tmp_path_factory.mktemp("trained")
+    changes = {"trainer.steps": 30, "trainer.validate_every": 0, "data.scale_min": 0.5, "data.scale_max": 2.0}
+    return train(override(quick_run(squares, output), changes), lambda report: None)
+
+
 @pytest.fixture(scope="module")
 def one_thread():
     """For tests of small tensors, where threads that wait for each other cost more than they give."""

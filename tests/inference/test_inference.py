@@ -1,6 +1,5 @@
 """A trained model by its source: names, predictions on images of any kind, files that show them, and figures."""
 
-import csv
 import dataclasses
 import http.server
 import json
@@ -16,7 +15,6 @@ from PIL import Image
 
 import kiloseg
 from kiloseg import cli
-from kiloseg.config import Config
 from kiloseg.inference.images import as_pixels
 from kiloseg.inference.inputs import find_images
 from kiloseg.inference.result import run_lengths
@@ -24,10 +22,8 @@ from kiloseg.inference.tiling import predict_tiled
 from kiloseg.metrics import BoundaryIoU, CalibrationError, ConfusedPairs
 from kiloseg.models import nearest_class
 from kiloseg.models.heads import Prediction
-from kiloseg.overrides import override
 from kiloseg.tracking.runs import Tracker
 from kiloseg.training.checkpoint import load_checkpoint, save_checkpoint
-from kiloseg.training.loop import train
 
 NAMES = ["background", *(f"square {number}" for number in range(1, 6))]
 
@@ -35,28 +31,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(scope="module")
-def report(squares, tmp_path_factory):
-    """The last report of a model that tells the squares apart somewhat."""
-    config = override(
-        Config(),
-        {
-            "data.path": str(squares),
-            "data.crop": 64,
-            "data.loader_workers": 0,
-            "model.arch": "fpn",
-            "model.backbone": "test_resnet",
-            "model.embed_dim": 4,
-            "loss.negatives.kind": "all",
-            "optimizer.name": "adamw",
-            "optimizer.lr": 1e-2,
-            "optimizer.backbone_lr_factor": 1.0,
-            "trainer.steps": 30,
-            "trainer.batch_size": 8,
-            "trainer.output": str(tmp_path_factory.mktemp("trained")),
-            "trainer.progress": False,
-        },
-    )
-    return train(config, lambda report: None)
+def report(trained):
+    return trained
 
 
 @pytest.fixture(scope="module")
@@ -337,42 +313,6 @@ def test_images_by_folder_pattern_and_name(photo, tmp_path):
         find_images([str(photo.parent)])
     with pytest.raises(ValueError, match="no such file or folder exists"):
         find_images([str(tmp_path / "none*.png")])
-
-
-def test_evaluate_gives_the_miou_of_training_and_more(report, squares, tmp_path, capsys):
-    words = ["evaluate", str(report.checkpoint), "--data", str(squares), "--out", str(tmp_path / "out")]
-    cli.main(words)
-    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
-    assert metrics["miou"] == pytest.approx(report["val/miou"], abs=1e-9) and metrics["miou"] > 0.2
-    assert metrics["pixel_accuracy"] == pytest.approx(report["val/pixel_accuracy"], abs=1e-9)
-    assert (metrics["samples"], metrics["classes"], metrics["data"]) == (11, 6, "squares")
-    with (tmp_path / "out" / "classes.csv").open() as file:
-        rows = list(csv.DictReader(file))
-    assert [row["name"] for row in rows] == NAMES
-    iou = np.array([float(row["iou"]) for row in rows])
-    pixels = np.array([int(row["pixels"]) for row in rows])
-    assert iou.mean() == pytest.approx(metrics["miou"])
-    assert (iou * pixels).sum() / pixels.sum() == pytest.approx(metrics["frequency_weighted_iou"])
-    order = np.argsort([-int(row["train_samples"]) for row in rows], kind="stable")
-    assert [metrics[f"{third}_miou"] for third in ("head", "medium", "tail")] == pytest.approx(
-        iou[order].reshape(3, 2).mean(1)
-    )
-    wrong = round((1 - metrics["pixel_accuracy"]) * pixels.sum())
-    assert sum(pair["pixels"] for pair in metrics["confused"]) == wrong > 0
-    assert 0 <= metrics["expected_calibration_error"] < 0.5 and 0 < metrics["boundary_miou"] < 1
-    with pytest.raises(SystemExit, match=r"metrics.json exists; give --overwrite"):
-        cli.main(words)
-
-
-def test_evaluate_refuses_other_classes(model, squares, tmp_path):
-    info = json.loads((squares / "dataset.json").read_text())
-    for path in squares.iterdir():
-        (tmp_path / path.name).symlink_to(path)
-    (tmp_path / "dataset.json").unlink()
-    info["classes"][2] = "circle"
-    (tmp_path / "dataset.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match=r"has class 2 \('circle'\) where the model has 2 \('square 2'\)"):
-        kiloseg.evaluate(model, tmp_path, progress=False)
 
 
 # Metrics

@@ -2,6 +2,7 @@
 
     kiloseg predict runs/train photo.jpg --out predicted
     kiloseg predict my-study 'photos/**/*.jpg' --out predicted
+    kiloseg predict runs/grouped photos --out predicted --level sure --unknown
 
 An image whose NAME.json already exists is skipped, so an interrupted command continues where it stopped.
 """
@@ -11,9 +12,12 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
+
+if TYPE_CHECKING:
+    from kiloseg.inference.answering import Answer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,15 @@ class Arguments:
     """Also write NAME.html, a page that shows the class name and confidence under the pointer and can hide classes."""
     confidence: bool = False
     """Also write NAME.confidence.png, a gray image whose values are 255 x the confidence."""
+    level: int | Literal["sure"] | None = None
+    """Answer groups of the classes (`kiloseg classes SOURCE group`): those of a level, 1 for the largest groups, or, with "sure",
+    the smallest group whose probability is at least --sure where the class has less. None: classes."""
+    sure: float = 0.5
+    """For --level sure: the probability that an answer needs, above 0 and up to 1."""
+    unknown: bool = False
+    """Answer "unknown" (id 65535) where a pixel shows none of the classes (`kiloseg classes SOURCE unknown`)."""
+    unknown_below: float | None = None
+    """The familiarity below which a pixel is unknown, instead of the calibrated one."""
     overwrite: bool = False
     """Predict images again whose output already exists."""
     device: str | None = None
@@ -51,6 +64,7 @@ def main(arguments: Arguments) -> int:
     from PIL import Image
     from tqdm import tqdm
 
+    from kiloseg.inference.answering import answering
     from kiloseg.inference.inputs import find_images
     from kiloseg.inference.loading import load
     from kiloseg.inference.result import output_files
@@ -58,13 +72,16 @@ def main(arguments: Arguments) -> int:
     Image.MAX_IMAGE_PIXELS = arguments.max_pixels
     found = find_images(arguments.images)
     model = load(arguments.source, device=arguments.device, precision=arguments.precision, runs=arguments.runs)
+    answer = _answer(arguments, model.classes.known_from)
+    if answer is not None:  # refused before the first image, not for each of them
+        answering(model.segmenter.head, model.classes, answer)
     done = skipped = bad = 0
     for name, image in tqdm(found, desc="predict", disable=None):
         if not arguments.overwrite and output_files(arguments.out, name)["json"].exists():
             skipped += 1
             continue
         try:
-            result = model(image, tile=arguments.tile, overlap=arguments.overlap)
+            result = model(image, tile=arguments.tile, overlap=arguments.overlap, answer=answer)
         except ValueError as error:
             bad += 1
             tqdm.write(f"passed over: {error}", file=sys.stderr)
@@ -77,3 +94,22 @@ def main(arguments: Arguments) -> int:
     parts += [f"{bad:,} could not be read"] if bad else []
     print(f"{arguments.out}: {', '.join(parts)}")
     return int(bad > 0 and done + skipped == 0)
+
+
+def _answer(arguments: Arguments, known_from: float | None) -> Answer | None:
+    """Returns what may be answered besides classes; None if nothing else was asked for."""
+    from kiloseg.inference.answering import Answer
+
+    below = arguments.unknown_below
+    if arguments.unknown and below is None:
+        if known_from is None:
+            raise ValueError(
+                f"--unknown: {arguments.source} is not calibrated; use kiloseg classes SOURCE unknown DATA --out FOLDER and "
+                "predict with FOLDER, or give --unknown-below"
+            )
+        below = known_from
+    if arguments.level is None and below is None:
+        return None
+    if arguments.level == "sure":
+        return Answer(sure=arguments.sure, unknown_below=below)
+    return Answer(level=arguments.level, unknown_below=below)

@@ -22,6 +22,7 @@ from kiloseg.inference.examples import Embedded, Example, embed_examples
 from kiloseg.inference.loading import classes_of
 from kiloseg.inference.row_fitting import fit_row
 from kiloseg.models.heads import Head
+from kiloseg.ops.tiles import tile_pixels, tiles
 from kiloseg.training.evaluation import segmenter_of
 
 TABLES = ("head.table.rows_CD", "table.rows_CD")
@@ -39,7 +40,7 @@ def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     label = _label(classes, old)
     names = [new if number == label else name for number, name in enumerate(classes.names)]
     others = [classes.also_called(number) + [old] * (number == label) for number in range(len(classes))]
-    return _changed(content, dataclasses.replace(classes, names=names, other_names=others), _table(content))
+    return _changed(content, dataclasses.replace(classes, names=names, other_names=others), class_table(content))
 
 
 def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -55,7 +56,7 @@ def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"removing {len(gone)} of {len(classes)} classes leaves {len(kept)}: expected at least 2")
     lost = [name for label in sorted(gone) for name in (classes.names[label], *classes.also_called(label))]
     left = classes.take(kept, removed=[*classes.removed, *lost])
-    return _changed(content, left, _table(content)[torch.from_numpy(kept)])
+    return _changed(content, left, class_table(content)[torch.from_numpy(kept)])
 
 
 def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str
     labels = [_label(classes, each) for each in (name, *others)]
     if len(set(labels)) < len(labels) or not others:
         raise ValueError(f"merging {', '.join((name, *others))}: expected two different classes or more")
-    rows_CD = _table(content).clone()
+    rows_CD = class_table(content).clone()
     rows_CD[labels[0]] = F.normalize(F.normalize(rows_CD[labels], dim=1).mean(0), dim=0)
     kept = np.array([label for label in range(len(classes)) if label not in labels[1:]])
     if len(kept) < 2:
@@ -94,19 +95,35 @@ def add(content: dict[str, Any], examples: Mapping[str, Sequence[Example]], *, f
         ValueError: a class of that name exists, there are no examples, or an example is empty, has a mask of another size or
             cannot be read.
     """
-    classes = classes_of(content)
     for name, pairs in examples.items():
-        _check_new(classes, name)
+        _check_new(classes_of(content), name)
         if not pairs:
             raise ValueError(f"class {name!r} needs at least one example: an image and its mask")
-    rows_CD = _table(content)
     segmenter, _ = segmenter_of(content)
+    class_table(content)  # so that a head without one is refused before the examples are read
     every = iter(embed_examples(segmenter, [pair for pairs in examples.values() for pair in pairs]))
-    embedded = [[next(every) for _ in pairs] for pairs in examples.values()]
+    embedded = {name: [next(every) for _ in pairs] for name, pairs in examples.items()}
+    return add_embedded(content, embedded, head=segmenter.head, fit=fit)
+
+
+def add_embedded(
+    content: dict[str, Any], embedded: Mapping[str, Sequence[Embedded]], *, head: Head, fit: bool = False
+) -> dict[str, Any]:
+    """Does the same as `add` with examples that were embedded already, by the network to which `head` belongs.
+
+    Raises:
+        ValueError: a class of that name exists.
+    """
+    classes = classes_of(content)
+    for name in embedded:
+        _check_new(classes, name)
+    rows_CD = class_table(content)
     # Each example has the same weight, regardless of the object's size.
-    means_ND = F.normalize(torch.stack([torch.stack([one.mean for one in each]).sum(0) for each in embedded]), dim=1)
-    new_ND = _fitted(segmenter.head, means_ND.float(), embedded) if fit else means_ND.to(rows_CD.dtype)
-    added = list(examples)
+    means = [torch.stack([one.mean for one in each]).sum(0) for each in embedded.values()]
+    new_ND = F.normalize(torch.stack(means), dim=1).float()
+    if fit:
+        new_ND = _fitted(head, new_ND, list(embedded.values()))
+    added = list(embedded)
     highest = int(classes.ids.max())
     more = dataclasses.replace(
         classes,
@@ -114,9 +131,9 @@ def add(content: dict[str, Any], examples: Mapping[str, Sequence[Example]], *, f
         ids=np.append(classes.ids, np.arange(highest + 1, highest + 1 + len(added))),
         train_samples=None
         if classes.train_samples is None
-        else np.append(classes.train_samples, [len(pairs) for pairs in examples.values()]),
+        else np.append(classes.train_samples, [len(each) for each in embedded.values()]),
         other_names=[*classes.other_names, *([] for _ in added)] if classes.other_names else [],
-        removed=[name for name in classes.removed if name not in examples],
+        removed=[name for name in classes.removed if name not in embedded],
         groups=None if classes.groups is None else [*classes.groups, *([] for _ in added)],
     )
     return _changed(content, more, torch.cat([rows_CD, new_ND.to(rows_CD.dtype)]))
@@ -136,19 +153,33 @@ def _fitted(head: Head, means_ND: Tensor, embedded: Sequence[Sequence[Embedded]]
     return torch.stack(rows)
 
 
-def neighbors(content: dict[str, Any]) -> list[tuple[int, float]]:
-    """Returns, for each class, the label of the nearest other class and the cosine of the two."""
-    rows_CD = F.normalize(_table(content).float(), dim=1)
+def annotate(content: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Returns the content with other fields of its classes (`ModelClasses`), such as groups; the classes stay the same."""
+    record = dataclasses.replace(classes_of(content), **changes).record()
+    return {key: value for key, value in content.items() if key != "optimizer"} | {"classes": record}
+
+
+def neighbors(content: dict[str, Any], count: int) -> list[list[tuple[int, float]]]:
+    """Returns, for each class, the labels of the nearest other classes and their cosines, the nearest first.
+
+    It works in tiles of classes, so that no C x C matrix exists.
+    """
+    rows_CD = F.normalize(class_table(content).float(), dim=1)
+    count = min(count, len(rows_CD) - 1)
     found = []
-    for rows_cD, start in zip(rows_CD.split(1024), range(0, len(rows_CD), 1024), strict=True):
-        cosine_cC = rows_cD @ rows_CD.T
-        cosine_cC[torch.arange(len(rows_cD)), torch.arange(start, start + len(rows_cD))] = -2
-        best = cosine_cC.max(dim=1)
-        found += list(zip(best.indices.tolist(), best.values.tolist(), strict=True))
+    for tile in tiles(len(rows_CD), tile_pixels(len(rows_CD), rows_CD)):
+        cosine_cC = rows_CD[tile] @ rows_CD.T
+        cosine_cC[torch.arange(len(cosine_cC)), torch.arange(tile.start, tile.stop)] = -2
+        best = cosine_cC.topk(count, dim=1)
+        found += [
+            list(zip(labels, cosines, strict=True))
+            for labels, cosines in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+        ]
     return found
 
 
-def _table(content: dict[str, Any]) -> Tensor:
+def class_table(content: dict[str, Any]) -> Tensor:
+    """Returns the class table (C, D) of a checkpoint's content. Raises ValueError if its head has none."""
     for name in TABLES:
         if name in content["model"]:
             return content["model"][name]

@@ -12,6 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from kiloseg.config import Config
+from kiloseg.inference.answering import Answer, Decide, answering
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.images import as_pixels
 from kiloseg.inference.result import Result
@@ -44,7 +45,12 @@ class TrainedModel:
         return next(self.segmenter.parameters()).device
 
     def __call__(
-        self, image: np.ndarray | Image.Image | Path | str, *, tile: int = TILE, overlap: int = OVERLAP
+        self,
+        image: np.ndarray | Image.Image | Path | str,
+        *,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+        answer: Answer | None = None,
     ) -> Result:
         """Predicts the class of every pixel.
 
@@ -53,17 +59,20 @@ class TrainedModel:
             tile: side in pixels of the tiles that a larger image is cut into, a multiple of 32; memory grows with it.
             overlap: pixels by which neighboring tiles overlap and over which their embeddings are blended; a multiple of 32
                 below `tile`.
+            answer: whether groups of classes or "unknown" may be answered; the result then has them as further classes.
 
         Raises:
-            ValueError: this is no image, it has no pixels or other channels, or `tile` and `overlap` are impossible; the
-                message says which.
+            ValueError: this is no image, it has no pixels or other channels, `tile` and `overlap` are impossible, or the
+                classes have no groups; the message says which.
         """
+        head, classes = self.segmenter.head, self.classes
+        decide: Decide = head.predict_confidence
+        if answer is not None:
+            decide, classes = answering(head, classes, answer)
         pixels_HW3 = as_pixels(image)
-        labels_HW, confidence_HW = predict_tiled(
-            self.outputs, self.segmenter.head.predict_confidence, pixels_HW3, tile=tile, overlap=overlap
-        )
+        labels_HW, confidence_HW = predict_tiled(self.outputs, decide, pixels_HW3, tile=tile, overlap=overlap)
         name = str(image) if isinstance(image, Path | str) else ""
-        return Result(labels=labels_HW, confidence=confidence_HW, pixels=pixels_HW3, classes=self.classes, image=name)
+        return Result(labels=labels_HW, confidence=confidence_HW, pixels=pixels_HW3, classes=classes, image=name)
 
     @torch.no_grad()
     def outputs(self, images_B3HW: Tensor) -> Tensor:

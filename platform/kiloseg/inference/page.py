@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import base64
-import importlib.resources
 import io
-import json
 from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image
+
+from kiloseg.inference.report import fill_page
 
 if TYPE_CHECKING:
     from kiloseg.inference.result import Result
@@ -50,11 +50,7 @@ def prediction_page(result: Result) -> str:
             for region in result.regions
         ],
     }
-    # Names come from data sets: without escaping, a name could end the script element around it.
-    text = json.dumps(content).replace("<", "\\u003c")
-    template = (importlib.resources.files("kiloseg.inference") / "page.html").read_text()
-    before, after = template.split("CONTENT", 1)
-    return before + text + after
+    return fill_page("page.html", content)
 
 
 def _data_url(image: Image.Image, kind: str, **options: int) -> str:

@@ -74,7 +74,7 @@ class Result:
     @property
     def class_ids(self) -> np.ndarray:
         """Id in the data set of every pixel's class: uint16 (H, W), or int64 if ids do not fit."""
-        small = self.classes.ids.max(initial=0) < np.iinfo(np.uint16).max
+        small = self.classes.ids.max(initial=0) <= np.iinfo(np.uint16).max
         return self.classes.ids.astype(np.uint16 if small else np.int64)[self.labels]
 
     def overlay(self) -> Image.Image:

@@ -50,11 +50,7 @@ def predict_tiled(
     Raises:
         ValueError: `tile` or `overlap` is impossible.
     """
-    if tile < STRIDE or tile % STRIDE or overlap % STRIDE or not 0 <= overlap < tile:
-        raise ValueError(
-            f"tile = {tile}, overlap = {overlap}: expected multiples of {STRIDE}, the tile at least {STRIDE} and the overlap "
-            "0 or more and less than the tile"
-        )
+    check_tiles(tile, overlap)
     height, width = pixels_HW3.shape[:2]
     labels_HW = np.empty((height, width), dtype=np.int32)
     confidence_HW = np.empty((height, width), dtype=np.float16)
@@ -70,6 +66,15 @@ def predict_tiled(
         row += (cells.stop - cells.start) * stride
         del outputs_1Nhw, part_1Nhw, decided  # or they would be alive while the next strip is computed
     return labels_HW, confidence_HW
+
+
+def check_tiles(tile: int, overlap: int) -> None:
+    """Raises ValueError if tiles cannot have this side and overlap, in pixels."""
+    if tile < STRIDE or tile % STRIDE or overlap % STRIDE or not 0 <= overlap < tile:
+        raise ValueError(
+            f"tile = {tile}, overlap = {overlap}: expected multiples of {STRIDE}, the tile at least {STRIDE} and the overlap "
+            "0 or more and less than the tile"
+        )
 
 
 def blended(

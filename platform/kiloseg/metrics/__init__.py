@@ -4,5 +4,6 @@ from kiloseg.metrics.boundary import BoundaryIoU
 from kiloseg.metrics.calibration import CalibrationError
 from kiloseg.metrics.confusion import ConfusedPairs, Confusion
 from kiloseg.metrics.iou import IoU
+from kiloseg.metrics.separation import Histogram, auroc
 
-__all__ = ["BoundaryIoU", "CalibrationError", "ConfusedPairs", "Confusion", "IoU"]
+__all__ = ["BoundaryIoU", "CalibrationError", "ConfusedPairs", "Confusion", "Histogram", "IoU", "auroc"]

@@ -9,6 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kiloseg.metrics.iou import IoU
+from kiloseg.ops.tiles import tiles
+
+BAND_PIXELS = 2**19
+"""Target number of pixels of a band of rows."""
 
 
 class BoundaryIoU(IoU):
@@ -22,15 +26,24 @@ class BoundaryIoU(IoU):
 
     def update(self, predicted_BHW: Tensor, labels_BHW: Tensor) -> None:
         """Adds a batch in the same way as `IoU.update`."""
-        distance = max(round(self.RATIO * math.hypot(*labels_BHW.shape[1:])), 1)
+        height, width = labels_BHW.shape[1:]
+        distance = max(round(self.RATIO * math.hypot(height, width)), 1)
+        # In bands of rows, with the rows that their pixels can reach, since pooling takes 30 bytes a pixel.
+        for rows in tiles(height, max(BAND_PIXELS // width, 2 * distance)):
+            first, last = max(rows.start - distance, 0), min(rows.stop + distance, height)
+            own = slice(rows.start - first, rows.stop - first)
+            self._update_band(predicted_BHW[:, first:last], labels_BHW[:, first:last], own, distance)
+
+    def _update_band(self, predicted_BHW: Tensor, labels_BHW: Tensor, own: slice, distance: int) -> None:
+        """Adds the rows `own`; the others are only looked at to find outlines."""
         known_BHW = labels_BHW != self.ignore_index
         predicted_BHW = predicted_BHW.where(known_BHW, -1)
         near_label_BHW = known_BHW & _near_outline(labels_BHW.where(known_BHW, -1), distance)
         near_predicted_BHW = known_BHW & _near_outline(predicted_BHW, distance)
         both_BHW = near_label_BHW & near_predicted_BHW & (predicted_BHW == labels_BHW)
-        kept = (labels_BHW[both_BHW], predicted_BHW[near_predicted_BHW], labels_BHW[near_label_BHW])
-        for row, ids in zip(self.counts_3C, kept, strict=True):
-            row += torch.bincount(ids, minlength=self.num_classes)
+        chosen = ((labels_BHW, both_BHW), (predicted_BHW, near_predicted_BHW), (labels_BHW, near_label_BHW))
+        for row, (ids_BHW, mask_BHW) in zip(self.counts_3C, chosen, strict=True):
+            row += torch.bincount(ids_BHW[:, own][mask_BHW[:, own]], minlength=self.num_classes)
 
 
 def _near_outline(ids_BHW: Tensor, distance: int) -> Tensor:

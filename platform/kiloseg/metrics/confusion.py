@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from typing import NamedTuple
 
@@ -38,15 +39,26 @@ class ConfusedPairs:
         """Adds predictions 0 to C - 1 and labels of the same shape; pixels with label -1 are not counted."""
         wrong = (labels >= 0) & (predicted != labels)
         pairs, counts = torch.unique(labels[wrong] * self.num_classes + predicted[wrong], return_counts=True)
-        self._counts.update(dict(zip(pairs.tolist(), counts.tolist(), strict=True)))
+        self._count(dict(zip(pairs.tolist(), counts.tolist(), strict=True)))
+
+    def merge(self, counts: dict[int, int], missing: int) -> None:
+        """Adds what `counts` and `missing` of another counter of the same classes say."""
+        self.missing += missing
+        self._count(counts)
+
+    @property
+    def counts(self) -> dict[int, int]:
+        """Number of pixels of each pair, by label x C + prediction."""
+        return dict(self._counts)
+
+    def _count(self, counts: dict[int, int]) -> None:
+        self._counts.update(counts)
         if len(self._counts) > self.capacity:
             kept = self._counts.most_common(self.capacity // 2 + 1)
             self.missing += kept.pop()[1]
             self._counts = Counter(dict(kept))
 
     def most(self, number: int) -> list[Confusion]:
-        """Returns the `number` most frequent pairs."""
-        return [
-            Confusion(pair // self.num_classes, pair % self.num_classes, pixels)
-            for pair, pixels in self._counts.most_common(number)
-        ]
+        """Returns the `number` most frequent pairs; among equally frequent ones, those of lower labels."""
+        most = heapq.nsmallest(number, self._counts.items(), key=lambda entry: (-entry[1], entry[0]))
+        return [Confusion(pair // self.num_classes, pair % self.num_classes, pixels) for pair, pixels in most]

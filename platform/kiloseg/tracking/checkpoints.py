@@ -11,10 +11,13 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from kiloseg.tracking.runs import TrackedRun, Tracker
 from kiloseg.training.checkpoint_names import PATTERN
 
 BEST = "best"
 """Artifact folder of a study's run that holds the checkpoint of its best trial."""
+RUN_NOTE = "mlflow_run_id"
+"""File beside the checkpoints of a run that holds the run's id in MLflow."""
 
 
 def checkpoint_of_study(name: str, runs: Path) -> str:
@@ -28,6 +31,44 @@ def checkpoint_of_study(name: str, runs: Path) -> str:
         ValueError: there is no such study, or it has no checkpoint.
         ConnectionError: the tracking server does not answer.
     """
+    return _newest_of_study(name, runs)[1]
+
+
+def run_of_source(source: str, runs: Path) -> TrackedRun | None:
+    """Returns the run in MLflow that a model's source belongs to: `runs:/ID`, a study, or a folder of a run's checkpoints.
+
+    Args:
+        source: as `kiloseg.load` accepts it.
+        runs: as for `checkpoint_of_study`.
+
+    Returns:
+        The run; None for a source that was not recorded, or not in this MLflow.
+
+    Raises:
+        ConnectionError: the tracking server does not answer.
+    """
+    path = Path(source.removeprefix("file://"))
+    if source.startswith("runs:/"):
+        run_id = source.removeprefix("runs:/")
+    elif path.exists():
+        note = (path if path.is_dir() else path.parent) / RUN_NOTE
+        if not note.is_file():
+            return None
+        run_id = note.read_text().strip()
+    elif "://" in source or ":/" in source:
+        return None
+    else:
+        run_id = _newest_of_study(source, runs)[0].info.run_id
+    try:
+        client = _client(runs, source)
+        experiment = client.get_run(run_id).info.experiment_id
+    except (ValueError, MlflowException):
+        return None
+    return TrackedRun(tracker=Tracker(uri=client.tracking_uri, experiment_id=experiment), run_id=run_id)
+
+
+def _newest_of_study(name: str, runs: Path) -> tuple[Run, str]:
+    """Returns the newest run of a study that has a checkpoint, and the place of that."""
     client = _client(runs, name)
     try:
         experiment = client.get_experiment_by_name(name)
@@ -39,7 +80,7 @@ def checkpoint_of_study(name: str, runs: Path) -> str:
         found = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time DESC"])
         for run in found:
             if MLFLOW_PARENT_RUN_ID not in run.data.tags and (place := _place(client, run)):
-                return place
+                return run, place
     except MlflowException as error:
         raise ConnectionError(f"MLflow could not be queried for study {name} ({_first_line(error)})") from error
     raise ValueError(f"no run of study {name} has a checkpoint; give runs:/ID of a trial, or a checkpoint file")

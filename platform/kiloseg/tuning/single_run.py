@@ -12,6 +12,7 @@ from kiloseg.data.classes import iou_table
 from kiloseg.data.description import read_info
 from kiloseg.overrides import flatten, head_name, override
 from kiloseg.storage.filesystems import open_folder
+from kiloseg.tracking.checkpoints import RUN_NOTE
 from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.runs import TrackedRun, Tracker, source_tags
 from kiloseg.training.loop import train
@@ -87,7 +88,7 @@ def _tracked_run(
     config: Config, tracker: Tracker, output: Path, *, preset: str, resume: bool, source: str
 ) -> TrackedRun:
     """Creates a run in MLflow, or, when resuming, returns the run whose id is stored next to the checkpoints."""
-    note = output / "mlflow_run_id"
+    note = output / RUN_NOTE
     if resume and note.is_file():
         return TrackedRun(tracker=tracker, run_id=note.read_text().strip())
     tags = source_tags(CHECKOUT, source) | {"preset": preset, "head": head_name(config)}

@@ -16,7 +16,7 @@ from ray.tune.search import SearchAlgorithm, Searcher
 from kiloseg.config import Config
 from kiloseg.tuning.callbacks.console import Progress
 from kiloseg.tuning.callbacks.recorder import Recorder
-from kiloseg.tuning.cluster import concurrency, trial_resources, trials_per_node
+from kiloseg.tuning.cluster import Resources, concurrency, trial_resources, trials_per_node
 from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
 from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
 from kiloseg.tuning.ray_workarounds.damaged_state import check_state
@@ -69,13 +69,7 @@ def run_trials(
         check_state(running.state)
     running.connect_to_ray()
     resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
-    settings = TrialSettings(
-        base=base,
-        storage=running.checkpoints,
-        resources=resources,
-        trials_per_node=trials_per_node(study.max_concurrent, resources),
-    )
-    trainable = tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)
+    trainable = _trainable(running, study, base, resources)
     # For a resumed study, Tune loads its saved callbacks instead; those that belong to a process unpickle as the ones made here.
     callbacks = [
         JsonLoggerCallback(),
@@ -121,6 +115,17 @@ def run_trials(
             )
         running.has_trials = True
         return trial_rows(tuner.fit(), base, running.checkpoints)
+
+
+def _trainable(running: RunningStudy, study: Study, base: Config, resources: Resources) -> Any:
+    """Returns what Tune runs for every trial."""
+    settings = TrialSettings(
+        base=base,
+        storage=running.checkpoints,
+        resources=resources,
+        trials_per_node=trials_per_node(study.max_concurrent, resources),
+    )
+    return tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)
 
 
 def trial_name(trial: Trial) -> str:

@@ -44,8 +44,8 @@ from kiloseg.data.description import read_info
 from kiloseg.overrides import head_overrides, override
 from kiloseg.plotting import ranking
 from kiloseg.presets import PRESETS
-from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.grid import run_grid
+from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.study import Study, StudyResult
 from result_tables import in_order, log_figures, require_path
 
@@ -100,8 +100,7 @@ def main(arguments: Arguments) -> None:
     """Runs all arms and prints how they rank."""
     info = read_info(require_path(arguments.run.data))
     num_classes = count_classes(arguments.run.data, info)
-    path = open_folder(arguments.run.data.path).location
-    base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
+    base = absolute(override(arguments.run, {"data.num_classes": num_classes}), arguments.study.runs)
     chosen = {
         name: arm for name, arm in ARMS[arguments.question].items() if not arguments.arms or name in arguments.arms
     }

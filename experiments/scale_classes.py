@@ -48,11 +48,11 @@ from kiloseg.memory import largest_batch, parse_gib
 from kiloseg.overrides import flatten, head_name, head_overrides, override
 from kiloseg.plotting import spread
 from kiloseg.presets import PRESETS
-from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.delivery import RunWriter
 from kiloseg.tracking.runs import CURVE_TAG
 from kiloseg.training.precision import autocast_of
 from kiloseg.tuning.grid import run_grid
+from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.study import Study, StudyResult
 from kiloseg.tuning.trial_row import TrialRow
 from result_tables import in_order, log_figures, merge, read_table, require_path
@@ -166,7 +166,7 @@ def main(arguments: Arguments) -> None:
     known = read_info(path).num_classes
     if max(arguments.classes) > known:
         raise ValueError(f"--classes {max(arguments.classes)}: {path} has only {known} classes")
-    base = override(arguments.run, {"data.path": open_folder(path).location})
+    base = absolute(arguments.run, arguments.study.runs)
     if arguments.batch is None:
         base = with_precision(base, arguments.study)
     if arguments.results is not None:

@@ -39,6 +39,7 @@ from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
+from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
 from kiloseg.tuning.study import StudyResult
@@ -93,7 +94,7 @@ def main(arguments: Arguments) -> None:
     )
     info = read_info(path)
     num_classes = arguments.run.data.num_classes or info.num_classes
-    base = override(arguments.run, {"data.path": path, "data.num_classes": num_classes})
+    base = absolute(override(arguments.run, {"data.path": path, "data.num_classes": num_classes}), study.runs)
 
     shown, held = base.data.val_samples, info.num_samples("val")
     if shown is not None and shown < held:

@@ -57,7 +57,7 @@ def test_a_batch_beyond_memory_fits_in_parts(quick, tmp_path):
     parts = override(large, {"trainer.micro_batch_size": 2, "trainer.output": str(tmp_path / "parts")})
     measured = train(parts, lambda report: None)["peak_memory_gib"]
     assert plan(parts, num_classes=6) == pytest.approx(measured, rel=0.05)
-    assert plan(parts, num_classes=6) < 0.5 * plan(large, num_classes=6)
+    assert plan(parts, num_classes=6) < 0.8 * plan(large, num_classes=6)
     budget = plan(large, num_classes=6)
     assert largest_batch(parts, budget, num_classes=6) > 2 * largest_batch(large, budget, num_classes=6)
 

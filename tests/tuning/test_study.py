@@ -1,14 +1,22 @@
 """A study lets go of everything that it holds, however it ends."""
 
 import json
+import re
+import shlex
+import shutil
 import threading
 
 import pytest
 import ray
 from mlflow import MlflowClient
 
+from kiloseg.data.index import read_index, write_index
+from kiloseg.overrides import flatten, override
+from kiloseg.storage.errors import DataError
+from kiloseg.storage.filesystems import open_folder
 from kiloseg.storage.lease import FILE
 from kiloseg.tuning.grid import run_grid
+from kiloseg.tuning.identity import check_same_study, write_plan
 from kiloseg.tuning.study import Study, running_study
 
 
@@ -60,6 +68,23 @@ def test_study_that_is_broken_off_is_let_go(study, quick, tmp_path, error, expec
     assert any("--resume continues it" in note for note in raised.value.__notes__)
 
 
+def test_split_without_labels_is_refused_before_a_study_begins(study, quick, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(quick.data.path, data)
+    rows = read_index(data).to_pylist()
+    for row in rows:
+        if row["split"] == "val":
+            row["class_ids"], row["class_pixels"] = [], []
+    write_index(data, rows)
+    base = override(quick, {"data.path": str(data)})
+    with (
+        pytest.raises(DataError, match=r"split 'val' .* there is nothing to validate"),
+        running_study(study, base, {}, script="tests", tags={}),
+    ):
+        pytest.fail("it began")
+    assert not (tmp_path / "runs").exists()
+
+
 def test_ray_of_the_caller_is_left_to_the_caller(study, quick, monkeypatch):
     calls = []
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
@@ -67,3 +92,15 @@ def test_ray_of_the_caller_is_left_to_the_caller(study, quick, monkeypatch):
     with running_study(study, quick, {}, script="tests", tags={}) as running:
         running.connect_to_ray()
     assert not calls
+
+
+def test_flags_of_the_study_to_resume_can_be_pasted(quick, tmp_path):
+    """Also where a value has a space, or is several words."""
+    place = open_folder(tmp_path)
+    begun = flatten(override(quick, {"model.weights": "/my models/it's.pt", "loss.temperature": 7.0}))
+    plan = {"data digest": "0", "workers": 1}
+    write_plan(begun | plan, place)
+    with pytest.raises(ValueError, match="which is another study") as error:
+        check_same_study("held-1", flatten(quick) | plan, place)
+    flags = re.search(r"give its flags \((.*)\), or start one", str(error.value))[1]
+    assert shlex.split(flags) == ["--model.weights", "/my models/it's.pt", "--loss.temperature", "7.0"]

@@ -1,14 +1,15 @@
 """Trains one model and records it in MLflow.
 
 The preset --preset supplies the settings you omit; --list prints the presets and the published figures they are compared
-with. Checkpoints are written to --trainer.output, and --resume continues from the newest one there.
+with. Checkpoints are written to --trainer.output, and --resume continues from the newest one there. --dry-run prints what
+would be trained and the memory that it needs, and trains nothing.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
@@ -30,6 +31,11 @@ class Arguments(cli.Preset):
     """Folder of MLflow's database and files; used only if MLFLOW_TRACKING_URI names no server."""
     resume: bool = False
     """Continue from the newest checkpoint in trainer.output."""
+    dry_run: bool = False
+    """Check the settings and the data, print what would be trained and the planned memory, and end without a step."""
+    tracking: Literal["mlflow", "csv", "tensorboard"] = "mlflow"
+    """Where numbers go. csv: to metrics.csv in trainer.output. tensorboard: there too, and to trainer.output/tensorboard; both
+    work without MLflow."""
 
 
 def main(arguments: Arguments, source: str = "kiloseg train") -> None:
@@ -47,16 +53,24 @@ def main(arguments: Arguments, source: str = "kiloseg train") -> None:
         raise ValueError(
             f"--data.path is missing; the data set of preset {arguments.preset} is built by\n    {preset.build}"
         )
+    from kiloseg.tuning.paths import absolute
     from kiloseg.tuning.single_run import train_recorded
 
+    run = absolute(arguments.run, arguments.runs)
+    if arguments.dry_run:
+        from kiloseg.commands.dry_run import dry_run
+
+        print(dry_run(run, resume=arguments.resume))
+        return
     print(
         train_recorded(
-            arguments.run,
+            run,
             preset=arguments.preset,
             experiment=arguments.experiment,
             runs=arguments.runs,
             resume=arguments.resume,
             source=source,
+            tracking=arguments.tracking,
         )
     )
     print_published(preset)

@@ -110,15 +110,20 @@ def embedding_cross_entropy(
         logit=logit,
         ignore_index=ignore_index,
         tile_bytes=tile_bytes,
-        class_weights_C=None if class_weights_C is None else class_weights_C.to(device),
+        class_weights_C=None if class_weights_C is None else class_weights_C.to(device, _wide(pixels_BDhw)),
         filter_gradients=filter_gradients,
         backend=_choose_backend(pixels_BDhw, resolved, weighted=class_weights_C is not None),
     )
     with torch.autocast(device.type, enabled=False):
-        wide = torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
+        wide = _wide(pixels_BDhw)
         rows_CD = F.normalize(table_CD.to(wide), dim=1)
         loss: Tensor = _EmbeddingCrossEntropy.apply(pixels_BDhw.to(wide), rows_CD, labels_BHW, setting)
     return loss
+
+
+def _wide(pixels_BDhw: Tensor) -> torch.dtype:
+    """Returns the type that the loss is computed in."""
+    return torch.float64 if pixels_BDhw.dtype == torch.float64 else torch.float32
 
 
 def _choose_backend(

@@ -11,6 +11,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from kiloseg.tracking.rehoming import folder_of, rehome
 from kiloseg.tracking.runs import TrackedRun, Tracker
 from kiloseg.training.checkpoint_names import PATTERN
 
@@ -122,12 +123,16 @@ def _client(runs: Path, wanted: str) -> MlflowClient:
                 "runs were recorded in (--runs), or set MLFLOW_TRACKING_URI"
             )
         uri = f"sqlite:///{database}"
+        rehome(database)
     return MlflowClient(uri)
 
 
 def _place(client: MlflowClient, run: Run) -> str | None:
     logged = [item.path for item in client.list_artifacts(run.info.run_id, BEST) if Path(item.path).match(PATTERN)]
     if logged:
+        store = folder_of(run.info.artifact_uri)
+        if store is not None:  # a place of its own, which a later resumption finds again
+            return str(store / max(logged))
         return str(client.download_artifacts(run.info.run_id, max(logged), tempfile.mkdtemp(prefix="kiloseg-")))
     output = run.data.params.get("trainer.output")
     return output if output and any(Path(output).glob(PATTERN)) else None

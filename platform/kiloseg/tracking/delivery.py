@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from kiloseg.storage.filesystems import Folder
+from kiloseg.tracking.advice import is_deleted
 from kiloseg.tracking.messages import MessageQueue
 from kiloseg.tracking.runs import TrackedRun, Tracker, is_refusal
 
@@ -142,10 +143,11 @@ class Delivery:
             try:
                 self._send(message)
             except Exception as error:
-                doubtful = message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True)
+                deleted = is_deleted(error)  # it waits, as a restored run accepts it
+                doubtful = not deleted and (message["kind"] in ARTIFACTS or is_refusal(error, perhaps=True))
                 # Attempts count only while the server answers other requests: it may be unreachable for a long time.
                 attempts = attempts + 1 if doubtful and self._study.answers() else 0
-                if not is_refusal(error) and attempts < ATTEMPTS:
+                if deleted or (not is_refusal(error) and attempts < ATTEMPTS):
                     self._note_away(error)
                     with self._changed:
                         self._changed.wait_for(lambda: self._stopped, timeout=pause)
@@ -170,6 +172,13 @@ class Delivery:
     def _note_away(self, error: Exception) -> None:
         if self._away_since is None:
             self._away_since = time.monotonic()
+            if is_deleted(error):
+                logger.warning(
+                    "the run was deleted in MLflow; its numbers wait in %s until it is restored: %s",
+                    self.path,
+                    self._study.restore_command(),
+                )
+                return
             logger.warning(
                 "MLflow at %s does not answer (%s); the study continues, and its numbers wait in %s",
                 self.tracker.shown,

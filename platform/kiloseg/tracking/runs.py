@@ -26,7 +26,7 @@ os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
 import mlflow.exceptions
 from filelock import FileLock
 from mlflow import MlflowClient
-from mlflow.entities import Dataset, DatasetInput, Metric, Param, Run, RunTag
+from mlflow.entities import Dataset, DatasetInput, LifecycleStage, Metric, Param, Run, RunTag
 from mlflow.utils.mlflow_tags import (
     MLFLOW_GIT_COMMIT,
     MLFLOW_LOGGED_ARTIFACTS,
@@ -35,7 +35,10 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_SOURCE_NAME,
 )
 
+from kiloseg.storage.commands import shell
 from kiloseg.storage.credentials import shown
+from kiloseg.tracking.advice import SQLITE, DeletedError, not_opened, restore_experiment, restore_run
+from kiloseg.tracking.rehoming import ARTIFACTS, rehome
 
 TRIAL_TAG = "kiloseg.trial"
 STUDY_TAG = "kiloseg.study"
@@ -45,8 +48,6 @@ CURVE_TAG = "kiloseg.curve"
 KIND_TAG = "mlflow.experimentKind"
 KIND = "custom_model_development"
 """Kind of our experiments. MLflow 3 treats an experiment without a kind as one of language models: it shows traces, not runs."""
-
-SQLITE = "sqlite:///"
 
 LOCAL_SERVER = "http://127.0.0.1:5000"
 """Default address of `mlflow ui`."""
@@ -74,7 +75,8 @@ class Tracker:
         """Opens the tracker at MLFLOW_TRACKING_URI, else on SQLite in the folder `runs`; creates a missing experiment.
 
         Raises:
-            ConnectionError: the server cannot be reached.
+            ConnectionError: the server cannot be reached, or the database cannot be opened.
+            DeletedError: the experiment was deleted in MLflow.
             ValueError: neither MLFLOW_TRACKING_URI nor `runs` is given.
         """
         uri = os.environ.get("MLFLOW_TRACKING_URI")
@@ -86,19 +88,19 @@ class Tracker:
                 )
             uri = f"sqlite:///{runs.resolve() / 'mlflow.db'}"
         artifacts = None
-        if uri.startswith(SQLITE):
-            folder = Path(uri.removeprefix(SQLITE)).resolve().parent
-            folder.mkdir(parents=True, exist_ok=True)
-            artifacts = (folder / "artifacts" / experiment).as_uri()
         try:
+            if uri.startswith(SQLITE):
+                database = Path(uri.removeprefix(SQLITE)).resolve()
+                database.parent.mkdir(parents=True, exist_ok=True)
+                artifacts = (database.parent / ARTIFACTS / experiment).as_uri()
             with _alone(uri):
+                if artifacts is not None:
+                    rehome(database)
                 experiment_id = _experiment_id(MlflowClient(uri), experiment, artifacts)
-        except mlflow.exceptions.MlflowException as error:
-            reason = str(error).splitlines()[0].replace(uri, shown(uri))[:200]
-            raise ConnectionError(
-                f"MLflow at {shown(uri)} does not answer ({reason}); start it, correct "
-                "MLFLOW_TRACKING_URI, or unset it to use SQLite under runs/"
-            ) from error
+        except DeletedError:
+            raise
+        except Exception as error:  # of MLflow, or of a database beneath it
+            raise ConnectionError(not_opened(uri, error)) from error
         return Tracker(uri=uri, experiment_id=experiment_id)
 
     @property
@@ -115,7 +117,7 @@ class Tracker:
         """Returns instructions that open the MLflow UI on this experiment's runs: a command, or an address."""
         if self.uri.startswith("http"):
             return f"open {self.runs_url(self.shown)}"
-        command = f".venv/bin/mlflow ui --backend-store-uri {self.shown} --workers 1"
+        command = shell("mlflow", "ui", "--backend-store-uri", self.shown, "--workers", "1")
         return f"{command}\n    and open {self.runs_url(LOCAL_SERVER)}"
 
     def runs_url(self, server: str) -> str:
@@ -210,6 +212,27 @@ class TrackedRun:
             return False
         return True
 
+    def require_active(self) -> bool:
+        """Returns whether the server knows the run; True also if it does not answer now.
+
+        Raises:
+            DeletedError: the run was deleted; the message has the command that restores it.
+        """
+        try:
+            info = self.tracker.client.get_run(self.run_id).info
+        except mlflow.exceptions.MlflowException as error:
+            return error.error_code != "RESOURCE_DOES_NOT_EXIST"
+        if info.lifecycle_stage != LifecycleStage.ACTIVE:
+            raise DeletedError(
+                f"run {info.run_name} ({self.run_id}) was deleted in MLflow; restore it with\n    {self.restore_command()}\n"
+                "or start a new run with another trainer.output"
+            )
+        return True
+
+    def restore_command(self) -> str:
+        """Returns the command that restores the run after it was deleted."""
+        return restore_run(self.tracker.uri, self.run_id)
+
     def end(self, status: str) -> None:
         """Ends the run as "FINISHED", "FAILED" or "KILLED"."""
         self.tracker.client.set_terminated(self.run_id, status)
@@ -235,6 +258,12 @@ def _alone(uri: str) -> Iterator[None]:
 
 def _experiment_id(client: MlflowClient, name: str, artifacts: str | None) -> str:
     found = client.get_experiment_by_name(name)
+    if found is not None and found.lifecycle_stage != LifecycleStage.ACTIVE:
+        command = restore_experiment(client.tracking_uri, found.experiment_id)
+        raise DeletedError(
+            f"experiment {name!r} was deleted in MLflow; restore it and its runs with\n    {command}\nor give another name "
+            "(--experiment for a single run, --name for a study)"
+        )
     if found is None:
         try:
             return client.create_experiment(name, artifacts, {KIND_TAG: KIND})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
+import shlex
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -71,7 +72,7 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
     changes = differences(compared, begun)
     if changes:
         flags = [
-            f"--{name.replace('_', '-')} {begun[name]}"
+            shlex.join([f"--{name.replace('_', '-')}", *_words(begun[name])])
             for name in defaults
             if name not in MAY_DIFFER and begun[name] != compared[name]
         ]
@@ -80,3 +81,8 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
             f"{' (' + ' '.join(flags) + ')' if flags else ''}, or start one without --resume. Studies with different --name are "
             "resumed separately."
         )
+
+
+def _words(value: Any) -> list[str]:
+    """Returns a setting's value as the words of a command line: several for a tuple."""
+    return [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]

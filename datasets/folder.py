@@ -4,9 +4,9 @@
     python datasets/folder.py --images DIR --masks DIR --names classes.csv --out DIR
     python datasets/folder.py --images DIR --annotations instances.json --out DIR
 
-PATH is a folder or file that an annotation tool exported: COCO json (CVAT, Roboflow, FiftyOne, ...), labelme, CVAT's xml,
-YOLO polygons, Label Studio, Supervisely, or images with masks. The detected format is printed; --format chooses one if several
-fit.
+PATH is a folder or file that an annotation tool exported: COCO json (CVAT, Roboflow, FiftyOne, ...), panoptic COCO, labelme, CVAT's
+xml, YOLO polygons, Label Studio, Supervisely, masks of Open Images, Parquet of the Hugging Face Hub, or images with masks. The
+detected format is printed; --format chooses one if several fit.
 
 Folders called train, val, test or the like (training, valid, val2017, ...) are the splits; without them, a share of the images is
 set aside as val. A report at the end says what was left out and what looks wrong.
@@ -14,12 +14,16 @@ set aside as val. A report at the end says what was left out and what looks wron
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 from common.command_line import run
+from common.tiles import larger_images
 from folders.annotations import build_regions
 from folders.arguments import Arguments
 from folders.coco import source_of
 from folders.detect import detect
 from folders.masks import MaskSource, build_masked, build_source
+from folders.parquet import ParquetSource, build_rows
 from kiloseg.data.description import DatasetInfo
 from kiloseg.storage.errors import DataError
 
@@ -30,8 +34,15 @@ def build_folder(arguments: Arguments) -> DatasetInfo:
     Raises:
         DataError: Files are missing or hold something else, or as for `build`.
     """
+    with nullcontext() if arguments.tile is None else larger_images():
+        return _build(arguments)
+
+
+def _build(arguments: Arguments) -> DatasetInfo:
     if arguments.path is not None:
         found = detect(arguments)
+        if isinstance(found, ParquetSource):
+            return build_rows(arguments, found)
         return build_source(arguments, found) if isinstance(found, MaskSource) else build_regions(arguments, found)
     assert arguments.images is not None
     if not arguments.images.is_dir():

@@ -91,7 +91,7 @@ def num_images(path: Path) -> int:
     return pyarrow.parquet.read_metadata(path).num_rows
 
 
-def read_column(path: Path, column: str) -> list[str]:
+def read_column(path: Path, column: str) -> list[Any]:
     """Returns one value per image, such as all keys."""
     return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import codecs
 import csv
+import itertools
 import json
 import re
 import warnings
@@ -28,6 +29,9 @@ LISTS = ("categories", "labels", "classes", "names", "items")
 """These fields of a json object may hold a list of classes."""
 
 Color = tuple[int, int, int]
+
+VOC_VOID = (224, 224, 192)
+"""The color of PASCAL VOC's id 255, the boundaries of objects."""
 
 
 @dataclass(frozen=True)
@@ -112,16 +116,36 @@ def _rows(path: Path, text: str) -> list[_Row]:
         return _from_content(content["names"] if isinstance(content, dict) and "names" in content else content)
     lines = [(number, line) for number, line in enumerate(text.splitlines(), start=1) if line.strip()]
     if lines and all(re.search(r":(\d+,\d+,\d+)?:[^:]*:", line) or line.startswith("#") for _, line in lines):
-        return [_labelmap(line, number) for number, line in lines if not line.startswith("#")]
+        return _labelmap([(number, line) for number, line in lines if not line.startswith("#")])
     return _from_lines(lines, bare=suffix != ".csv")
 
 
-def _labelmap(line: str, number: int) -> _Row:
-    """Parses a line of CVAT's labelmap.txt: name:r,g,b:parts:actions. Names may contain colons."""
-    name, color, *_ = line.rsplit(":", 3)
-    if not color:
-        raise ValueError(f"line {number} has no color")
-    return _Row(name.strip(), color=_color(color.split(",")))
+def voc_color(class_id: int) -> Color:
+    """Returns the color that PASCAL VOC's color map gives an id from 0 to 255: its bits in turn, the lowest to the highest bits of
+    red, green and blue."""
+    channels = [0, 0, 0]
+    for place in range(8):
+        for channel in range(3):
+            channels[channel] |= (class_id >> (3 * place + channel) & 1) << (7 - place)
+    return channels[0], channels[1], channels[2]
+
+
+def _labelmap(lines: list[tuple[int, str]]) -> list[_Row]:
+    """Parses CVAT's labelmap.txt: name:r,g,b:parts:actions. Names may contain colons.
+
+    If no line has a color, the colors are those of VOC's color map in the order of the lines, as datumaro writes it.
+    """
+    parsed = [(number, *_two(line.rsplit(":", 3))) for number, line in lines]
+    if not any(color for _, _, color in parsed) and len(parsed) <= 256:
+        return [_Row(name.strip(), color=voc_color(place)) for place, (_, name, _) in enumerate(parsed)]
+    missing = next((number for number, _, color in parsed if not color), None)
+    if missing is not None:
+        raise ValueError(f"line {missing} has no color")
+    return [_Row(name.strip(), color=_color(color.split(","))) for _, name, color in parsed]
+
+
+def _two(parts: list[str]) -> tuple[str, str]:
+    return parts[0], parts[1]
 
 
 def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
@@ -134,7 +158,14 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
     if name is None:
         if not bare:
             raise ValueError(f"line 1 is {header_line!r}, which has no column called name")
-        return [_bare(line, number) for number, line in lines]
+        lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
+        rows = [_bare(line, number) for number, line in lines]
+        gap = next((after for (before, _), (after, _) in itertools.pairwise(lines) if after > before + 1), None)
+        if gap is not None and all(row.id is None for row in rows):
+            raise ValueError(
+                f"line {gap - 1} is empty or a comment; an id is the number of its line, so write all names without a gap"
+            )
+        return rows
     ids = next(
         (header.index(column) for column in ID_COLUMNS if column in header and header.index(column) != name), None
     )
@@ -154,7 +185,9 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
 
 
 def _bare(line: str, number: int) -> _Row:
-    """Parses a line of a file without a header: a name, or an id and a name."""
+    """Parses a line of a file without a header: a name, an id and a name, or three numbers of a color and a name (CamVid)."""
+    if (color := re.fullmatch(r"\s*(\d{1,3})\s+(\d{1,3})\s+(\d{1,3})\s+(\D.*)", line)) is not None:
+        return _Row(color[4].strip(), color=_color([color[1], color[2], color[3]]))
     found = re.fullmatch(r"\s*(\d+)\s*[,;:\t ]\s*(\S.*)", line)
     if found is None:
         return _Row(line.strip())
@@ -187,7 +220,7 @@ def _from_item(key: Any, value: Any) -> _Row:
         return _Row((value or "").strip(), int(key))
     if isinstance(value, dict):
         return _Row(str(value["name"]).strip(), int(key))
-    if type(value) is int:
+    if type(value) is int and not str(key).strip().isdigit():
         return _Row(str(key).strip(), value)
     raise ValueError(f"{key!r}: {value!r}")
 

@@ -52,7 +52,7 @@ class _Content(msgspec.Struct, gc=False):
     categories: list[Category] = []
 
 
-class _LenientImage(msgspec.Struct, gc=False):
+class LenientImage(msgspec.Struct, gc=False):
     """Holds an image as written by tools that have no size or URL: null."""
 
     id: int
@@ -62,11 +62,12 @@ class _LenientImage(msgspec.Struct, gc=False):
     coco_url: str | None = None
 
     def usual(self) -> Image:
+        """Returns it with 0 and "" for null."""
         return Image(self.id, self.height or 0, self.width or 0, self.file_name or "", self.coco_url or "")
 
 
 class _LenientContent(msgspec.Struct, gc=False):
-    images: list[_LenientImage]
+    images: list[LenientImage]
     annotations: list[Annotation]
     categories: list[Category] = []
 

@@ -32,6 +32,17 @@ def has_shape(text: bytes) -> bool:
     return len(text) > 16 or bytes(text).translate(None, b" \t\r\n[]{}") not in (b"", b"null")
 
 
+def is_share(text: bytes) -> bool:
+    """Whether a segmentation, as json text, is of polygons within the first pixel, as shares of the image's size are."""
+    try:
+        polygons = _USUAL.decode(text)
+    except (msgspec.ValidationError, msgspec.DecodeError):
+        return False
+    if not isinstance(polygons, list):
+        return False
+    return all(0 <= value <= 1 for polygon in polygons for value in polygon)
+
+
 def to_rles(text: bytes, height: int, width: int) -> list[dict[str, Any]]:
     """Returns pycocotools' compressed RLEs, which together cover the region; what lies to the right of it may be left out.
 

@@ -16,6 +16,7 @@ from common.polygons import covered_places, has_shape, to_rles
 from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.current import working_on
+from kiloseg.data.writing.report import HIDDEN, REGIONS, SHAPELESS
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
@@ -50,7 +51,8 @@ def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[n
     shapeless = sum(not has_shape(text) for text in image.segmentations)
     hidden = int((drawn & ~seen)[1:].sum())
     table = np.array([empty, *image.class_ids], np.uint16)
-    return table[number_HW], {"regions_without_shape": shapeless, "objects_hidden": hidden}
+    counts = {REGIONS: len(image.class_ids), SHAPELESS: shapeless, HIDDEN: hidden}
+    return table[number_HW], counts
 
 
 def _paint(mask_HW: np.ndarray, rle: dict[str, Any], value: int) -> bool:
@@ -99,6 +101,7 @@ def make_samples(
     empty: int = IGNORE_ID,
     overlap: Overlap | None = None,
     read_image: Callable[[Path], bytes] = read_image,
+    read_region: Callable[[bytes, int, int], bytes] | None = None,
 ) -> Iterator[Sample]:
     """Yields the samples of a shard: image bytes as they are, and their regions drawn.
 
@@ -109,6 +112,8 @@ def make_samples(
         empty: the class id of pixels outside all regions.
         overlap: which region is on top; without it, it is the first, and nothing is counted for the report.
         read_image: reads the JPEG or PNG bytes from an image's file.
+        read_region: returns polygons or RLE of what the store holds and the image's height and width, if it holds something
+            else, such as the file of a mask.
     """
     for image in read_store(stores[task.split], task.start, task.stop):
         working_on(image.image)
@@ -120,6 +125,9 @@ def make_samples(
                 f"{root / image.image}: sample {image.key}: mask is {image.height, image.width}, its image {size} (height, "
                 "width): its annotations say another size; correct them, or restore the image"
             )
+        if read_region is not None:
+            regions = [read_region(text, image.height, image.width) for text in image.segmentations]
+            image = image._replace(segmentations=regions)
         counts: dict[str, int] = {}
         if overlap is None:
             mask = draw_regions(image, empty)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,10 +22,11 @@ from common.annotation_store import (
 )
 from common.images import image_size, read_stored
 from common.pairs import check_files, fingerprint, order
-from common.polygons import has_shape
 from common.regions import Overlap, make_samples
+from common.tiles import cut_samples, num_tiles
 from folders.arguments import NAME, VERSION, Arguments
-from folders.splits import divide, divide_by_folders, keys_of, without_test
+from folders.shapes import check_shapes
+from folders.splits import LEFT_OUT, divide, divide_by_folders, keys_of, without_test
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import build, plan_shards
@@ -87,6 +88,10 @@ class RegionSource:
     """The name of each category, in the order of the class ids; without it, the names in the records, sorted."""
     overlap: Overlap = "smallest"
     left_out: Mapping[str, int] = field(default_factory=dict)
+    images: Sequence[str] = ()
+    """All images below the root, if those that the annotations do not list are to be counted."""
+    read_region: Callable[[bytes, int, int], bytes] | None = None
+    """Returns polygons or RLE of what a record holds as a segmentation, if that is something else; see `make_samples`."""
     stem: str = "annotations"
     """The stem of the files that keep the annotations sorted by image."""
 
@@ -103,7 +108,11 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
     for split, store in stores.items():
         files = read_column(store, "image")
         check_files(found.root, files, "images", advice)
-        tasks += plan_shards(split, len(files), arguments.shard_size)
+        weights = None
+        if arguments.tile is not None:
+            sizes = zip(read_column(store, "height"), read_column(store, "width"), strict=True)
+            weights = [num_tiles(height, width, arguments.tile) for height, width in sizes]
+        tasks += plan_shards(split, len(files), arguments.shard_size, weights)
         images[split] = fingerprint(found.root, files)
     overlap = arguments.overlap or found.overlap
     info = DatasetInfo(
@@ -117,6 +126,7 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
             "version": VERSION,
             "exif": arguments.exif,
             "overlap": overlap,
+            **({} if arguments.tile is None else {"tile": arguments.tile}),
             "images": images,
             **recipe,
         },
@@ -128,8 +138,17 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
         empty=0 if arguments.unlabeled == BACKGROUND else IGNORE_ID,
         overlap=overlap,
         read_image=functools.partial(read_stored, exif=arguments.exif),
+        read_region=found.read_region,
     )
-    return build(arguments, info, tasks, make, left_out=found.left_out)
+    if arguments.tile is not None:
+        make = functools.partial(cut_samples, make_samples=make, tile=arguments.tile)
+    listed = {image for store in stores.values() for image in read_column(store, "image")}
+    unlisted = sum(image not in listed for image in found.images)
+    left_out = {
+        **found.left_out,
+        **({"images without annotations or of a split that is not built": unlisted} if unlisted else {}),
+    }
+    return build(arguments, info, tasks, make, left_out=left_out)
 
 
 def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[str, Path], dict[str, Any]]:
@@ -155,7 +174,7 @@ def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[s
         records = list(found.records())
         class_ids, classes = class_table(found, records, arguments.unlabeled == BACKGROUND)
         divided = divide_records(arguments, found, records)
-        _check_shapes(records, found)
+        _check_shapes(found, records)
         for split, store in stores.items():
             rows = annotated_images(divided.get(split, []), class_ids, found, arguments)
             write_store(store, recipe, tqdm(rows, unit=" images", desc=f"annotations {split}"), classes)
@@ -183,7 +202,12 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
     if found.classes is not None:
         names = dict(found.classes())
     else:
+        _check_shapes(found, records)  # first, since without annotations there are no names either
         names = {name: name for name in sorted({name for record in records for name in record.category_ids})}
+    own = next((key for key, name in names.items() if name.strip() == BACKGROUND), None) if background else None
+    if own is not None:  # the file's own background is the background, not a second class of that name
+        names = {own: names.pop(own), **names}
+        background = False
     classes = [BACKGROUND] * background + [name.strip() for name in names.values()]
     twice = next((name for number, name in enumerate(classes) if name in classes[:number]), None)
     if twice is not None or len(classes) < 2 or "" in classes:
@@ -193,6 +217,10 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
             f"{len(set(classes))} different names: expected at least 2 classes, each id and name once"
         )
     return {key: class_id for class_id, key in enumerate(names, start=int(background))}, classes
+
+
+def _check_shapes(found: RegionSource, records: list[ImageRecord]) -> None:
+    check_shapes((record.segmentations for record in records), found.files[0], drawn=found.read_region is None)
 
 
 def divide_records(
@@ -210,6 +238,13 @@ def divide_records(
     files: dict[str, list[str]] = {}
     for record in records:
         files.setdefault(record.split, []).append(record.image)
+    if "" in files and len(files) > 1:
+        raise DataError(
+            f"{found.files[0]}: nothing tells which split {files[''][0]} and {len(files['']) - 1} other images are, though others "
+            f"are of {', '.join(sorted(files.keys() - {''}))}: say it with --splits NAME=train, =val, =test, or ={LEFT_OUT}, NAME "
+            "being the folder, file or subset that they are in"
+        )
+    files.pop(LEFT_OUT, None)
     if "" in files:
         divided = divide_by_folders(files[""], arguments.given_splits, str(found.root))
         files = divided or divide(keys, arguments.val_fraction, arguments.seed)
@@ -218,17 +253,6 @@ def divide_records(
         split: sorted(((keys[file], by_image[file]) for file in chosen), key=lambda item: order(item[0]))
         for split, chosen in files.items()
     }
-
-
-def _check_shapes(records: list[ImageRecord], found: RegionSource) -> None:
-    if any(has_shape(text) for record in records for text in record.segmentations):
-        return
-    regions = sum(len(record.segmentations) for record in records)
-    if regions:
-        raise DataError(
-            f"{found.files[0]} has {regions:,} regions and none has a shape, as in exports of boxes only: expected polygons or "
-            "RLE in segmentation; export them as segmentation (polygons or masks), since a box does not label pixels"
-        )
 
 
 def annotated_images(

@@ -15,10 +15,13 @@ from folders.splits import parse_splits
 from kiloseg.data.writing.output import Output
 
 NAME = "folder"
-VERSION = 2
+SMALLEST_TILE = 32
+VERSION = 3
 """The version is raised with every change that changes a sample."""
 
-Format = Literal["masks", "coco", "labelme", "cvat", "yolo", "labelstudio", "supervisely"]
+Format = Literal[
+    "masks", "coco", "panoptic", "labelme", "cvat", "yolo", "labelstudio", "supervisely", "openimages", "parquet"
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +52,13 @@ class Arguments(Output):
     """The id in masks that means ignore. Default: 255 in 8-bit masks, unless --names has it; 65535 always is."""
     reduce_zero_label: bool = False
     """Ignores id 0 of masks and lowers every other id by one, like MMSegmentation's setting of that name."""
+    colormap: Literal["voc"] | None = None
+    """What colored masks mean if --names has no colors: voc is PASCAL VOC's color map, by the ids of the table."""
+    columns: tuple[str, ...] = ()
+    """The columns of images and of masks in Parquet files, in this order, if their names do not tell."""
+    tile: int | None = None
+    """Cuts images that are longer or wider than this many pixels, with their masks, into tiles of at most this size, which are
+    stored as PNG; tiles without a label are left out."""
     unlabeled: Annotated[Literal["ignore", "background"], tyro.conf.arg(aliases=("--unlabelled",))] = "ignore"
     """What pixels outside all annotations are. background makes them class 0 of that name, before all others. ignore means they
     are neither trained on nor counted. Masks state this themselves."""
@@ -94,6 +104,10 @@ class Arguments(Output):
             raise ValueError(f"{flag} is for masks: annotations have no such id")
         if self.ignore_id is not None and not 0 <= self.ignore_id <= MAX_RAW_ID:
             raise ValueError(f"ignore_id = {self.ignore_id}: expected 0 to {MAX_RAW_ID}")
+        if self.tile is not None and self.tile < SMALLEST_TILE:
+            raise ValueError(f"tile = {self.tile}: expected at least {SMALLEST_TILE} pixels")
+        if len(self.columns) not in (0, 2):
+            raise ValueError(f"columns = {' '.join(self.columns)}: expected the column of images and that of masks")
         if not 0 <= self.val_fraction < 1:
             raise ValueError(f"val_fraction = {self.val_fraction}: expected 0 to below 1")
         parse_splits(self.splits)

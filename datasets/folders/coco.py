@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.coco_json import CocoJson
+from common.images import is_image
 from folders.annotations import RegionSource
 from folders.arguments import Arguments
 from folders.coco_files import ImageFinder, find_jsons
@@ -39,6 +40,7 @@ def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None =
         files=list(jsons.values()),
         records=lambda: records(root, loaded(), files),
         classes=lambda: categories(list(loaded().values())),
+        images=[file for file in files or () if is_image(file)],
         stem=next(iter(jsons.values())).stem.strip("_."),
     )
 

@@ -1,9 +1,10 @@
-"""Finds the json files of COCO-like annotations, the split of each, and where their images lie."""
+"""Finds the files of COCO-like annotations, the split of each, and where their images lie."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import unquote
 
 from common.coco_json import CocoJson, Image
 from common.images import composed, is_image, walk
@@ -26,6 +27,7 @@ def is_coco(path: Path) -> bool:
         and b'"images"' in text + b'"annotations"'
         and (b'"annotations"' in text or b'"categories"' in text)
         and b'"shapes"' not in text[:HEAD]
+        and b'"segments_info"' not in text
     )
 
 
@@ -36,12 +38,12 @@ def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None =
         folder: the folder that holds them; the split is in their name (instances_val2017.json) or that of their folder
             (valid/...).
         given: what the user said about splits.
-        files: the files to choose from, relative to the folder; without them, the json files directly inside.
+        files: the files to choose from, relative to the folder; without any, the json files directly inside.
 
     Raises:
         DataError: There is none, there are two for one split, or the split of some is unknown.
     """
-    files = [file for file in (files or sorted(path.name for path in folder.glob("*.json"))) if file.endswith(".json")]
+    files = files or sorted(path.name for path in folder.glob("*.json"))
     found: dict[str, list[str]] = {}
     for file in files:
         parts = Path(file)
@@ -57,7 +59,11 @@ def find_jsons(folder: Path, given: Mapping[str, str], files: list[str] | None =
         )
     for split, of_split in found.items():
         if len(of_split) > 1:  # COCO has captions and keypoints besides the instances
-            of_split[:] = [file for file in of_split if Path(file).name.startswith("instances")] or of_split
+            chosen = [file for file in of_split if Path(file).name.startswith("instances")] or of_split
+            if len(chosen) < len(of_split):
+                others = ", ".join(file for file in of_split if file not in chosen)
+                print(f"{folder / chosen[0]} is used, {others} are not: name another file as PATH to use that one")
+            of_split[:] = chosen
         if len(of_split) > 1:
             raise DataError(
                 f"{folder / of_split[0]} and {folder / of_split[1]} are both annotations of "
@@ -85,7 +91,7 @@ class ImageFinder:
         self._files = {composed(file): file for file in (walk(root) if files is None else files) if is_image(file)}
         self._by_name: dict[str, list[str]] = {}
         for file in self._files.values():
-            self._by_name.setdefault(composed(Path(file).name), []).append(file)
+            self._by_name.setdefault(composed(Path(file).name).lower(), []).append(file)
 
     def find(self, image: Image, split: str, json_path: Path, beside: str) -> str:
         """Returns the file of an image, relative to the root, or the name that it should have if there is no such file.
@@ -103,8 +109,10 @@ class ImageFinder:
             DataError: A name leads out of the folder.
         """
         name = composed((image.file_name or "/".join(image.coco_url.split("/")[-2:])).replace("\\", "/"))
+        if name not in self._files and composed(unquote(name)) != name and self._alike(unquote(name)):
+            name = composed(unquote(name))
         windows = len(name) > 1 and name[1] == ":"
-        if not name or ((name.startswith("/") or ".." in name.split("/")) and Path(name).name not in self._by_name):
+        if not name or ((name.startswith("/") or ".." in name.split("/")) and not self._alike(name)):
             raise DataError(
                 f"{json_path}: image {image.id} has file_name {image.file_name!r}: expected a path inside --images"
             )
@@ -112,7 +120,7 @@ class ImageFinder:
         for candidate in candidates:
             if candidate in self._files:
                 return self._files[candidate]
-        alike = self._by_name.get(Path(name).name, [])
+        alike = self._alike(name)
         if len(alike) > 1 and split:
             alike = [file for file in alike if any(usual_split(part) == split for part in file.split("/")[:-1])]
         if len(alike) == 1:
@@ -123,6 +131,12 @@ class ImageFinder:
                 "name that exactly one image there has"
             )
         return name
+
+    def _alike(self, name: str) -> list[str]:
+        """Returns the images with the same last name: in the same case or, without any, in any case."""
+        last = composed(Path(name).name)
+        found = self._by_name.get(last.lower(), [])
+        return [file for file in found if composed(Path(file).name) == last] or found
 
 
 def load(jsons: Mapping[str, Path]) -> dict[str, CocoJson]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from xml.etree import ElementTree
 
 import numpy as np
 
 from common.coco_json import Image
+from common.images import is_image
 from common.polygons import box, ellipse, placed
 from folders.annotations import Record, RegionSource
 from folders.coco_files import ImageFinder
@@ -31,15 +32,25 @@ def is_cvat(path: Path) -> bool:
     return b"<annotations>" in head and b"<!DOCTYPE" not in head and b"<!ENTITY" not in head
 
 
-def cvat_source(root: Path, xml: Path, files: list[str]) -> RegionSource:
-    """Returns the annotations of a file, with images below `root`."""
+def cvat_source(root: Path, xmls: Mapping[str, Path], files: list[str], given: Mapping[str, str]) -> RegionSource:
+    """Returns the annotations of files by split (or of one under ""), with images below `root`."""
+
+    def records() -> Iterator[Record]:
+        finder = ImageFinder(root, files)
+        for split, xml in xmls.items():
+            yield from read_cvat(xml, finder, split, given)
+
+    first = next(iter(xmls.values()))
+    images = [file for file in files if is_image(file)]
     return RegionSource(
-        root=root, files=[xml], records=lambda: read_cvat(xml, ImageFinder(root, files)), overlap="last", stem=xml.stem
+        root=root, files=list(xmls.values()), records=records, overlap="last", stem=first.stem, images=images
     )
 
 
-def read_cvat(path: Path, finder: ImageFinder) -> Iterator[Record]:
+def read_cvat(path: Path, finder: ImageFinder, split: str, given: Mapping[str, str]) -> Iterator[Record]:
     """Yields each image with its regions, from the bottom of z_order to the top.
+
+    An image of a subset whose name is no split and is not among `given`, such as CVAT's default, has no split.
 
     Raises:
         DataError: The xml is not well-formed, or an element lacks what its kind requires.
@@ -49,17 +60,19 @@ def read_cvat(path: Path, finder: ImageFinder) -> Iterator[Record]:
             if element.tag == "track":
                 raise DataError(f"{path} holds tracks of a video: export the frames with 'CVAT for images 1.1'")
             if element.tag == "image":
-                yield _record(element, path, finder, number)
+                yield _record(element, path, finder, number, split, given)
                 element.clear()
     except ElementTree.ParseError as error:
         raise DataError(f"{path} is not a complete XML file ({error}): export it again") from error
 
 
-def _record(element: ElementTree.Element, path: Path, finder: ImageFinder, number: int) -> Record:
+def _record(
+    element: ElementTree.Element, path: Path, finder: ImageFinder, number: int, split: str, given: Mapping[str, str]
+) -> Record:
     name = element.get("name", "")
     try:
         height, width = int(element.attrib["height"]), int(element.attrib["width"])
-        subset = usual_split(element.get("subset", "")) or ""
+        subset = split or usual_split(element.get("subset", ""), given) or ""
         image = finder.find(Image(number, height, width, name), subset, path, "images")
         shapes = sorted(
             (shape for shape in element if "label" in shape.attrib), key=lambda s: int(s.get("z_order", "0"))

@@ -3,26 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
-from common.images import count_unread, is_image, walk
-from folders import coco_files, cvat, labelme, labelstudio, supervisely, yolo
+from common.images import composed, count_unread, is_image, walk
+from folders import coco_files, cvat, labelme, labelstudio, open_images, panoptic, parquet, supervisely, yolo
 from folders.annotations import RegionSource
 from folders.arguments import Arguments
 from folders.coco import coco_source
 from folders.layout import pair_beside, pair_by_folders
 from folders.masks import MaskSource
+from folders.parquet import ParquetSource
 from kiloseg.storage.errors import DataError
 
 TABLES = (
     *("labelmap.txt", "_classes.csv", "config_v2.0.json", "classes.csv", "classes.txt", "classes.json", "names.csv"),
     *("names.txt", "names.json", "labels.csv", "labels.txt", "labels.json", "class_names.txt", "class_names.csv"),
     *("label_names.txt", "obj.names", "label_colors.txt", "class_dict.csv", "data.yaml", "dataset.yaml", "data.yml"),
+    *("id2label.json", "label2id.json"),
 )
 """These are the names of tables of classes that tools write."""
 
-Source = RegionSource | MaskSource
+Source = RegionSource | MaskSource | ParquetSource
 
 
 def detect(arguments: Arguments) -> Source:
@@ -38,11 +40,19 @@ def detect(arguments: Arguments) -> Source:
     root = path if path.is_dir() else path.parent
     listed = list(walk(root)) if path.is_dir() else [path.name]
     root, files = (root, listed) if path.is_dir() else _around(path)
-    readings = {
-        name: found for name, look in LOOKS.items() if (found := look(arguments, root, listed, files)) is not None
-    }
-    if arguments.format is not None:
-        readings = {name: found for name, found in readings.items() if name == arguments.format}
+    looks = LOOKS if arguments.format is None else {arguments.format: LOOKS[arguments.format]}
+    readings: dict[str, Reading] = {}
+    failed: dict[str, DataError] = {}
+    for name, look in looks.items():
+        try:
+            reading = look(arguments, root, listed, files)
+        except DataError as error:
+            failed[name] = error
+        else:
+            if reading is not None:
+                readings[name] = reading
+    if not readings and failed:
+        raise next(iter(failed.values()))
     if not readings:
         kinds = ", ".join(LOOKS) if arguments.format is None else arguments.format
         raise DataError(
@@ -54,12 +64,34 @@ def detect(arguments: Arguments) -> Source:
             f"{path} can be read as {' or as '.join(readings)}: choose one with --format {next(iter(readings))}"
         )
     ((name, (line, make)),) = readings.items()
+    for other, reason in failed.items():
+        print(f"{path} cannot be read as {other}: {reason}")
     source = make()
     left_out = count_unread(iter(files))
-    if left_out:
+    if left_out and not isinstance(source, ParquetSource):
         source = dataclasses.replace(source, left_out={**left_out, **source.left_out})
     print(f"{path} is read as {line} (--format {name})")
+    _check_flags(arguments, source, line)
     return source
+
+
+def _check_flags(arguments: Arguments, source: Source, line: str) -> None:
+    """Raises DataError if a flag was given that the files have no use for, since its value would be ignored."""
+    regions = isinstance(source, RegionSource)
+    has_background = regions or (isinstance(source, MaskSource) and source.reader is not None)
+    files = [] if isinstance(source, ParquetSource) else source.files
+    useless = {
+        "ignore-id": has_background and arguments.ignore_id is not None,
+        "reduce-zero-label": has_background and arguments.reduce_zero_label,
+        "colormap": has_background and arguments.colormap is not None,
+        "names": has_background and arguments.names is not None and arguments.names not in files,
+        "columns": bool(arguments.columns) and not isinstance(source, ParquetSource),
+        "overlap": not regions and arguments.overlap is not None,
+        "unlabeled": not has_background and arguments.unlabeled != "ignore",
+    }
+    for flag, given in useless.items():
+        if given:
+            raise DataError(f"--{flag} means nothing for {line}: leave it out")
 
 
 def _around(path: Path) -> tuple[Path, list[str]]:
@@ -74,64 +106,61 @@ Reading = tuple[str, Callable[[], Source]]
 
 
 def _look_coco(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
-    path = arguments.path
-    assert path is not None
-    base = path if path.is_dir() else path.parent
-    jsons = [file for file in listed if file.endswith(".json") and coco_files.is_coco(base / file)]
-    if not jsons:
+    jsons = _of_kind(arguments, listed, ".json", coco_files.is_coco)
+    found = _by_split(arguments, jsons)
+    if not found:
         return None
-    found = {"": path} if path.is_file() else coco_files.find_jsons(path, arguments.given_splits, jsons)
-    names = ", ".join(f"{split or 'all'}: {file.name}" for split, file in found.items())
-    return f"COCO json, {names}", lambda: coco_source(root, found, files)
+    return f"COCO json, {_names(found)}", lambda: coco_source(root, found, files)
+
+
+def _look_panoptic(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
+    jsons = _of_kind(arguments, listed, ".json", panoptic.is_panoptic)
+    found = _by_split(arguments, jsons)
+    if not found:
+        return None
+    background = arguments.unlabeled == "background"
+    return (
+        f"panoptic COCO, {_names(found)}",
+        lambda: panoptic.panoptic_source(root, found, files, background=background),
+    )
 
 
 def _look_labelme(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
-    if arguments.path is None or not arguments.path.is_dir():
+    jsons = _of_kind(arguments, listed, ".json", labelme.is_labelme)
+    if not jsons or arguments.path == root / jsons[0]:
         return None
-    jsons = [file for file in listed if file.endswith(".json") and labelme.is_labelme(root / file)]
     images = [file for file in files if is_image(file)]
-    if not jsons:
-        return None
     return f"labelme, {len(jsons)} json files", lambda: labelme.labelme_source(root, jsons, images)
 
 
 def _look_cvat(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
-    path = arguments.path
-    assert path is not None
-    base = path if path.is_dir() else path.parent
-    xmls = [base / file for file in listed if file.endswith(".xml") and cvat.is_cvat(base / file)]
-    if not xmls:
+    found = _by_split(arguments, _of_kind(arguments, listed, ".xml", cvat.is_cvat))
+    if not found:
         return None
-    if len(xmls) > 1:
-        raise DataError(f"{xmls[0]} and {xmls[1]} are both annotations of CVAT: name one of them")
-    return f"CVAT for images, {xmls[0].name}", lambda: cvat.cvat_source(root, xmls[0], files)
+    return f"CVAT for images, {_names(found)}", lambda: cvat.cvat_source(root, found, files, arguments.given_splits)
 
 
 def _look_yolo(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
-    yamls = [file for file in listed if PurePosixPath(file).suffix in (".yaml", ".yml") and "/" not in file]
-    tables = [file for file in listed if file in ("classes.txt", "obj.names")]
+    tables = [file for file in listed if PurePosixPath(file).suffix in (".yaml", ".yml") and "/" not in file]
+    tables += [file for file in listed if file in ("classes.txt", "obj.names")]
     images = [file for file in files if is_image(file)]
-    texts = {file for file in files if file.endswith(".txt")}
-    labeled = [text for image in images if (text := yolo.label_of(image)) in texts]
-    table = arguments.names or next((root / file for file in (*yamls, *tables)), None)
+    texts = {composed(file): file for file in files if file.endswith(".txt")}
+    labeled = [texts[text] for image in images if (text := yolo.label_in(image, texts)) is not None]
+    table = arguments.names or next((root / file for file in tables), None)
     if not labeled or table is None:
         return None
+    orphans = sum("labels" in file.split("/")[:-1] for file in set(texts.values()) - set(labeled))
     return (
         f"YOLO polygons, {len(labeled)} txt files with names from {table.name}",
-        lambda: yolo.yolo_source(root, table, sorted(labeled), images, arguments.exif),
+        lambda: yolo.yolo_source(arguments, root, table, sorted(labeled), images, orphans),
     )
 
 
 def _look_labelstudio(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
-    path = arguments.path
-    assert path is not None
-    base = path if path.is_dir() else path.parent
-    jsons = [base / file for file in listed if file.endswith(".json") and labelstudio.is_labelstudio(base / file)]
-    if not jsons:
+    found = _by_split(arguments, _of_kind(arguments, listed, ".json", labelstudio.is_labelstudio))
+    if not found:
         return None
-    if len(jsons) > 1:
-        raise DataError(f"{jsons[0]} and {jsons[1]} are both exports of Label Studio: name one of them")
-    return f"Label Studio json, {jsons[0].name}", lambda: labelstudio.labelstudio_source(root, jsons[0], files)
+    return f"Label Studio json, {_names(found)}", lambda: labelstudio.labelstudio_source(root, found, files)
 
 
 def _look_supervisely(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
@@ -145,6 +174,53 @@ def _look_supervisely(arguments: Arguments, root: Path, listed: list[str], files
         f"a project of Supervisely, {len(anns)} json files",
         lambda: supervisely.supervisely_source(root, anns, images),
     )
+
+
+def _look_open_images(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
+    tables = _of_kind(arguments, listed, ".csv", open_images.is_open_images)
+    if not tables or _base(arguments) != root:
+        return None
+    return (
+        f"masks of Open Images, {len(tables)} csv files",
+        lambda: open_images.open_images_source(
+            root, tables, files, arguments.given_splits, arguments.exif, arguments.names
+        ),
+    )
+
+
+def _look_parquet(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
+    base = _base(arguments)
+    tables = [file for file in listed if file.endswith(".parquet")]
+    if not tables or not any(parquet.is_hub_parquet(base / file, arguments.columns) for file in tables):
+        return None
+    table = arguments.names or _table(base, list(walk(base)))
+    return (
+        f"Parquet of the Hugging Face Hub, {len(tables)} files, names from {table.name}",
+        lambda: parquet.parquet_source(base, tables, table, arguments.given_splits, arguments.columns),
+    )
+
+
+def _base(arguments: Arguments) -> Path:
+    """Returns the folder that the listed files are relative to."""
+    assert arguments.path is not None
+    return arguments.path if arguments.path.is_dir() else arguments.path.parent
+
+
+def _of_kind(arguments: Arguments, listed: list[str], suffix: str, is_kind: Callable[[Path], bool]) -> list[str]:
+    base = _base(arguments)
+    return [file for file in listed if file.lower().endswith(suffix) and is_kind(base / file)]
+
+
+def _by_split(arguments: Arguments, files: list[str]) -> dict[str, Path]:
+    """Returns the file of annotations of each split that their names tell, or the only one under ""; raises DataError."""
+    assert arguments.path is not None
+    if not files or arguments.path.is_file():
+        return {"": arguments.path} if files else {}
+    return coco_files.find_jsons(arguments.path, arguments.given_splits, files)
+
+
+def _names(found: Mapping[str, Path]) -> str:
+    return ", ".join(f"{split or 'all'}: {file.name}" for split, file in found.items())
 
 
 def _look_masks(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
@@ -183,6 +259,9 @@ def _table(root: Path, listed: list[str]) -> Path:
 
 LOOKS: dict[str, Callable[[Arguments, Path, list[str], list[str]], Reading | None]] = {
     "coco": _look_coco,
+    "panoptic": _look_panoptic,
+    "openimages": _look_open_images,
+    "parquet": _look_parquet,
     "labelstudio": _look_labelstudio,
     "labelme": _look_labelme,
     "supervisely": _look_supervisely,

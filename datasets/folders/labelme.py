@@ -104,7 +104,7 @@ def _flat(path: PurePosixPath) -> list[str]:
 
 def _region(shape: dict[str, Any], height: int, width: int, where: str) -> bytes:
     kind, points = shape.get("shape_type") or "polygon", shape["points"]
-    if kind == "polygon":
+    if kind in ("polygon", "oriented_rectangle", "rotation") or (kind == "rectangle" and len(points) == 4):
         return json.dumps([points]).encode()
     if kind in ("rectangle", "circle", "mask") and len(points) != 2:
         raise DataError(f"{where}: a {kind} of {len(points)} points: expected 2; correct it in labelme")

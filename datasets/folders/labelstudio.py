@@ -10,20 +10,23 @@ pixel, of which the last counts. Neither datumaro nor supervision reads brush st
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import re
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
 import numpy as np
 
 from common.images import composed, is_image
-from common.polygons import box, ellipse, rle_text
+from common.polygons import ellipse, rle_text
 from folders.annotations import Record, RegionSource
 from folders.coco_files import HEAD
 from folders.json_files import read_json
+from folders.lists import Ends
 from kiloseg.storage.errors import DataError
 
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
@@ -37,15 +40,23 @@ def is_labelstudio(path: Path) -> bool:
     return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") and b'"annotations"' in text and b'"result"' in text
 
 
-def labelstudio_source(root: Path, path: Path, files: list[str]) -> RegionSource:
-    """Returns the annotations of an export; images are below `root` and given relative to it."""
-    there = {composed(PurePosixPath(file).name): file for file in files if is_image(file)}
+def labelstudio_source(root: Path, paths: Mapping[str, Path], files: list[str]) -> RegionSource:
+    """Returns the annotations of exports by split (or of one under ""); images are below `root` and given relative to it."""
+    images = [file for file in files if is_image(file)]
+    there = Ends(images)
+
+    def records() -> Iterator[Record]:
+        for split, path in paths.items():
+            for record in read_labelstudio(path, there):
+                yield dataclasses.replace(record, split=split)
+
+    first = next(iter(paths.values()))
     return RegionSource(
-        root=root, files=[path], records=lambda: read_labelstudio(path, there), overlap="last", stem=path.stem
+        root=root, files=list(paths.values()), records=records, overlap="last", stem=first.stem, images=images
     )
 
 
-def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
+def read_labelstudio(path: Path, images: Ends) -> Iterator[Record]:
     """Yields each task with the regions of its first annotation that was not canceled.
 
     Raises:
@@ -61,11 +72,16 @@ def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
             results = [
                 found for found in (done[0]["result"] if done else []) if str(found.get("type", "")).endswith("labels")
             ]
-            name = _name(shown)
-            image = images.get(name) or images.get(UPLOADED.sub("", name))
+            where = f"{path}: task {task.get('id', number)}"
+            name = _path(shown)
+            folder, _, last = name.rpartition("/")
+            image = images.find(name) or images.find(f"{folder}/{UPLOADED.sub('', last)}")
             if image is None:
+                raise DataError(f"{where} is of {shown!r}, of which there is no image, or several: export it too")
+            if any(found.get("image_rotation") for found in results):
                 raise DataError(
-                    f"{path}: task {task.get('id', number)} belongs to {shown!r}, whose image is missing: export it too"
+                    f"{where} was labeled on an image that was turned in Label Studio, and the export does not say whether its "
+                    "coordinates are of the turned one: turn the image itself and label it again"
                 )
             height = results[0]["original_height"] if results else 0
             width = results[0]["original_width"] if results else 0
@@ -86,23 +102,29 @@ def read_labelstudio(path: Path, images: dict[str, str]) -> Iterator[Record]:
 
 
 def _is_image_url(text: str) -> bool:
-    return is_image(_name(text))
+    return is_image(_path(text))
 
 
-def _name(url: str) -> str:
+def _path(url: str) -> str:
     parts = urlsplit(url)
     local = re.search(r"(?:^|&)d=([^&]+)", parts.query)  # /data/local-files/?d=folder/a.jpg
-    return composed(PurePosixPath(unquote(local[1] if local else parts.path)).name)
+    return composed(unquote(local[1] if local else parts.path))
 
 
 def _region(found: dict[str, Any], height: int, width: int) -> bytes:
     value = found["value"]
     if found["type"] == "polygonlabels":
         return json.dumps([[[x * width / 100, y * height / 100] for x, y in value["points"]]]).encode()
-    if found["type"] == "rectanglelabels" and not value.get("rotation"):
+    if found["type"] == "rectanglelabels":
         left, top = value["x"] * width / 100, value["y"] * height / 100
-        corner = left + value["width"] * width / 100, top + value["height"] * height / 100
-        return json.dumps([box(left, top, *corner)]).encode()
+        right, down = value["width"] * width / 100, value["height"] * height / 100
+        turned = math.radians(value.get("rotation") or 0)  # clockwise around the left upper corner
+        cos, sin = math.cos(turned), math.sin(turned)
+        corners = [
+            [left + x * cos - y * sin, top + x * sin + y * cos]
+            for x, y in ((0, 0), (right, 0), (right, down), (0, down))
+        ]
+        return json.dumps([corners]).encode()
     if found["type"] == "ellipselabels":
         middle = value["x"] * width / 100, value["y"] * height / 100
         radii = value["radiusX"] * width / 100, value["radiusY"] * height / 100

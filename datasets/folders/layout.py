@@ -13,16 +13,32 @@ from pathlib import Path
 
 from common.images import composed, is_image
 from folders.mask_files import MASK_SUFFIXES
+from folders.splits import usual_split
 from kiloseg.storage.errors import DataError
 
-IMAGE_FOLDERS = {"images", "image", "imgs", "img", "img_dir", "jpegimages", "leftimg8bit", "rgb"}
+IMAGE_FOLDERS = {
+    "images",
+    "image",
+    "imgs",
+    "img",
+    "img_dir",
+    "jpegimages",
+    "leftimg8bit",
+    "rgb",
+    "image_2",
+    "photos",
+    "jpgs",
+}
 MASK_FOLDERS = {
     *("masks", "mask", "labels", "label", "annotations", "annotation", "ann_dir", "gt", "seg", "segmentation"),
+    *("annot", "semantic", "labelmaps", "label_maps", "labelmap", "gts", "segs", "segmentation_masks"),
     *("segmentationclass", "segmentations", "gtfine", "groundtruth", "ground_truth", "annotations_detectron2", "anns"),
 }
 IGNORED_FOLDERS = {
     "segmentationobject",
     "instances",
+    "instance",
+    "semantic_rgb",
     "panoptic",
     "polygons",
     "v1.2",
@@ -30,8 +46,15 @@ IGNORED_FOLDERS = {
     "viz",
     "visualization",
 }
+SPLIT_AND_ROLE = re.compile(
+    r"(?P<split>train|training|val|valid|validation|test)[-_ ]?(?P<role>[a-z_]+)", re.IGNORECASE
+)
+ROLE_AND_SPLIT = re.compile(
+    r"(?P<role>[a-z_]+?)[-_ ]?(?P<split>train|training|val|valid|validation|test)", re.IGNORECASE
+)
+"""Folders such as trainannot, train_labels and masks_val say both what they hold and of which split."""
 MASK_ENDS = re.compile(
-    r"(?:[-_. ]?(masks?|seg|segmentation|gt|labels?|labelids|gtfine_labelids|annotation))$", re.IGNORECASE
+    r"(?:[-_. ]?(masks?|seg|segmentation|gt|labels?|labelids|gtfine_labelids|annotation)|[-_]l)$", re.IGNORECASE
 )
 IMAGE_ENDS = re.compile(r"(?:[-_](leftimg8bit|image|img|rgb|sat))$", re.IGNORECASE)
 
@@ -42,23 +65,57 @@ def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
     Raises:
         DataError: An image has no mask, or has two.
     """
-    images, masks = {}, {}
+    images: dict[str, str] = {}
+    masks: dict[str, str] = {}
+    others: dict[str, str] = {}
+    lossy: list[str] = []
     for file in files:
         *folders, name = file.split("/")
         lower = [folder.lower() for folder in folders]
-        if IGNORED_FOLDERS.intersection(lower):
+        if any(folder in IGNORED_FOLDERS or folder.startswith("panoptic_") for folder in lower):
             continue
-        role = next((n for n, folder in enumerate(lower) if folder in IMAGE_FOLDERS | MASK_FOLDERS), None)
-        if role is None:
-            continue
-        rest = [folder for n, folder in enumerate(folders) if n != role and lower[n] not in ("v2.0", "default")]
-        if lower[role] in IMAGE_FOLDERS and is_image(name):
-            images[file] = "/".join([*rest, name])
-        elif lower[role] in MASK_FOLDERS and Path(name).suffix.lower() in MASK_SUFFIXES:
-            masks[file] = "/".join([*rest, name])
+        roles = [_role(folder) for folder in lower]
+        place = next((n for n, (role, _) in enumerate(roles) if role), None)
+        rest = [
+            roles[n][1] if n == place else folder
+            for n, folder in enumerate(folders)
+            if (n != place or roles[n][1]) and lower[n] not in ("v2.0", "default")
+        ]
+        plain = "/".join([*rest, name])
+        if place is None:
+            others |= {file: plain} if is_image(name) else {}
+        elif roles[place][0] == "image":
+            images |= {file: plain} if is_image(name) else {}
+        elif Path(name).suffix.lower() in MASK_SUFFIXES:
+            masks[file] = plain
+        elif is_image(name):
+            lossy.append(file)
+    if not images and masks and any(split in {"train", "val"} for split in map(usual_split, _tops(others.values()))):
+        images = others  # train/a.png with trainannot/a.png or train_labels/a.png
+    if images and lossy and not masks:
+        raise DataError(
+            f"{lossy[0]} and {len(lossy) - 1} more in a folder of masks are of a format that changes ids: expected "
+            f"{', '.join(MASK_SUFFIXES)}; save the masks as PNG from where they were drawn"
+        )
     if not images or not masks:
         return {}
     return _matched(images, masks, "")
+
+
+def _role(folder: str) -> tuple[str, str]:
+    """Returns whether a folder holds "image" or "mask" by its name ("" if neither), and the split that the name also tells."""
+    for role, names in (("image", IMAGE_FOLDERS), ("mask", MASK_FOLDERS)):
+        if folder in names:
+            return role, ""
+        for pattern in (SPLIT_AND_ROLE, ROLE_AND_SPLIT):
+            found = pattern.fullmatch(folder)
+            if found is not None and found["role"].strip("_") in names:
+                return role, found["split"]
+    return "", ""
+
+
+def _tops(names: Iterable[str]) -> set[str]:
+    return {name.partition("/")[0] for name in names if "/" in name}
 
 
 def pair_beside(files: Iterable[str]) -> dict[str, str]:
@@ -103,6 +160,10 @@ def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[
             found[file] = candidates[0]
         else:
             missing.append(stem)
+    unlabeled = [file for file in missing if any(usual_split(part) == "test" for part in file.split("/")[:-1])]
+    if unlabeled:  # test sets are often published without labels
+        print(f"{len(unlabeled)} images in folders of a test set have no mask and are left out")
+        missing = [file for file in missing if file not in set(unlabeled)]
     if missing:
         others = f", and {len(missing) - 1:,} more of {len(images):,} masks" if len(missing) > 1 else ""
         raise DataError(

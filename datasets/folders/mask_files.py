@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -36,6 +37,16 @@ class MaskReader:
     """Ignores raw id 0 and lowers all others by one, like MMSegmentation's reduce_zero_label."""
     exif: Exif = "refuse"
 
+    def recipe(self) -> dict[str, Any]:
+        """Returns everything that affects the class ids, as JSON-able values."""
+        return {
+            "names": sorted(self.names.items()),
+            "colors": sorted([*color, raw_id] for color, raw_id in self.colors.items()),
+            "ignore_id": self.ignore_id,
+            "reduce_zero_label": self.reduce_zero,
+            "exif": self.exif,
+        }
+
     @property
     def classes(self) -> list[str]:
         """Returns one name per class id."""
@@ -55,7 +66,10 @@ class MaskReader:
 
     def read(self, data: bytes, path: Path | str) -> tuple[np.ndarray, bool]:
         """Does what `__call__` does for the bytes of a file; `path` is its name, for messages."""
-        raw_HW = self._raw(io.BytesIO(data), path)
+        return self.of_ids(self._raw(io.BytesIO(data), path), path)
+
+    def of_ids(self, raw_HW: np.ndarray, path: Path | str) -> tuple[np.ndarray, bool]:
+        """Does what `__call__` does for raw ids of shape (H, W) and any integer type."""
         ignore_id = self.ignore_id
         white = ignore_id is None and raw_HW.dtype == np.uint8 and 255 not in self.names
         if white:
@@ -75,6 +89,9 @@ class MaskReader:
     def _raw(self, file: io.BytesIO, path: Path | str) -> np.ndarray:
         try:
             with Image.open(file, formats=FORMATS) as image:
+                pictures = getattr(image, "n_frames", 1)
+                if pictures > 1:
+                    raise DataError(f"{path} holds {pictures} images: expected one mask; save the one that is meant")
                 turned = image.getexif().get(ORIENTATION, 1) != 1
                 if turned and self.exif == "refuse":
                     raise DataError(
@@ -115,7 +132,8 @@ class MaskReader:
                 return gray_HW
         raise DataError(
             f"{path} is a {image.mode} image of {len(image.getbands())} channels: expected ids in one channel, or a table of "
-            f"names with a color for each class (columns name, r, g, b); {self.table} has none"
+            f"names with a color for each class (columns name, r, g, b); {self.table} has none "
+            "(--colormap voc if the colors are those of PASCAL VOC)"
         )
 
     def _from_colors(self, pixels_HW3: np.ndarray, path: Path | str) -> np.ndarray:

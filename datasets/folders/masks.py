@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
-from common.class_names import NameTable, read_name_table
-from common.images import count_unread, is_image, read_stored, walk
-from common.pairs import Pair, fingerprint, order, read_list
+import numpy as np
+
+from common.class_names import VOC_VOID, read_name_table, voc_color
+from common.images import Exif, count_unread, image_size, is_image, read_stored, walk
+from common.pairs import Pair, fingerprint, order
+from common.tiles import cut_samples, num_tiles
 from folders.arguments import NAME, VERSION, Arguments
 from folders.layout import pair_folders
+from folders.lists import read_lists
 from folders.mask_files import MASK_SUFFIXES, MaskReader
-from folders.splits import divide, divide_by_folders, keys_of, split_in_name, without_test
+from folders.splits import divide, divide_by_folders, keys_of, without_test
+from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import ShardTask, build, plan_shards
 from kiloseg.data.writing.current import working_on
@@ -23,8 +29,19 @@ from kiloseg.data.writing.report import WHITE
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
-LISTS = ("ImageSets/Segmentation", "ImageSets/Main", "ImageSets")
-"""These folders hold lists of images by split, as in PASCAL VOC and CVAT."""
+
+class Reader(Protocol):
+    """Reads a mask's file; it can be sent to other processes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Returns one name per class id."""
+
+    def __call__(self, path: Path) -> tuple[np.ndarray, bool]:
+        """Returns uint16 class ids of shape (H, W), and whether 255 was ignored only because no class has that id."""
+
+    def recipe(self) -> dict[str, Any]:
+        """Returns everything that affects the class ids, as JSON-able values."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +52,15 @@ class MaskSource:
     masks: Path
     pairs: dict[str, str]
     """Maps images to masks, each a path relative to its root."""
-    table: Path
-    """The file of class names."""
+    table: Path | None = None
+    """The file of class names, if masks hold ids or colors."""
     with_colors: bool = True
+    reader: Reader | None = None
+    """Reads masks that hold something else, such as the ids of segments; `table` is not used then."""
+    splits: Mapping[str, list[str]] | None = None
+    """The images of each split, if the files that were read tell them."""
+    files: Sequence[Path] = ()
+    """Further files that the masks are made from."""
     left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
 
@@ -68,15 +91,11 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
         raise DataError(
             f"{source.images} holds no image: expected files ending in .jpg, .jpeg, .png, .tif, ..., at any depth"
         )
-    table: NameTable = read_name_table(source.table, with_colors=source.with_colors)
-    reader = MaskReader(
-        names=table.names,
-        colors=table.colors,
-        table=source.table,
-        ignore_id=arguments.ignore_id,
-        reduce_zero=arguments.reduce_zero_label,
-        exif=arguments.exif,
-    )
+    if source.reader is not None:
+        reader = source.reader
+    else:
+        assert source.table is not None
+        reader = mask_reader(arguments, source.table, with_colors=source.with_colors)
     keys = keys_of(source.pairs)
     splits = _splits(arguments, source, keys)
     for split in ("train", "val"):
@@ -92,11 +111,14 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
     recipe = {
         "builder": NAME,
         "version": VERSION,
-        "names": sorted(table.names.items()),
-        "colors": sorted([*color, raw_id] for color, raw_id in table.colors.items()),
-        "ignore_id": arguments.ignore_id,
-        "reduce_zero_label": arguments.reduce_zero_label,
+        **reader.recipe(),
         "exif": arguments.exif,
+        **({} if arguments.tile is None else {"tile": arguments.tile}),
+        **(
+            {"sources": fingerprint(source.masks, [str(file.resolve()) for file in source.files])}
+            if source.files
+            else {}
+        ),
         "files": {
             split: [
                 fingerprint(source.images, [pair.image for pair in found]),
@@ -114,24 +136,49 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
         command=arguments.command("datasets/folder.py"),
         recipe=recipe,
     )
-    tasks = [task for split, found in pairs.items() for task in plan_shards(split, len(found), arguments.shard_size)]
-    make = functools.partial(
+    tasks = []
+    for split, found in pairs.items():
+        weights = None
+        if arguments.tile is not None:
+            sizes = (image_size(source.images / pair.image, arguments.exif) for pair in found)
+            weights = [num_tiles(height, width, arguments.tile) for height, width in sizes]
+        tasks += plan_shards(split, len(found), arguments.shard_size, weights)
+    make: Callable[[ShardTask], Iterator[Sample]] = functools.partial(
         make_samples,
         images=source.images.resolve(),  # absolute, since workers on a cluster start elsewhere
         masks=source.masks.resolve(),
         pairs=pairs,
         reader=reader,
+        exif=arguments.exif,
     )
+    if arguments.tile is not None:
+        make = functools.partial(cut_samples, make_samples=make, tile=arguments.tile)
     return build(arguments, info, tasks, make, left_out=source.left_out)
 
 
+def mask_reader(arguments: Arguments, table: Path, *, with_colors: bool = True) -> MaskReader:
+    """Returns the reader of masks that hold the ids or colors of a table; raises DataError."""
+    content = read_name_table(table, with_colors=with_colors)
+    colors = content.colors
+    if arguments.colormap == "voc" and not colors:
+        colors = {voc_color(raw_id): raw_id for raw_id in content.names if raw_id < 256} | {VOC_VOID: IGNORE_ID}
+    return MaskReader(
+        names=content.names,
+        colors=colors,
+        table=table,
+        ignore_id=arguments.ignore_id,
+        reduce_zero=arguments.reduce_zero_label,
+        exif=arguments.exif,
+    )
+
+
 def make_samples(
-    task: ShardTask, *, images: Path, masks: Path, pairs: Mapping[str, list[Pair]], reader: MaskReader
+    task: ShardTask, *, images: Path, masks: Path, pairs: Mapping[str, list[Pair]], reader: Reader, exif: Exif
 ) -> Iterator[Sample]:
     """Yields the samples of a shard."""
     for pair in pairs[task.split][task.start : task.stop]:
         working_on(pair.image)
-        data = read_stored(images / pair.image, exif=reader.exif)
+        data = read_stored(images / pair.image, exif=exif)
         mask_HW, white = reader(masks / pair.mask)
         yield Sample(
             key=pair.key,
@@ -153,7 +200,13 @@ def _images(root: Path, masks: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _splits(arguments: Arguments, source: MaskSource, keys: Mapping[str, str]) -> dict[str, list[str]]:
-    found = _listed(source, arguments.given_splits)
+    """Returns the images of each split, as the files, lists or folders tell, or divided."""
+    found = None if source.splits is None else dict(source.splits)
+    if found is None:
+        texts = [file for file in walk(source.images) if file.endswith(".txt")]
+        found = read_lists(source.images, texts, source.pairs, arguments.given_splits)
+        if found is not None:
+            found = _with_unlisted(arguments, found, keys)
     if found is None:
         found = divide_by_folders(source.pairs, arguments.given_splits, str(source.images))
     if found is None:
@@ -161,26 +214,14 @@ def _splits(arguments: Arguments, source: MaskSource, keys: Mapping[str, str]) -
     return without_test(found, keep=arguments.test, name=arguments.name)
 
 
-def _listed(source: MaskSource, given: Mapping[str, str]) -> dict[str, list[str]] | None:
-    """Returns the images by the lists of a folder ImageSets, or None if there are none that name a split."""
-    for folder in (source.images / name for name in LISTS):
-        lists = {split: path for path in sorted(folder.glob("*.txt")) if (split := split_in_name(path.stem, given))}
-        if not lists:
-            continue
-        by_name: dict[str, str] = {}
-        for file in source.pairs:
-            stem = str(Path(file).with_suffix(""))
-            by_name[stem] = by_name[Path(stem).name] = file
-            by_name[stem.partition("/")[2]] = file
-        found = {}
-        for split, path in lists.items():
-            names = read_list(path)
-            unknown = [name for name in names if name not in by_name]
-            if unknown:
-                raise DataError(
-                    f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, for which no image with a mask exists: expected "
-                    "the names of images without suffix; restore the files or correct the list"
-                )
-            found[split] = [by_name[name] for name in names]
+def _with_unlisted(arguments: Arguments, found: dict[str, list[str]], keys: Mapping[str, str]) -> dict[str, list[str]]:
+    """Returns the splits of lists; if none is of train, the images in no list are train, or are divided if none is of val."""
+    listed = {image for images in found.values() for image in images}
+    others = {image: key for image, key in keys.items() if image not in listed}
+    if "train" in found:
+        if others:
+            print(f"{arguments.name}: {len(others)} images with a mask are in no list and are left out")
         return found
-    return None
+    if "val" in found:
+        return {"train": list(others), **found}
+    return {**divide(others, arguments.val_fraction, arguments.seed), **found}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from common.images import composed
 from common.pairs import order, safe_key
@@ -19,6 +20,8 @@ USUAL = {
 """Usual names of split folders, in any case: COCO uses train2017, ADE20K training, Roboflow valid."""
 
 LEFT_OUT = "none"
+
+Item = TypeVar("Item")
 
 
 def usual_split(name: str, given: Mapping[str, str] | None = None) -> str | None:
@@ -86,12 +89,15 @@ def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str)
 def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, list[str]]:
     """Divides files into train and val, with at least one file each unless the fraction is 0."""
     files = sorted(keys, key=lambda file: order(f"{seed}/{keys[file]}"))
+    print(
+        f"no folder or list tells train from val: a share of {val_fraction:g} of {len(files)} images is set aside as val"
+    )
     num_val = min(max(round(val_fraction * len(files)), 1), len(files) - 1) if val_fraction > 0 else 0
     splits = {"train": files[num_val:], "val": files[:num_val]}
     return {split: chosen for split, chosen in splits.items() if chosen}
 
 
-def without_test(splits: dict[str, list[str]], *, keep: bool, name: str) -> dict[str, list[str]]:
+def without_test(splits: dict[str, list[Item]], *, keep: bool, name: str) -> dict[str, list[Item]]:
     """Returns the splits that are built: test only if it is requested. Prints a line if it is left out."""
     if "test" in splits and not keep:
         print(f"{name}: {len(splits['test'])} images of split test are left out; --test includes them")

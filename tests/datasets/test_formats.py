@@ -467,7 +467,7 @@ def test_two_readings_ask(tmp_path):
 def test_nothing_that_is_known(tmp_path):
     (tmp_path / "set").mkdir()
     write_jpeg(tmp_path / "set/a.jpg")
-    with pytest.raises(DataError, match=r"holds no known format \(coco, labelstudio, labelme"):
+    with pytest.raises(DataError, match=r"holds no known format \(coco, panoptic, .*labelme"):
         build(tmp_path, tmp_path / "set")
     with pytest.raises(DataError, match="does not exist: expected a folder or file"):
         build(tmp_path, tmp_path / "none")

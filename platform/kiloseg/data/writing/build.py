@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -44,9 +44,30 @@ class ShardTask:
         return f"{self.split}-{self.number:06d}.tar"
 
 
-def plan_shards(split: str, num_samples: int, shard_size: int) -> list[ShardTask]:
-    """Divides a split of `num_samples` into shards of at most `shard_size` samples."""
-    starts = range(0, num_samples, shard_size)
+def plan_shards(split: str, num_samples: int, shard_size: int, weights: Sequence[int] | None = None) -> list[ShardTask]:
+    """Divides a split of `num_samples` into shards of at most `shard_size` samples.
+
+    Args:
+        split: the name of the split.
+        num_samples: what `ShardTask.start` and `stop` count.
+        shard_size: the maximum number of samples in a shard.
+        weights: how many samples `make_samples` yields for each of them, if not one. One that yields more than
+            `shard_size` gets a shard of its own.
+    """
+    if weights is not None:
+        starts = [0]
+        total = 0
+        for number, weight in enumerate(weights):
+            if total and total + weight > shard_size:
+                starts.append(number)
+                total = 0
+            total += weight
+        stops = [*starts[1:], num_samples]
+        return [
+            ShardTask(split=split, number=number, start=start, stop=stop)
+            for number, (start, stop) in enumerate(zip(starts, stops, strict=True))
+        ]
+    starts = list(range(0, num_samples, shard_size))
     return [
         ShardTask(split=split, number=number, start=start, stop=min(start + shard_size, num_samples))
         for number, start in enumerate(starts)

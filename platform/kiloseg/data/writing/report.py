@@ -31,12 +31,14 @@ REGIONS, SHAPELESS, HIDDEN, UNANNOTATED = (
     "images_without_annotation",
 )
 WHITE = "masks_with_255_ignored"
+WITHOUT_LABEL = "tiles_without_label"
 """Names of what a builder counts sample by sample."""
 
 WORDS = {
     SHAPELESS: "regions without a shape, which cannot be drawn",
     HIDDEN: "objects that others hide completely",
     UNANNOTATED: "images without an annotation",
+    WITHOUT_LABEL: "tiles without a label, which are left out",
 }
 
 

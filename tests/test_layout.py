@@ -13,7 +13,7 @@ PACKAGE = ROOT / "platform" / "kiloseg"
 OUTSIDE = {"ray", "mlflow", "optuna"}
 """Packages that a core without search and tracking does not have."""
 
-TOP = {"__init__", "cli", "config", "overrides", "plotting", "presets", "train"}
+TOP = {"__init__", "cli", "overrides", "plotting", "presets", "train"}
 """Modules at the top of the package: what a reader needs first. Everything else has a room."""
 
 ABOVE_CORE = {"cli", "tuning", "tracking"}

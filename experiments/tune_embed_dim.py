@@ -39,6 +39,7 @@ from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
+from kiloseg.tracking.model_names import split_name
 from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
@@ -66,6 +67,12 @@ class Arguments(cli.Preset):
     search: tuple[str, ...] = ()
     """More settings to search, or other ranges: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the
     dotted name of any setting."""
+    register: str | None = None
+    """Register the best model in MLflow at the end, as NAME@ALIAS; NAME alone gets the alias best."""
+
+    def __post_init__(self) -> None:
+        if self.register is not None:
+            split_name(self.register)
 
 
 def build_glyphs(num_classes: int, runs: Path) -> str:
@@ -113,7 +120,7 @@ def main(arguments: Arguments) -> None:
     with search(
         study, space, first=first_trials(arguments, base, num_classes), script="experiments/tune_embed_dim.py"
     ) as result:
-        write_summary(result.rows, result.folder, result.run)
+        write_summary(result.rows, result.folder, result.run, register=arguments.register)
     report(result, num_classes, info.name)
 
 

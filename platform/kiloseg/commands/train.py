@@ -16,6 +16,7 @@ import tyro
 from kiloseg import cli
 from kiloseg.config import Config
 from kiloseg.presets import PRESETS, Preset
+from kiloseg.tracking.model_names import split_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +37,8 @@ class Arguments(cli.Preset):
     tracking: Literal["mlflow", "csv", "tensorboard"] = "mlflow"
     """Where numbers go. csv: to metrics.csv in trainer.output. tensorboard: there too, and to trainer.output/tensorboard; both
     work without MLflow."""
+    register: str | None = None
+    """Register the trained model in MLflow, as NAME@ALIAS; NAME alone gets the alias best."""
 
 
 def main(arguments: Arguments, source: str = "kiloseg train") -> None:
@@ -53,6 +56,12 @@ def main(arguments: Arguments, source: str = "kiloseg train") -> None:
         raise ValueError(
             f"--data.path is missing; the data set of preset {arguments.preset} is built by\n    {preset.build}"
         )
+    if arguments.register is not None:
+        split_name(arguments.register)
+        if arguments.tracking != "mlflow":
+            raise ValueError(
+                f"--register with --tracking {arguments.tracking}: expected --tracking mlflow, which has the registry"
+            )
     from kiloseg.tuning.paths import absolute
     from kiloseg.tuning.single_run import train_recorded
 
@@ -73,6 +82,10 @@ def main(arguments: Arguments, source: str = "kiloseg train") -> None:
             tracking=arguments.tracking,
         )
     )
+    if arguments.register is not None:
+        from kiloseg.tuning.registering import register_output
+
+        print(register_output(run.trainer.output, arguments.register, arguments.runs), end="")
     print_published(preset)
 
 

@@ -51,6 +51,9 @@ def save_folder(content: dict[str, Any], classes: ClassRecord, out: Path | str, 
         "num_classes": content["num_classes"],
         "sha256": {name: hashlib.sha256(data).hexdigest() for name, data in files.items()},
         "config": content["config"],
+        "report": {
+            name: value for name, value in content.get("report", {}).items() if isinstance(value, int | float | str)
+        },
     }
     # Without config.json the folder is no model: it is removed first and written last, so that an interruption leaves no
     # mixture of two models.
@@ -103,6 +106,7 @@ def load_folder(place: Path | str) -> dict[str, Any]:
             name: tuple(value) if isinstance(value, list) else value for name, value in config["config"].items()
         },
         "classes": classes,
+        "report": config.get("report", {}),
         "model": safetensors.torch.load(files[WEIGHTS]),
         "location": str(place),
     }

@@ -14,6 +14,7 @@ from kiloseg.inference.folder import is_model_folder, load_folder
 from kiloseg.inference.model import TrainedModel
 from kiloseg.overrides import from_flat
 from kiloseg.storage.errors import DataError
+from kiloseg.tracking.model_names import SOURCE as REGISTERED
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
 from kiloseg.training.evaluation import segmenter_of
 from kiloseg.training.precision import autocast_of
@@ -33,8 +34,8 @@ def load(
     Args:
         source: a checkpoint file; or a folder of checkpoints, of which the newest intact one is used; or a folder that
             `kiloseg export --format folder` wrote; each by path or by a URL that pyarrow supports (s3://..., gs://...); or
-            `runs:/ID`, a run or a study in MLflow; or the name of a study, whose newest run with a checkpoint is used. For a
-            study, the best trial's checkpoint is loaded.
+            `runs:/ID`, a run or a study in MLflow; or `models:/NAME@ALIAS` or `models:/NAME/VERSION`, a registered model; or the
+            name of a study, whose newest run with a checkpoint is used. For a study, the best trial's checkpoint is loaded.
         device: where the network runs; None: a GPU if there is one.
         precision: as `trainer.precision`.
         runs: folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server.
@@ -74,6 +75,10 @@ def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
         from kiloseg.tracking.checkpoints import checkpoint_of_run
 
         place = checkpoint_of_run(source.removeprefix(RUN), runs)
+    elif source.startswith(REGISTERED):
+        from kiloseg.tracking.models import registered_model
+
+        place = registered_model(source, runs)
     elif "://" not in source and not source.endswith(".pt") and not Path(source).exists():
         from kiloseg.tracking.checkpoints import checkpoint_of_study
 

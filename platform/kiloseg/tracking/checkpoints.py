@@ -61,7 +61,7 @@ def run_of_source(source: str, runs: Path) -> TrackedRun | None:
     else:
         run_id = _newest_of_study(source, runs)[0].info.run_id
     try:
-        client = _client(runs, source)
+        client = tracking_client(runs, source)
         experiment = client.get_run(run_id).info.experiment_id
     except (ValueError, MlflowException):
         return None
@@ -70,7 +70,7 @@ def run_of_source(source: str, runs: Path) -> TrackedRun | None:
 
 def _newest_of_study(name: str, runs: Path) -> tuple[Run, str]:
     """Returns the newest run of a study that has a checkpoint, and the place of that."""
-    client = _client(runs, name)
+    client = tracking_client(runs, name)
     try:
         experiment = client.get_experiment_by_name(name)
         if experiment is None:
@@ -97,7 +97,7 @@ def checkpoint_of_run(run_id: str, runs: Path) -> str:
     Raises:
         ValueError: there is no such run, or it has no checkpoint.
     """
-    client = _client(runs, f"runs:/{run_id}")
+    client = tracking_client(runs, f"runs:/{run_id}")
     try:
         run = client.get_run(run_id)
         place = _place(client, run)
@@ -113,7 +113,12 @@ def checkpoint_of_run(run_id: str, runs: Path) -> str:
     return place
 
 
-def _client(runs: Path, wanted: str) -> MlflowClient:
+def tracking_client(runs: Path, wanted: str) -> MlflowClient:
+    """Returns a client of the server at MLFLOW_TRACKING_URI, else of the database in the folder `runs`.
+
+    Raises:
+        ValueError: there is no such database; the message names what was wanted of it.
+    """
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
         database = runs.resolve() / "mlflow.db"

@@ -92,6 +92,11 @@ class Delivery:
         return RunWriter(delivery=self, trial=None)
 
     @property
+    def study_run(self) -> TrackedRun:
+        """The run of the study itself, for what is written at once."""
+        return self._study
+
+    @property
     def tracker(self) -> Tracker:
         """The tracker to which messages are delivered."""
         return self._study.tracker

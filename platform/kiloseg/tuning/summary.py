@@ -19,6 +19,7 @@ from kiloseg.storage.filesystems import LocalFolder, open_folder
 from kiloseg.tracking.delivery import RunWriter
 from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
+from kiloseg.tuning.registering import register_checkpoint
 from kiloseg.tuning.trial_row import TrialRow
 
 SHEET_SAMPLES = 6
@@ -117,8 +118,15 @@ def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
     return file
 
 
-def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter) -> None:
-    """Writes trials.csv and the figures to `folder`, and logs them to `run` with the best model and its numbers."""
+def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter, *, register: str | None = None) -> None:
+    """Writes trials.csv and the figures to `folder`, and logs them to `run` with the best model and its numbers.
+
+    Args:
+        rows: the trials.
+        folder: the folder.
+        run: the study's run.
+        register: NAME or NAME@ALIAS under which to register the best model in MLflow; None: do not.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     frame = table(rows)
     frame.to_csv(folder / "trials.csv", index=False)
@@ -137,6 +145,8 @@ def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter) -> Non
         checkpoint = checkpoint_file(best, folder / "best")
         figures["best_predictions.png"] = best_sheet(best, checkpoint)
         run.log_file(checkpoint, "best")
+        if register is not None:
+            print(register_checkpoint(checkpoint, run.delivery.study_run, register), end="")
     for name, figure in figures.items():
         figure.savefig(folder / name, dpi=130)
         run.log_file(folder / name)

@@ -77,7 +77,7 @@ def read_labelstudio(path: Path, images: Ends) -> Iterator[Record]:
             folder, _, last = name.rpartition("/")
             image = images.find(name) or images.find(f"{folder}/{UPLOADED.sub('', last)}")
             if image is None:
-                raise DataError(f"{where} is of {shown!r}, of which there is no image, or several: export it too")
+                raise DataError(f"{where} belongs to {shown!r}, whose image is missing or ambiguous: export it too")
             if any(found.get("image_rotation") for found in results):
                 raise DataError(
                     f"{where} was labeled on an image that was turned in Label Studio, and the export does not say whether its "

@@ -98,7 +98,7 @@ def _read(path: Path, ends: Ends, *, required: bool) -> list[str]:
     unknown = [line for line, image in found.items() if image is None]
     if unknown and (required or len(unknown) < len(found)):
         raise DataError(
-            f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, of which there is no image with a label (or there are "
+            f"{path} lists {unknown[0]!r}, and {len(unknown) - 1} more, for which no image with a label exists (or there are "
             "several): expected the names of images, with or without suffix; restore the files or correct the list"
         )
     images = [image for image in found.values() if image is not None]

@@ -148,7 +148,7 @@ def _png(name: str, path: Path, split: str, pngs: Mapping[str, list[str]]) -> st
         found = [file for file in found if split and any(usual_split(part) == split for part in file.split("/"))]
     if len(found) != 1:
         raise DataError(
-            f"{path} lists mask {name!r}, of which there are {len(found)}: expected one PNG of that name below {path.parent}; "
+            f"{path} lists mask {name!r}, which exists {len(found)} times: expected one PNG of that name below {path.parent}; "
             "unpack all archives of masks"
         )
     return found[0]

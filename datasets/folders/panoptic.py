@@ -170,7 +170,7 @@ def _read(path: Path) -> _Content:
         return msgspec.json.decode(path.read_bytes().removeprefix(b"\xef\xbb\xbf"), type=_Content, strict=False)
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} is no annotation file of panoptic COCO ({error}): expected images, categories and annotations with "
+            f"{path} is not an annotation file of panoptic COCO ({error}): expected images, categories and annotations with "
             "file_name and segments_info; restore it"
         ) from error
 
@@ -205,7 +205,7 @@ def _png(found: _Annotation, folder: str, path: Path, pngs: Mapping[str, str]) -
     alike = inside or alike
     if len(alike) != 1:
         raise DataError(
-            f"{path}: image {found.image_id} has its segments in {found.file_name!r}, of which there are {len(alike)}: expected "
+            f"{path}: image {found.image_id} has its segments in {found.file_name!r}, which exists {len(alike)} times: expected "
             f"one, in a folder {path.stem} beside the json; unpack the PNGs there"
         )
     return alike[0]

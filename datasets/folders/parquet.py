@@ -101,7 +101,8 @@ def parquet_source(
             if isinstance(error, DataError):
                 raise
             raise DataError(
-                f"{root / file} is no whole Parquet file ({error}): restore it (one of about 130 bytes is a pointer of Git LFS, "
+                f"{root / file} is not a complete Parquet file ({error}): restore it "
+                "(one of about 130 bytes is a pointer of Git LFS, "
                 "not the file)"
             ) from error
         if image_and_mask not in (None, names):

@@ -116,6 +116,6 @@ def _mask(value: Any, where: str, column: str, path: Path, reader: MaskReader) -
         raw_HW = np.empty(0)
     if raw_HW.ndim != 2 or raw_HW.dtype.kind not in "iu":
         raise DataError(
-            f"{where}, column {column}, holds lists that are no mask: expected rows of equal length, of ids"
+            f"{where}, column {column}, holds lists that are not a mask: expected rows of equal length, of ids"
         )
     return reader.of_ids(raw_HW, where)

@@ -124,7 +124,7 @@ def _listed(line: str, ends: Ends, path: Path) -> str:
     found = ends.find(line)
     if found is None:
         raise DataError(
-            f"{path} lists {line!r}, which is no image here, or one of several: restore it, or correct the list"
+            f"{path} lists {line!r}, which is not an image here, or is ambiguous: restore it, or correct the list"
         )
     return found
 

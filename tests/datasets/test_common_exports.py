@@ -166,7 +166,7 @@ def test_the_splits_of_data_yaml(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert "val has the images of another split" in printed and "1 images that data.yaml does not list" in printed
     write_text(root / "lists/t.txt", "images/old/gone.jpg\n")
-    with pytest.raises(DataError, match=r"lists 'images/old/gone.jpg', which is no image here"):
+    with pytest.raises(DataError, match=r"lists 'images/old/gone.jpg', which is not an image here"):
         build(tmp_path, root)
 
 
@@ -229,7 +229,7 @@ def test_label_studio_finds_images_by_folder(tmp_path):
     build(tmp_path, tmp_path / "set")
     assert masks_of(tmp_path) == {"y_a": BOTH}
     label_studio(tmp_path / "set", polygon("cat", LEFT), polygon("dog", RIGHT))
-    with pytest.raises(DataError, match="of which there is no image, or several"):
+    with pytest.raises(DataError, match="whose image is missing or ambiguous"):
         build(tmp_path, tmp_path / "set")
 
 

@@ -87,7 +87,7 @@ def test_panoptic_coco_that_cannot_be(tmp_path):
         build(tmp_path, tmp_path / "b")
     panoptic(tmp_path / "c", "train2017")
     (tmp_path / "c/annotations/panoptic_train2017/1.png").unlink()
-    with pytest.raises(DataError, match=r"image 1 has its segments in '1.png', of which there are 0"):
+    with pytest.raises(DataError, match=r"image 1 has its segments in '1.png', which exists 0 times"):
         build(tmp_path, tmp_path / "c")
     panoptic(tmp_path / "d", "train2017")
     write_png(tmp_path / "d/annotations/panoptic_train2017/1.png", uint8([0, 3, 3], [0, 0, 0]))
@@ -210,7 +210,7 @@ def test_parquet_that_cannot_be(tmp_path):
     ):
         build(tmp_path, root)
     (root / "more.parquet").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:1\nsize 9\n")
-    with pytest.raises(DataError, match=r"more.parquet is no whole Parquet file .*pointer of Git LFS"):
+    with pytest.raises(DataError, match=r"more.parquet is not a complete Parquet file .*pointer of Git LFS"):
         build(tmp_path, root)
 
 
@@ -264,7 +264,7 @@ def test_open_images(tmp_path):
     assert info.classes == ["Cat", "Dog"]
     assert split(tmp_path) == {"train_traina": ON_TOP} and split(tmp_path, "val") == {"validation_validationa": ON_TOP}
     (root / "masks/traina_m01yrx_1.png").unlink()
-    with pytest.raises(DataError, match=r"lists mask 'traina_m01yrx_1.png', of which there are 0"):
+    with pytest.raises(DataError, match=r"lists mask 'traina_m01yrx_1.png', which exists 0 times"):
         build(tmp_path, root, rebuild=True, index=tmp_path / "other")
 
 
@@ -391,7 +391,7 @@ def test_lists_beside_the_images(tmp_path, capsys):
     with pytest.raises(DataError, match=r"lists images/a.jpg for train and for val: expected each image in one split"):
         build(tmp_path, root)
     write_text(root / "val.txt", "c\nx\n")
-    with pytest.raises(DataError, match=r"val.txt lists 'x', and 0 more, of which there is no image"):
+    with pytest.raises(DataError, match=r"val.txt lists 'x', and 0 more, for which no image"):
         build(tmp_path, root)
     write_text(root / "val.txt", "notes about\nthe files\n")
     (root / "train.txt").unlink()

@@ -188,7 +188,7 @@ def test_weights_from_a_file(quick, squares, tmp_path):
         ("name,weight\nsquare 1\n", "expected a number, 0 or more"),
         ("class,w\nsquare 1,1\n", "expected the columns name and weight"),
         ("name,weight\nbackground,0\n" + "".join(f"square {c},0\n" for c in range(1, 6)), "all weights are 0"),
-        (None, "is no file: expected none, inverse, sqrt, or a CSV file"),
+        (None, "is not a file: expected none, inverse, sqrt, or a CSV file"),
     ],
 )
 def test_files_that_cannot_be_used_are_named(quick, squares, tmp_path, text, message):

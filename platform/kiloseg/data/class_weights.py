@@ -58,7 +58,7 @@ def _pixels(data: Data, info: DatasetInfo, classes: Classes) -> np.ndarray:
 def _from_file(path: Path, classes: Classes) -> np.ndarray:
     if not path.is_file():
         raise ValueError(
-            f"loss.class_weights = {str(path)!r} is no file: expected none, {', '.join(POWERS)}, or a CSV file with the columns "
+            f"loss.class_weights = {str(path)!r} is not a file: expected none, {', '.join(POWERS)}, or a CSV file with the columns "
             "name and weight"
         )
     result = np.ones(len(classes), dtype=np.float32)

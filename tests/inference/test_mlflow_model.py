@@ -127,7 +127,7 @@ def server(served, tmp_path_factory):
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + 540
         while True:
             try:
                 with urllib.request.urlopen(f"{address}/ping", timeout=10):

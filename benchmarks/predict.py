@@ -78,8 +78,13 @@ def inputs(arguments: Arguments, way: str) -> tuple[Tensor, Tensor]:
     return torch.randn(1, channels, side, side), torch.randn(arguments.classes, arguments.dim)
 
 
-def peak_mib() -> float:
-    """Returns the peak resident memory of this process so far, in MiB; getrusage would count that of its parent too."""
+def peak_mib(*, reset: bool = False) -> float:
+    """Returns the peak resident memory of this process, in MiB, since it was last reset; a reset makes it what is resident now.
+
+    Importing torch reaches a peak of its own, and getrusage counts that of the parent process too.
+    """
+    if reset:
+        Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) / 1024
 
@@ -88,7 +93,7 @@ def extra_mib(arguments: Arguments, way: str) -> float:
     """Returns by how much one prediction raises the peak memory of this process, in MiB."""
     outputs, table_CD = inputs(arguments, way)
     WAYS[way](outputs[..., :8, :8], table_CD, (32, 32))  # loads what the first call loads
-    before = peak_mib()
+    before = peak_mib(reset=True)
     WAYS[way](outputs, table_CD, (arguments.size, arguments.size))
     return peak_mib() - before
 
@@ -158,7 +163,7 @@ def large_image(arguments: Arguments, num_classes: int) -> tuple[float, float, f
     model = TrainedModel(segmenter=segmenter, config=config, classes=classes, source="benchmark")
     height, width = arguments.large
     model(np.zeros((64, 64, 3), dtype=np.uint8))
-    before, start = peak_mib(), time.process_time()
+    before, start = peak_mib(reset=True), time.process_time()
     small = np.random.default_rng(0).integers(0, 256, (-(-height // 16), -(-width // 16), 3), dtype=np.uint8)
     image = small.repeat(16, 0).repeat(16, 1)[:height, :width]
     result = model(image)

@@ -46,8 +46,8 @@ from kiloseg.plotting import ranking
 from kiloseg.presets import PRESETS
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.paths import absolute
+from kiloseg.tuning.result_tables import in_order, log_figures, require_path
 from kiloseg.tuning.study import Study, StudyResult
-from result_tables import in_order, log_figures, require_path
 
 Question = Literal["embed_dim", "negatives", "logit", "temperature", "separation", "normalize", "neighbors"]
 

@@ -42,7 +42,7 @@ from kiloseg.inference.examples import Embedded, embed_examples
 from kiloseg.inference.loading import content_of, model_of
 from kiloseg.models import Segmenter
 from kiloseg.training.evaluation import segmenter_of
-from result_tables import append_row
+from kiloseg.tuning.result_tables import append_row
 
 COLUMNS = (
     "source", "data", "step", "trained", "new", "examples", "fit", "seed", "samples", "miou_new", "miou_old", "miou_old_before",

@@ -45,7 +45,7 @@ from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer, set_learning_rate
 from kiloseg.training.precision import autocast_of
 from kiloseg.training.step import training_step
-from result_tables import append_row, read_rows, require_path
+from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "experiments" / "results"

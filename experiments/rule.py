@@ -34,7 +34,7 @@ from kiloseg.config import Config
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
 from kiloseg.training.loop import train
-from result_tables import append_row, read_rows, require_path
+from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 
 COLUMNS = ("num_classes", "embed_dim", "negatives", "count", "seed", "steps", "batch", "crop", "miou", "pixel_accuracy")
 KEY = COLUMNS[:8]

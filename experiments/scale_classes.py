@@ -53,9 +53,9 @@ from kiloseg.tracking.runs import CURVE_TAG
 from kiloseg.training.precision import autocast_of
 from kiloseg.tuning.grid import run_grid
 from kiloseg.tuning.paths import absolute
+from kiloseg.tuning.result_tables import in_order, log_figures, merge, read_table, require_path
 from kiloseg.tuning.study import Study, StudyResult
 from kiloseg.tuning.trial_row import TrialRow
-from result_tables import in_order, log_figures, merge, read_table, require_path
 
 COLUMNS = (
     "setting",

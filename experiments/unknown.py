@@ -30,7 +30,7 @@ from kiloseg.inference.loading import load
 from kiloseg.overrides import head_overrides, override
 from kiloseg.presets import PRESETS
 from kiloseg.training.loop import train
-from result_tables import append_row, require_path
+from kiloseg.tuning.result_tables import append_row, require_path
 
 COLUMNS = ("data", "head", "trained", "absent", "seed", "steps", "miou", "absent_auroc")
 

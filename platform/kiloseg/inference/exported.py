@@ -65,7 +65,10 @@ class Predictor(PaddedNetwork):
                 best_BHW = torch.where(better_BHW, values_BHW, best_BHW)
                 labels_BHW = torch.where(better_BHW, ids_BHW + start, labels_BHW)
         assert labels_BHW is not None, "a model has classes"
-        return labels_BHW[:, : images.shape[2], : images.shape[3]], outputs
+        # A slice would make torch.export guard that it leaves something out, as it does in the example.
+        for dim in (1, 2):
+            labels_BHW = labels_BHW.index_select(dim, torch.arange(images.shape[dim + 1], device=images.device))
+        return labels_BHW, outputs
 
 
 def padded(images: Tensor) -> Tensor:

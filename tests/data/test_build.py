@@ -303,9 +303,7 @@ def test_full_disk(tmp_path):
     source = f"import test_build; test_build.limited({str(tmp_path)!r})"
     done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True)
     assert done.returncode == 1
-    assert re.search(
-        rf"DataError: {tmp_path} cannot be written \(.*File too large.*\); free some space there", done.stderr
-    )
+    assert re.search(rf"DataError: {tmp_path} cannot be written \(.*File too large.*\); make room there", done.stderr)
     assert "shards are finished and kept" in done.stderr
     assert not (tmp_path / SHARDS[2]).exists() and not list(tmp_path.rglob("*.tar.partial"))
     before = times(tmp_path)

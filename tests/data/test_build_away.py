@@ -87,7 +87,7 @@ def test_local_folder_by_url(whole, tmp_path):
             DataError,
             "ftp://host/set: Unrecognized filesystem type in URI: ftp://host/set; expected a path",
         ),
-        ("s3://", DataError, "s3://: expected a folder inside a bucket, as s3://BUCKET/FOLDER"),
+        ("s3://", DataError, "s3://: expected a folder inside a bucket, such as s3://BUCKET/FOLDER"),
         ("s3://bucket?region=eu-west-1", DataError, "s3://bucket: expected a folder inside a bucket"),
         ("s3://bucket/set?nonsense=3&region=a", DataError, "s3://bucket/set: Unexpected query parameter"),
         ("file://host/set", DataError, "file://host/set: Unsupported hostname"),

@@ -306,7 +306,7 @@ def test_file_with_weights_of_another_width(tmp_path):
             {"backbone": "resnet5O"},
             ["model.backbone = 'resnet5O' is not a timm model; the nearest names are: ", "resnet50,"],
         ),
-        ({"backbone": "test_vit"}, ["model.arch = 'fpn' cannot be built over model.backbone = 'test_vit' ("]),
+        ({"backbone": "gemma4_vit_167m"}, ["model.backbone = 'gemma4_vit_167m' cannot be a backbone: ", "224} px"]),
         (
             {"weights": "imagenet"},
             ["model.weights = 'imagenet' is not a file: expected none, hub, package, or a file with a timm state dict"],

@@ -5,17 +5,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from room import save_room
 
 import kiloseg
 from kiloseg import cli
-from kiloseg.config import Config, Loss, Model
+from kiloseg.config import Loss
 from kiloseg.inference import editing
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.loading import classes_of, content_of, model_of
 from kiloseg.inference.row_fitting import fit_row
-from kiloseg.models import Segmenter
-from kiloseg.overrides import flatten
-from kiloseg.training.checkpoint import load_checkpoint, save_checkpoint
+from kiloseg.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -24,15 +23,7 @@ NAMES = ["background", "cup", "chair", "lamp", "plant"]
 
 @pytest.fixture
 def source(tmp_path):
-    torch.manual_seed(0)
-    config = Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6))
-    classes = {
-        "ids": [0, 3, 4, 8, 9], "names": NAMES, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
-    }  # fmt: skip
-    content = {
-        "config": flatten(config), "num_classes": 5, "classes": classes, "model": Segmenter(config.model, 5).state_dict(),
-    }  # fmt: skip
-    return str(save_checkpoint(tmp_path / "model", 7, content, keep=1))
+    return save_room(tmp_path / "model", NAMES)
 
 
 def table(path):

@@ -7,19 +7,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from room import save_room
 
 import kiloseg
 from kiloseg import cli
-from kiloseg.config import Config, Loss, Model
+from kiloseg.config import Loss, Model
 from kiloseg.inference import group_sources
 from kiloseg.inference.answering import Answer, answering
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.groups import check_paths, levels_of
 from kiloseg.inference.loading import classes_of, content_of
-from kiloseg.models import Segmenter
 from kiloseg.models.heads import DenseHead, EmbeddingHead
-from kiloseg.overrides import flatten
-from kiloseg.training.checkpoint import save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -30,15 +28,7 @@ TABLE = "class,group,subgroup\ncup,thing,\nchair,thing,seat\n8,thing,seat\nplant
 
 @pytest.fixture
 def source(tmp_path):
-    torch.manual_seed(0)
-    config = Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6))
-    classes = {
-        "ids": [0, 3, 4, 8, 9], "names": NAMES, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
-    }  # fmt: skip
-    content = {
-        "config": flatten(config), "num_classes": 5, "classes": classes, "model": Segmenter(config.model, 5).state_dict(),
-    }  # fmt: skip
-    return str(save_checkpoint(tmp_path / "model", 7, content, keep=1))
+    return save_room(tmp_path / "model", NAMES)
 
 
 def grouped(paths=PATHS, **fields):

@@ -83,6 +83,14 @@ def expect(got, want, tolerance):
         assert (one.double() - other).abs().max() <= tolerance * other.abs().max(), (one, other)
 
 
+def expect_dense(pixels, table, labels, kind, count, logit="cosine", tolerance=3e-6):
+    """Loss and gradients of this batch are within `tolerance` of those of the dense formula in float64."""
+    ours = compute(pixels, table, labels, kind, logit, tau=7.0, count=count)
+    wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
+    torch.manual_seed(3)
+    expect(ours, loss_and_gradients(lambda: reference(*wide, labels, kind, count, 7.0, logit), *wide), tolerance)
+
+
 @pytest.mark.usefixtures("kernel")
 @pytest.mark.parametrize("number", [1, 2])
 @pytest.mark.parametrize("logit", LOGITS)

@@ -3,8 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from dense import loss_and_gradients, reference
-from test_cpu import LOGITS, batch, compute, expect, threads
+from test_cpu import LOGITS, batch, compute, expect, expect_dense, threads
 
 from kiloseg.losses import cpu_cells
 
@@ -18,13 +17,6 @@ def calls(monkeypatch):
     monkeypatch.setattr(cpu_cells, "embedding_loss", lambda *a, **k: counted.append(1) or embedding_loss(*a, **k))
     yield counted
     assert counted
-
-
-def expect_dense(pixels, table, labels, kind, count, logit="cosine", tolerance=3e-6):
-    ours = compute(pixels, table, labels, kind, logit, tau=7.0, count=count)
-    wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
-    torch.manual_seed(3)
-    expect(ours, loss_and_gradients(lambda: reference(*wide, labels, kind, count, 7.0, logit), *wide), tolerance)
 
 
 @pytest.mark.parametrize(

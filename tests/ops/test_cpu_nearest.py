@@ -1,8 +1,10 @@
 """The loss over each pixel's nearest classes, sought by scores at feature cells, against the dense formula in float64."""
 
+import functools
 import math
 
 import pytest
+import test_cpu
 import torch
 from dense import loss_and_gradients, reference
 from test_cpu import LOGITS, batch, compute, expect, threads
@@ -23,11 +25,7 @@ def searches(monkeypatch):
     assert counted
 
 
-def expect_dense(pixels, table, labels, kind, count, logit="cosine", tolerance=1e-5):
-    ours = compute(pixels, table, labels, kind, logit, tau=7.0, count=count)
-    wide = [tensor.detach().double().requires_grad_() for tensor in (pixels, table)]
-    torch.manual_seed(3)
-    expect(ours, loss_and_gradients(lambda: reference(*wide, labels, kind, count, 7.0, logit), *wide), tolerance)
+expect_dense = functools.partial(test_cpu.expect_dense, tolerance=1e-5)
 
 
 @pytest.mark.parametrize(

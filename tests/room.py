@@ -1,0 +1,24 @@
+"""A model of five classes of a room, as tests of its classes load it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from kiloseg.config import Config, Model
+from kiloseg.models import Segmenter
+from kiloseg.overrides import flatten
+from kiloseg.training.checkpoint import save_checkpoint
+
+
+def save_room(folder: Path, names: Sequence[str]) -> str:
+    """Saves a checkpoint of a network that has not been trained, and returns its path; the first of the names is the background."""
+    torch.manual_seed(0)
+    config = Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6))
+    classes = {
+        "ids": [0, 3, 4, 8, 9], "names": names, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
+    }  # fmt: skip
+    content = {
+        "config": flatten(config), "num_classes": 5, "classes": classes, "model": Segmenter(config.model, 5).state_dict(),
+    }  # fmt: skip
+    return str(save_checkpoint(folder, 7, content, keep=1))

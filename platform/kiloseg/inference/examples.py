@@ -17,15 +17,15 @@ from PIL import Image
 from torch import Tensor
 
 from kiloseg.inference.images import as_pixels
-from kiloseg.inference.tiling import STRIDE, row_bands
+from kiloseg.inference.tiling import STRIDE
 from kiloseg.models import Segmenter
 
 MAX_SIDE = 1024
 """Longest side of an example, in pixels; larger examples are scaled down."""
 BATCH_PIXELS = 2**18
 """Most pixels that go through the network at a time, apart from those of a single larger example."""
-BAND_FLOATS = 2**23
-"""Target number of values of a band of upsampled embeddings."""
+PIXELS = 2**16
+"""Most pixels whose embeddings are computed at a time."""
 SAMPLES = 512
 """Most pixels that are kept of an example, inside and outside of the mask each."""
 
@@ -60,7 +60,10 @@ def embed_examples(segmenter: Segmenter, examples: Sequence[Example]) -> list[Em
         for image, number in zip(images, numbers, strict=True):
             pixels = torch.from_numpy(read[number][0].transpose(2, 0, 1).copy())
             image[:, : pixels.shape[1], : pixels.shape[2]] = pixels
-        outputs_BDhw = segmenter(images.to(next(segmenter.parameters()).device)).float()
+        images = images.to(
+            next(segmenter.parameters()).device, memory_format=torch.channels_last
+        )  # a fifth faster on a CPU
+        outputs_BDhw = segmenter(images).float()
         stride = images.shape[3] // outputs_BDhw.shape[3]
         for outputs_Dhw, number in zip(outputs_BDhw, numbers, strict=True):
             found[number] = _embedded(outputs_Dhw[None], read[number][1], stride)
@@ -76,29 +79,34 @@ def _batches(order: Sequence[int], sizes: Sequence[tuple[int, ...]]) -> Iterator
 
 
 def _embedded(outputs_1Dhw: Tensor, marked_HW: np.ndarray, stride: int) -> Embedded:
-    height, width = marked_HW.shape
-    chosen_HW = np.zeros((height, width), dtype=bool)
     generator = np.random.default_rng(0)
-    for places in (np.flatnonzero(marked_HW), np.flatnonzero(~marked_HW)):
-        chosen_HW.reshape(-1)[generator.permutation(places)[:SAMPLES]] = True
+    marked_M, others_O = np.flatnonzero(marked_HW), np.flatnonzero(~marked_HW)
     total_D = torch.zeros(outputs_1Dhw.shape[1], dtype=torch.float64, device=outputs_1Dhw.device)
-    samples: dict[bool, list[Tensor]] = {True: [], False: []}
-    h = outputs_1Dhw.shape[2]
-    most = max(BAND_FLOATS // outputs_1Dhw.shape[1], 1)
-    for part, taken, top in row_bands(outputs_1Dhw, slice(0, h), stride, most):
-        rows = slice(top, min(top + taken.stop - taken.start, height))
-        if rows.start >= height:
-            break
-        size = (part.shape[2] * stride, part.shape[3] * stride)
-        pixels = F.interpolate(part, size=size, mode="bilinear", align_corners=False)
-        pixels_HWD = pixels[0, :, taken.start : taken.start + rows.stop - rows.start, :width].permute(1, 2, 0)
-        marked = torch.from_numpy(marked_HW[rows]).to(pixels.device)
-        chosen = torch.from_numpy(chosen_HW[rows]).to(pixels.device)
-        total_D += F.normalize(pixels_HWD[marked], dim=1).double().sum(0)
-        for where, kept in samples.items():
-            kept.append(F.normalize(pixels_HWD[chosen & (marked == where)], dim=1))
-    inside, outside = (torch.cat(samples[where]).cpu() for where in (True, False))
+    for start in range(0, len(marked_M), PIXELS):
+        total_D += _pixels(outputs_1Dhw, marked_M[start : start + PIXELS], marked_HW.shape[1], stride).double().sum(0)
+    inside, outside = (
+        _pixels(outputs_1Dhw, np.sort(generator.permutation(places)[:SAMPLES]), marked_HW.shape[1], stride).cpu()
+        for places in (marked_M, others_O)
+    )
     return Embedded(F.normalize(total_D, dim=0).cpu(), inside, outside)
+
+
+def _pixels(outputs_1Dhw: Tensor, places_N: np.ndarray, width: int, stride: int) -> Tensor:
+    """Returns the embeddings of some pixels as unit vectors (N, D).
+
+    They equal those of the whole map after bilinear upsampling, of which only these pixels are computed.
+
+    Args:
+        outputs_1Dhw: the feature map.
+        places_N: the pixels, numbered row by row.
+        width: the number of pixels in a row.
+        stride: the side of a cell, in pixels.
+    """
+    sides = np.array(outputs_1Dhw.shape[:1:-1]) * stride
+    centers_N2 = np.stack([places_N % width, places_N // width], axis=1) + 0.5
+    grid_N2 = torch.from_numpy(2 * centers_N2 / sides - 1).to(outputs_1Dhw)
+    pixels_1D1N = F.grid_sample(outputs_1Dhw, grid_N2[None, None], padding_mode="border", align_corners=False)
+    return F.normalize(pixels_1D1N[0, :, 0].T, dim=1)
 
 
 def _read(image: np.ndarray | Path | str, mask: np.ndarray | Path | str) -> tuple[np.ndarray, np.ndarray]:

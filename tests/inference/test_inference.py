@@ -15,6 +15,7 @@ from PIL import Image
 
 import kiloseg
 from kiloseg import cli
+from kiloseg.inference.batches import predict_many
 from kiloseg.inference.images import as_pixels
 from kiloseg.inference.inputs import find_images
 from kiloseg.inference.result import run_lengths
@@ -295,6 +296,52 @@ def test_predict_goes_on_and_passes_over_what_is_no_image(report, photo, tmp_pat
     with pytest.raises(SystemExit) as ended:
         cli.main(["predict", str(report.checkpoint), str(photo.parent / "broken.jpg"), "--out", str(tmp_path / "out")])
     assert ended.value.code == 1
+
+
+def test_batches_give_what_single_images_give(model, tmp_path):
+    generator = np.random.default_rng(3)
+    sizes = [(60, 70), (64, 96), (40, 90), (64, 97), (33, 65), (200, 40), (64, 96)]  # all but two are padded to 64 x 96
+    for number, size in enumerate(sizes):
+        Image.fromarray(generator.integers(0, 256, (*size, 3)).astype(np.uint8)).save(tmp_path / f"{number}.png")
+    (tmp_path / "2b.png").write_bytes(b"no image")
+    images = [str(path) for path in sorted(tmp_path.iterdir())]
+    shapes = []
+    outputs = type(model).outputs
+
+    class Watched(type(model)):
+        def outputs(self, images_B3HW):
+            shapes.append(tuple(images_B3HW.shape))
+            return outputs(self, images_B3HW)
+
+    watched = Watched(segmenter=model.segmenter, config=model.config, classes=model.classes, source=model.source)
+    found = dict(predict_many(watched, images, batch_size=3, tile=128, overlap=32))
+    assert list(found) == images
+    assert [shape for shape in shapes if shape[0] > 1] == [(3, 3, 64, 96)]
+    assert isinstance(found.pop(images[3]), ValueError)
+    for image, result in found.items():
+        alone = model(image, tile=128, overlap=32)
+        assert result.image == image and result.labels.shape == alone.labels.shape
+        assert np.abs(result.confidence.astype(float) - alone.confidence).max() < 2e-3
+        assert (
+            result.labels != alone.labels
+        ).mean() < 0.01  # rounding may decide between classes that are equally near
+    with pytest.raises(ValueError, match="batch_size = 0: expected at least 1 image"):
+        list(predict_many(model, images, batch_size=0))
+
+
+def test_many_images_are_read_only_a_little_ahead(model, tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "one.png")
+    taken = []
+
+    def images():
+        for number in range(1000):
+            taken.append(number)
+            yield str(tmp_path / "one.png")
+
+    predictions = predict_many(model, images(), batch_size=2)
+    next(predictions)
+    assert len(taken) <= 6
+    predictions.close()
 
 
 def test_images_by_folder_pattern_and_name(photo, tmp_path):

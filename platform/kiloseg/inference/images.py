@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import threading
 import warnings
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from kiloseg.storage.web import is_web_address, read_web
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 """Suffixes of the files that count as images when a folder is searched."""
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_OPENING = threading.Lock()
 
 
 def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
@@ -37,10 +39,8 @@ def as_pixels(image: np.ndarray | Image.Image | Path | str) -> np.ndarray:
 def decoded_pixels(content: bytes, name: str) -> np.ndarray:
     """Does the same as `as_pixels` for the content of an image file, whose name is used in messages."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-                return _upright(opened, name)
+        with _opened(content) as opened:
+            return _upright(opened, name)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ValueError(
             f"{name} says that it has more than {Image.MAX_IMAGE_PIXELS:,} pixels; if that is intended, raise --max-pixels "
@@ -48,6 +48,13 @@ def decoded_pixels(content: bytes, name: str) -> np.ndarray:
         ) from error
     except (OSError, SyntaxError) as error:  # Pillow raises SyntaxError for broken PNG chunks
         raise ValueError(f"{name} cannot be read as an image ({error}); expected {', '.join(FORMATS)}") from error
+
+
+def _opened(content: bytes) -> Image.Image:
+    # Filters of warnings belong to the process, so that one thread's would end another's.
+    with _OPENING, warnings.catch_warnings():
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
 def _read(image: Path | str) -> tuple[str, bytes]:

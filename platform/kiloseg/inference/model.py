@@ -65,13 +65,36 @@ class TrainedModel:
             ValueError: this is no image, it has no pixels or other channels, `tile` and `overlap` are impossible, or the
                 classes have no groups; the message says which.
         """
+        name = str(image) if isinstance(image, Path | str) else ""
+        return self.result(as_pixels(image), name, tile=tile, overlap=overlap, answer=answer)
+
+    def result(
+        self,
+        pixels_HW3: np.ndarray,
+        name: str,
+        *,
+        outputs_1Nhw: Tensor | None = None,
+        tile: int = TILE,
+        overlap: int = OVERLAP,
+        answer: Answer | None = None,
+    ) -> Result:
+        """Predicts the class of every pixel of a decoded image, as calling the model does.
+
+        Args:
+            pixels_HW3: uint8 pixels of the image.
+            name: the name of the image in the result.
+            outputs_1Nhw: the network's outputs for the padded image if they are known already; it fits into one tile.
+            tile, overlap, answer: as calling the model takes them.
+        """
         head, classes = self.segmenter.head, self.classes
         decide: Decide = head.predict_confidence
         if answer is not None:
             decide, classes = answering(head, classes, answer)
-        pixels_HW3 = as_pixels(image)
-        labels_HW, confidence_HW = predict_tiled(self.outputs, decide, pixels_HW3, tile=tile, overlap=overlap)
-        name = str(image) if isinstance(image, Path | str) else ""
+
+        def outputs_of(images_B3HW: Tensor) -> Tensor:
+            return self.outputs(images_B3HW) if outputs_1Nhw is None else outputs_1Nhw
+
+        labels_HW, confidence_HW = predict_tiled(outputs_of, decide, pixels_HW3, tile=tile, overlap=overlap)
         return Result(labels=labels_HW, confidence=confidence_HW, pixels=pixels_HW3, classes=classes, image=name)
 
     @torch.no_grad()

@@ -85,7 +85,7 @@ def blended(
     Rows to which a lower tile adds are held back until it has done so, and so is one more row, which needs the next row as
     context.
     """
-    height, width = (_padded(side) for side in pixels_HW3.shape[:2])
+    height, width = padded_size(pixels_HW3)
     tops, lefts = _starts(height, tile, overlap), _starts(width, tile, overlap)
     sums = weights = rows = None
     first = 0  # index of the first row to decide
@@ -184,5 +184,12 @@ def _starts(side: int, tile: int, overlap: int) -> list[int]:
     return [*range(0, side - tile, step), side - tile]
 
 
-def _padded(side: int) -> int:
-    return -(-side // STRIDE) * STRIDE
+def padded_size(pixels_HW3: np.ndarray) -> tuple[int, int]:
+    """Returns height and width of an image after it is padded to multiples of STRIDE."""
+    height, width = (-(-side // STRIDE) * STRIDE for side in pixels_HW3.shape[:2])
+    return height, width
+
+
+def padded_tensor(pixels_HW3: np.ndarray) -> Tensor:
+    """Returns an image as the network gets it if it fits into one tile: uint8 (3, H, W), padded with zeros."""
+    return _cut(pixels_HW3, 0, 0, *padded_size(pixels_HW3))[0]

@@ -11,6 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import needs_browser, shown
 
 import kiloseg
 from kiloseg import cli
@@ -29,7 +30,6 @@ from kiloseg.tracking.runs import Tracker
 
 NAMES = ["background", *(f"square {number}" for number in range(1, 6))]
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -280,21 +280,12 @@ def test_an_evaluation_is_logged_to_the_run_of_its_model(trained, squares, tmp_p
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+@needs_browser
 def test_the_report_sorts_and_searches_in_a_browser(whole, tmp_path):
-    from playwright.sync_api import sync_playwright
-
     evil = "</script><script>document.title = 'taken over'</script>"
     table = [row | {"name": evil if row["id"] == 3 else row["name"]} for row in whole.table]
     dataclasses.replace(whole, table=table).save(tmp_path)
-    complaints = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto((tmp_path / "report.html").as_uri())
-        page.locator("body[data-ready=yes]").wait_for(timeout=60_000)
+    with shown(tmp_path / "report.html") as page:
         assert page.title() == "kiloseg evaluation"
         assert f"{whole.metrics['miou']:.4f}" in page.locator("#numbers").inner_text()
         assert page.evaluate("[...document.images].every(image => image.naturalWidth > 100)")
@@ -308,5 +299,3 @@ def test_the_report_sorts_and_searches_in_a_browser(whole, tmp_path):
         assert rows.count() == 1 and "square 5" in rows.first.inner_text()
         page.locator("#classes input").fill("script>")
         assert evil in rows.first.inner_text()
-        browser.close()
-    assert complaints == []

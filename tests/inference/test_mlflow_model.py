@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import runpy
 import signal
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from browser import needs_browser
 from PIL import Image
 
 import kiloseg
@@ -220,6 +222,18 @@ def test_registered_under_an_alias_that_moves(source, photo, expected, tmp_path,
             kiloseg.load(name, runs=runs)
     with pytest.raises(ValueError, match=r"models:/objects/1: no such file or folder, and no runs are recorded in"):
         kiloseg.load("models:/objects/1", runs=tmp_path / "none")
+
+
+@pytest.mark.timeout(300)
+@needs_browser
+def test_the_registry_page_shows_what_a_version_is_worth(source, tmp_path):
+    pictures = runpy.run_path(str(ROOT / "docs" / "take_pictures.py"))
+    runs = tmp_path / "runs"
+    cli.main(["export", source, "--format", "mlflow", "--register", "objects@shop", "--runs", str(runs)])
+    with pictures["server"](runs, tmp_path / "ui.log") as address, pictures["browser_page"](None) as page:
+        pictures["show"](
+            page, f"{address}/#/models/objects/versions/1", "5 classes of data set room", "0.4321", "1.250 GiB"
+        )
 
 
 def test_a_registry_that_cannot_be_reached(source, monkeypatch, caplog):

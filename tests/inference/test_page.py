@@ -1,16 +1,13 @@
 """The page of a prediction in a real browser: what is under the pointer, and classes that are switched off."""
 
-import shutil
-
 import numpy as np
 import pytest
+from browser import needs_browser, shown
 
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.result import Result
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+pytestmark = needs_browser
 
 EVIL = "</script><script>document.title = 'taken over'</script>"
 
@@ -36,19 +33,10 @@ def tint_at(page, x, y):
 
 @pytest.mark.timeout(300)
 def test_pointer_and_switches(tmp_path):
-    from playwright.sync_api import sync_playwright
-
     made = result()
     (*_, path, summary) = made.save(tmp_path, page=True)
     assert (path.name, summary.suffix) == ("two halves.html", ".json")
-    complaints = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        page.locator("body[data-ready=yes]").wait_for(timeout=60_000)
+    with shown(path) as page:
         assert page.title() == "kiloseg prediction" and page.locator("h1").inner_text() == "two halves.png"
         box = page.locator("#tint").bounding_box()
         for x, name, sure in ((10, "thing 700", "90 % sure at 10, 30"), (70, EVIL, "75 % sure at 70, 30")):
@@ -64,23 +52,14 @@ def test_pointer_and_switches(tmp_path):
         assert tint_at(page, 70, 30)[3] == 0
         page.locator("#all").click()
         assert tint_at(page, 10, 30)[3] == tint_at(page, 70, 30)[3] == 140
-        browser.close()
-    assert complaints == []
 
 
 @pytest.mark.timeout(300)
 def test_a_large_image_is_shown_smaller_and_still_named(tmp_path):
-    from playwright.sync_api import sync_playwright
-
     path = tmp_path / "large.html"
     path.write_text(result(height=100, width=4096).page())
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.goto(path.as_uri())
-        page.locator("body[data-ready=yes]").wait_for(timeout=60_000)
+    with shown(path) as page:
         assert page.evaluate("document.getElementById('tint').width") == 2048
         box = page.locator("#tint").bounding_box()
         page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 0.5 * box["height"])
         assert EVIL in page.locator("#under").text_content()
-        browser.close()

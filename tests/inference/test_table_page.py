@@ -1,12 +1,12 @@
 """The page of a class table in a real browser: points, colors, neighbors and pairs; and its numbers."""
 
 import csv
-import shutil
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import needs_browser, shown
 
 from kiloseg import cli
 from kiloseg.config import Config, Model
@@ -18,7 +18,6 @@ from kiloseg.overrides import flatten
 from kiloseg.tracking.runs import Tracker
 from kiloseg.training.checkpoint import save_checkpoint
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
 EVIL = "</script><script>document.title = 'taken over'</script>"
 
 
@@ -60,10 +59,8 @@ def test_neighbors_and_components_are_those_of_dense_algebra(source):
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
+@needs_browser
 def test_points_are_chosen_colored_and_found(source, tmp_path, monkeypatch, capsys):
-    from playwright.sync_api import sync_playwright
-
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     run = Tracker.open("train", tmp_path / "runs").study_run("first", {}, {})
     (source.parent / "mlflow_run_id").write_text(run.run_id)
@@ -78,14 +75,7 @@ def test_points_are_chosen_colored_and_found(source, tmp_path, monkeypatch, caps
     cli.main([*words, "--runs", str(tmp_path / "runs")])
     assert f"logged to run {run.run_id}" in capsys.readouterr().out
     assert [item.path for item in run.tracker.client.list_artifacts(run.run_id, "classes")] == ["classes/classes.html"]
-    complaints = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-        page = browser.new_page()
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
-        page.goto(path.as_uri())
-        page.locator("body[data-ready=yes]").wait_for(timeout=60_000)
+    with shown(path) as page:
         assert page.title() == "kiloseg classes"
         assert page.locator("#color option").all_inner_texts() == [
             "group, level 1 (2)",
@@ -117,8 +107,6 @@ def test_points_are_chosen_colored_and_found(source, tmp_path, monkeypatch, caps
             )
             colors.add(tuple(page.evaluate(script)))
         assert len(colors) == 3 and all(color[3] == 255 for color in colors)
-        browser.close()
-    assert complaints == []
 
 
 def test_pages_that_cannot_be_are_refused(source, tmp_path):

@@ -36,6 +36,7 @@ IMPOSSIBLE = [
     ("data.repeat_threshold", 1.1, "data.repeat_threshold = 1.1: expected a share from 0 to 1"),
     ("data.class_crops", -0.1, "data.class_crops = -0.1: expected a probability from 0 to 1"),
     ("data.class_crops", 1.1, "data.class_crops = 1.1: expected a probability from 0 to 1"),
+    ("data.class_crops_exponent", -0.5, "data.class_crops_exponent = -0.5: expected 0 or more"),
     ("data.loader_workers", -1, "data.loader_workers = -1: expected 0 or more processes"),
     ("data.max_bad_samples", -1, "data.max_bad_samples = -1: expected 0 or more samples"),
     ("data.cache_gib", 0.0, "data.cache_gib = 0.0: expected more than 0 GiB"),

@@ -172,9 +172,12 @@ def dotted(directory, count=4, size=200):
     return described(directory, [shard], 4)
 
 
-def share_of_crops(directory, info, class_crops):
+def share_of_crops(directory, info, class_crops, exponent=0.5):
     """Share of crops with a pixel of each class, over 100 epochs."""
-    data = Data(path=str(directory), crop=32, scale_min=1.0, scale_max=1.0, class_crops=class_crops, loader_workers=0)
+    data = Data(
+        path=str(directory), crop=32, scale_min=1.0, scale_max=1.0, class_crops=class_crops, class_crops_exponent=exponent,
+        loader_workers=0,
+    )  # fmt: skip
     batches = TrainBatches(data, info, batch_size=4, seed=0)
     crops = torch.cat([labels for epoch in range(100) for _, labels in batches.epoch(epoch)])
     return [(crops == c).flatten(1).any(1).double().mean().item() for c in range(4)]
@@ -190,6 +193,10 @@ def test_class_crops_favor_rare_classes(tmp_path):
     assert chosen[3] >= 0.25 * 0.5 - 0.06
     assert chosen[3] == pytest.approx(0.25 * 1 / (0.5 + 0.5 + 1), abs=0.05)
     assert chosen[2] == pytest.approx(0.75 * weight / (0.5 + 0.5 + weight), abs=0.07)
+    for exponent in (0.0, 2.0):
+        weights = [4**-exponent, 4**-exponent, 3**-exponent, 1]
+        other = share_of_crops(tmp_path, info, 1.0, exponent)
+        assert other[3] == pytest.approx(0.25 / sum(weights), abs=0.05)
     half = share_of_crops(tmp_path, info, 0.5)
     assert half[2] == pytest.approx((anywhere[2] + chosen[2]) / 2, abs=0.07)
 

@@ -40,7 +40,10 @@ class Data:
     are rounded at random in each epoch. LVIS itself uses t = 0.001. 0: every sample appears once."""
     class_crops: float = 0.0
     """Probability that a training crop is placed over a pixel of a class chosen from its sample, 0 to 1. A class that occurs
-    in n training samples is chosen with weight 1 / sqrt(n). 0: crops are placed anywhere."""
+    in n training samples is chosen with weight 1 / n^e, where e is class_crops_exponent. 0: crops are placed anywhere."""
+    class_crops_exponent: float = 0.5
+    """Exponent e of class_crops, 0 or more. 0: all classes of a sample are equally likely. With 1, training sees the classes of
+    a long tail far more evenly than with 0.5."""
     loader_workers: int = 2
     """Processes that decode samples for one training worker. 0: the training process decodes them itself."""
     shuffle_buffer: int = 1000
@@ -83,6 +86,7 @@ class Data:
         require(0 <= self.jitter <= 1, "data.jitter", self.jitter, "a strength from 0 to 1")
         require(0 <= self.repeat_threshold <= 1, "data.repeat_threshold", self.repeat_threshold, "a share from 0 to 1")
         require(0 <= self.class_crops <= 1, "data.class_crops", self.class_crops, "a probability from 0 to 1")
+        require(self.class_crops_exponent >= 0, "data.class_crops_exponent", self.class_crops_exponent, "0 or more")
         require(self.loader_workers >= 0, "data.loader_workers", self.loader_workers, "0 or more processes")
         require_no_credentials("data.path", self.path)
         require(self.cache_gib > 0, "data.cache_gib", self.cache_gib, "more than 0 GiB")

@@ -114,7 +114,8 @@ class _TrainStream(IterableDataset[Any]):
         rng = random.Random(seed)
         if rng.random() >= self.data.class_crops:
             return None
-        return self.sample_classes.rare_class(int(self.first_of_shard[position.shard]) + position.sample, rng)
+        sample = int(self.first_of_shard[position.shard]) + position.sample
+        return self.sample_classes.rare_class(sample, rng, self.data.class_crops_exponent)
 
 
 class TrainBatches:

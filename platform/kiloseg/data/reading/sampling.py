@@ -67,12 +67,12 @@ class SampleClasses:
         np.maximum.at(factors, np.repeat(np.arange(len(self)), np.diff(self.starts)), of_class[self.labels])
         return factors
 
-    def rare_class(self, sample: int, rng: random.Random) -> int | None:
-        """Draws a label of the sample with weight 1 / sqrt(samples that contain it); None if the sample has no label."""
+    def rare_class(self, sample: int, rng: random.Random, exponent: float = 0.5) -> int | None:
+        """Draws a label of the sample with weight 1 / n^exponent, where n samples contain it; None if it has no label."""
         labels = self[sample]
         if not len(labels):
             return None
-        return int(rng.choices(labels, weights=1 / np.sqrt(self.samples_per_class[labels]))[0])
+        return int(rng.choices(labels, weights=self.samples_per_class[labels] ** -exponent)[0])
 
 
 class Repeats:

@@ -15,7 +15,7 @@ import itertools
 import json
 import re
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +42,9 @@ class NameTable:
     """Maps raw ids to names; an id with an empty name is ignored. If the table has no ids, they count from 0."""
     colors: dict[Color, int]
     """Maps colors to raw ids, if the table has colors."""
+    replaced: dict[int, int | None] = field(default_factory=dict)
+    """Maps ids in masks to other ids of the table, or to None if they are ignored: label_mapping in Ultralytics' yaml. Other ids
+    are those of the table."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def read_name_table(path: Path, *, with_colors: bool = True) -> NameTable:
     try:
         text = read_text(path)
         rows = _rows(path, text)
+        replaced = _replaced(path, text)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected a csv, txt, json or yaml file of class names") from None
     except (AttributeError, KeyError, TypeError, ValueError, csv.Error) as error:
@@ -83,14 +87,19 @@ def read_name_table(path: Path, *, with_colors: bool = True) -> NameTable:
         raise DataError(f"{path} has the name {twice!r} twice: expected each class once; rename one of them")
     if len(given) < 2 or min(names) < 0 or max(names) >= MAX_RAW_ID:
         raise DataError(f"{path} has {len(given)} classes: expected at least 2, with ids from 0 to {MAX_RAW_ID - 1}")
+    unknown = next((new for new in replaced.values() if new is not None and new not in names), None)
+    if unknown is not None:
+        raise DataError(
+            f"{path}: label_mapping leads to {unknown}, which names lacks: expected one of them, or ignore_label"
+        )
     if not with_colors:
-        return NameTable(names, {})
+        return NameTable(names, {}, replaced)
     colors = {row.color: raw_id for raw_id, row in numbered if row.color is not None}
     if len(colors) != sum(row.color is not None for row in rows):
         raise DataError(f"{path} has a color twice: expected a color of its own for each class")
     if colors and len(colors) != len(rows):
         raise DataError(f"{path} has colors for {len(colors)} of {len(rows)} classes: expected one for each")
-    return NameTable(names, colors)
+    return NameTable(names, colors, replaced)
 
 
 def read_text(path: Path) -> str:
@@ -118,6 +127,21 @@ def _rows(path: Path, text: str) -> list[_Row]:
     if lines and all(re.search(r":(\d+,\d+,\d+)?:[^:]*:", line) or line.startswith("#") for _, line in lines):
         return _labelmap([(number, line) for number, line in lines if not line.startswith("#")])
     return _from_lines(lines, bare=suffix != ".csv")
+
+
+def _replaced(path: Path, text: str) -> dict[int, int | None]:
+    """Returns label_mapping of a yaml file: raw id to id, or to ignore_label, 255 or nothing, which mean ignore."""
+    if path.suffix.lower() not in (".yaml", ".yml"):
+        return {}
+    import yaml
+
+    content = yaml.safe_load(text)
+    mapping = content.get("label_mapping") if isinstance(content, dict) else None
+    return {
+        int(raw): None if new is None or str(new).strip() in ("ignore_label", "255") else int(new)
+        for raw, new in (mapping or {}).items()
+        if 0 <= int(raw) <= MAX_RAW_ID
+    }
 
 
 def voc_color(class_id: int) -> Color:
@@ -159,7 +183,7 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
         if not bare:
             raise ValueError(f"line 1 is {header_line!r}, which has no column called name")
         lines = [(number, line) for number, line in lines if not line.lstrip().startswith("#")]
-        rows = [_bare(line, number) for number, line in lines]
+        rows = _ids_last([line for _, line in lines]) or [_bare(line, number) for number, line in lines]
         gap = next((after for (before, _), (after, _) in itertools.pairwise(lines) if after > before + 1), None)
         if gap is not None and all(row.id is None for row in rows):
             raise ValueError(
@@ -182,6 +206,24 @@ def _from_lines(lines: list[tuple[int, str]], *, bare: bool) -> list[_Row]:
         color = _color([cells[column] for column in colors]) if colors else None
         rows.append(_Row(cells[name].strip(), None if ids is None else int(cells[ids]), color))
     return rows
+
+
+def _ids_last(lines: list[str]) -> list[_Row] | None:
+    """Returns rows of a file without a header whose lines are a name and an id; None if they are not.
+
+    Raises:
+        ValueError: Only a blank is between them and the numbers are not those of the lines, so they may be part of the names.
+    """
+    found = [re.fullmatch(r"\s*([^\d\s].*?)\s*([,;\t ])\s*(\d+)\s*", line) for line in lines]
+    rows = [(match[1].strip(), match[2], int(match[3])) for match in found if match is not None]
+    if len(rows) < max(len(lines), 2) or len({name for name, _, _ in rows}) < len(rows):
+        return None
+    if all(mark != " " for _, mark, _ in rows):
+        return [_Row(name, number) for name, _, number in rows]
+    numbers = [number for _, _, number in rows]
+    if numbers not in (list(range(len(rows))), list(range(1, len(rows) + 1))):
+        raise ValueError(f"line 1 is {lines[0]!r}: a number that is the id comes first, or with a comma between")
+    return None
 
 
 def _bare(line: str, number: int) -> _Row:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import re
 from typing import Any
 
 import msgspec
@@ -23,6 +24,10 @@ an error in the file, and pycocotools would walk to it pixel by pixel."""
 LONGEST_OUTLINE = 40_000_000
 """The most steps of a fifth of a pixel around a polygon that are drawn: about 700 MB while it is drawn."""
 
+LONGEST_BOX = 300
+"""A box as json text is shorter than this; longer text is not looked at."""
+_NUMBER = re.compile(rb"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
+
 Segmentation = list[list[float]] | dict[str, Any] | None
 _USUAL: msgspec.json.Decoder[Segmentation] = msgspec.json.Decoder(Segmentation)
 
@@ -30,6 +35,22 @@ _USUAL: msgspec.json.Decoder[Segmentation] = msgspec.json.Decoder(Segmentation)
 def has_shape(text: bytes) -> bool:
     """Whether a segmentation, as json text, is more than an empty list, which annotations of boxes have."""
     return len(text) > 16 or bytes(text).translate(None, b" \t\r\n[]{}") not in (b"", b"null")
+
+
+def is_box(text: bytes) -> bool:
+    """Whether a segmentation, as json text, is one polygon of the four corners of an upright box."""
+    if len(text) > LONGEST_BOX or text.count(b",") not in (7, 9) or not text.startswith(b"[["):
+        return False
+    points = [float(number) for number in _NUMBER.findall(text)]
+    return len(points) in (8, 10) and len(set(points[::2])) == len(set(points[1::2])) == 2 and _turns(points)
+
+
+def _turns(points: list[float]) -> bool:
+    """Whether neighbors among four corners differ in one coordinate; a fifth corner repeats the first."""
+    corners = list(zip(points[::2], points[1::2], strict=True))
+    if len(corners) == 5 and corners.pop() != corners[0]:
+        return False
+    return all((a[0] != b[0]) != (a[1] != b[1]) for a, b in zip(corners, corners[1:] + corners[:1], strict=True))
 
 
 def is_share(text: bytes) -> bool:
@@ -228,6 +249,17 @@ def without_holes(outer: list[Any], holes: list[Any], height: int, width: int) -
     mask_HW = _drawn([outer], height, width)
     for hole in holes:
         mask_HW &= ~_drawn([hole], height, width) & 1
+    return rle_text(mask_HW)
+
+
+def even_odd(rings: list[Any], height: int, width: int) -> bytes:
+    """Returns what an odd number of rings covers, as json text: a polygon if there is one ring, otherwise an RLE; raises ValueError
+    as `to_rles`."""
+    if len(rings) == 1:
+        return json.dumps(rings).encode()
+    mask_HW = np.zeros((height, width), np.uint8, order="F")
+    for ring in rings:
+        mask_HW ^= _drawn([ring], height, width)
     return rle_text(mask_HW)
 
 

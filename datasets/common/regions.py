@@ -12,11 +12,11 @@ import pycocotools.mask
 
 from common.annotation_store import AnnotatedImage, read_store
 from common.pairs import read_image
-from common.polygons import covered_places, has_shape, to_rles
+from common.polygons import covered_places, has_shape, is_box, to_rles
 from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.current import working_on
-from kiloseg.data.writing.report import HIDDEN, REGIONS, SHAPELESS
+from kiloseg.data.writing.report import BOXES, HIDDEN, REGIONS, SHAPELESS, UNANNOTATED, WITHOUT_PIXEL
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
@@ -41,7 +41,7 @@ def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID, overlap: Overlap
 
 
 def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[np.ndarray, dict[str, int]]:
-    """Does what `draw_regions` does, and counts the regions that have no shape and those that others hide completely."""
+    """Does what `draw_regions` does, and counts regions that have no shape, are boxes, or are hidden completely by others."""
     number_HW = np.zeros((image.height, image.width), np.uint32, order="F")
     drawn = np.zeros(len(image.class_ids) + 1, bool)
     for number, rles in _bottom_to_top(image, overlap):
@@ -51,7 +51,14 @@ def draw_counted(image: AnnotatedImage, empty: int, overlap: Overlap) -> tuple[n
     shapeless = sum(not has_shape(text) for text in image.segmentations)
     hidden = int((drawn & ~seen)[1:].sum())
     table = np.array([empty, *image.class_ids], np.uint16)
-    counts = {REGIONS: len(image.class_ids), SHAPELESS: shapeless, HIDDEN: hidden}
+    counts = {
+        REGIONS: len(image.class_ids),
+        SHAPELESS: shapeless,
+        HIDDEN: hidden,
+        BOXES: sum(map(is_box, image.segmentations)),
+        WITHOUT_PIXEL: len(image.class_ids) - shapeless - int(drawn.sum()),
+        UNANNOTATED: int(not image.class_ids),
+    }
     return table[number_HW], counts
 
 

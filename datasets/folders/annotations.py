@@ -94,6 +94,10 @@ class RegionSource:
     """Returns polygons or RLE of what a record holds as a segmentation, if that is something else; see `make_samples`."""
     stem: str = "annotations"
     """The stem of the files that keep the annotations sorted by image."""
+    ignored: str | None = None
+    """A name in the records whose regions are ignored."""
+    settings: Mapping[str, str] = field(default_factory=dict)
+    """What else decides which regions are read."""
 
 
 def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
@@ -166,6 +170,7 @@ def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[s
         "splits": list(arguments.splits),
         "exif": arguments.exif,
         "version": VERSION,
+        **({"settings": dict(found.settings)} if found.settings else {}),
     }
     splits = ("train", "val", "test") if arguments.test else ("train", "val")
     stores = {split: folder / f"{found.stem}-{split}.parquet" for split in splits}
@@ -199,11 +204,13 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
     Raises:
         DataError: A name or id occurs twice, or there are fewer than two classes.
     """
+    ignored = None
     if found.classes is not None:
         names = dict(found.classes())
     else:
         _check_shapes(found, records)  # first, since without annotations there are no names either
         names = {name: name for name in sorted({name for record in records for name in record.category_ids})}
+        ignored = names.pop(found.ignored, None)
     own = next((key for key, name in names.items() if name.strip() == BACKGROUND), None) if background else None
     if own is not None:  # the file's own background is the background, not a second class of that name
         names = {own: names.pop(own), **names}
@@ -216,7 +223,8 @@ def class_table(found: RegionSource, records: list[ImageRecord], background: boo
             f"{found.files[0]} has {fault}, and with --unlabeled {BACKGROUND if background else 'ignore'} "
             f"{len(set(classes))} different names: expected at least 2 classes, each id and name once"
         )
-    return {key: class_id for class_id, key in enumerate(names, start=int(background))}, classes
+    ids = {key: class_id for class_id, key in enumerate(names, start=int(background))}
+    return ids if ignored is None else {**ids, ignored: IGNORE_ID}, classes
 
 
 def _check_shapes(found: RegionSource, records: list[ImageRecord]) -> None:

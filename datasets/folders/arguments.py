@@ -20,7 +20,19 @@ VERSION = 3
 """The version is raised with every change that changes a sample."""
 
 Format = Literal[
-    "masks", "coco", "panoptic", "labelme", "cvat", "yolo", "labelstudio", "supervisely", "openimages", "parquet"
+    "masks",
+    "coco",
+    "panoptic",
+    "labelme",
+    "cvat",
+    "yolo",
+    "labelstudio",
+    "supervisely",
+    "openimages",
+    "parquet",
+    "fiftyone",
+    "via",
+    "datumaro",
 ]
 
 
@@ -56,6 +68,13 @@ class Arguments(Output):
     """What colored masks mean if --names has no colors: voc is PASCAL VOC's color map, by the ids of the table."""
     columns: tuple[str, ...] = ()
     """The columns of images and of masks in Parquet files, in this order, if their names do not tell."""
+    label_field: str | None = None
+    """The field of labels of a FiftyOneDataset, or the region attribute that is the class in VIA's json, if there are several."""
+    annotator: str = "first"
+    """Whose annotation counts if an image has several in Label Studio: first, last, or the id or email of a person. One that is
+    marked as ground truth comes before all others."""
+    region_label: Literal["first", "last"] = "first"
+    """Which label counts if a region has several in Label Studio."""
     tile: int | None = None
     """Cuts images that are longer or wider than this many pixels, with their masks, into tiles of at most this size, which are
     stored as PNG; tiles without a label are left out."""

@@ -3,8 +3,9 @@
     {"imagePath": "a.jpg", "imageHeight": 4, "imageWidth": 6,
      "shapes": [{"label": "cat", "points": [[x, y], ...], "shape_type": "polygon"}]}
 
-Format: labelme's own LabelFile. supervision does not read it; datumaro reads it into objects in memory and takes class ids
-in the order in which it meets them.
+What is labeled __ignore__ is ignored, and _background_ is the background, as in labelme's converters. Format: labelme's own
+LabelFile. supervision does not read it; datumaro reads it into objects in memory and takes class ids in the order in which it
+meets them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from PIL import Image
 
 from common.images import composed
 from common.polygons import box, ellipse, placed
-from folders.annotations import Record, RegionSource
+from folders.annotations import BACKGROUND, Record, RegionSource
 from folders.coco_files import HEAD
 from kiloseg.storage.errors import DataError
 
@@ -43,6 +44,7 @@ def labelme_source(root: Path, jsons: list[str], images: list[str]) -> RegionSou
         records=lambda: (read_labelme(root, file, there) for file in jsons),
         overlap="last",
         left_out={"images without a json file": len(images) - len(jsons)} if len(images) > len(jsons) else {},
+        ignored="__ignore__",
         stem="labelme",
     )
 
@@ -68,7 +70,9 @@ def read_labelme(root: Path, file: str, images: dict[str, str]) -> Record:
             image=image,
             height=int(height),
             width=int(width),
-            category_ids=[str(shape["label"]).strip() for shape in shapes],
+            category_ids=[
+                BACKGROUND if (name := str(shape["label"]).strip()) == "_background_" else name for shape in shapes
+            ],
             segmentations=regions,
         )
     except DataError:

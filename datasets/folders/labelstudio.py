@@ -29,6 +29,7 @@ from folders.json_files import read_json
 from folders.lists import Ends
 from kiloseg.storage.errors import DataError
 
+SHAPES = ("polygon", "rectangle", "ellipse", "brush")
 UPLOADED = re.compile(r"^[0-9a-f]{8}-")
 """Label Studio puts this before the name of an uploaded file."""
 
@@ -40,38 +41,106 @@ def is_labelstudio(path: Path) -> bool:
     return text.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[") and b'"annotations"' in text and b'"result"' in text
 
 
-def labelstudio_source(root: Path, paths: Mapping[str, Path], files: list[str]) -> RegionSource:
-    """Returns the annotations of exports by split (or of one under ""); images are below `root` and given relative to it."""
+def labelstudio_source(
+    root: Path, paths: Mapping[str, Path], files: list[str], annotator: str = "first", region_label: str = "first"
+) -> RegionSource:
+    """Returns the annotations of exports by split (or of one under "").
+
+    Args:
+        root: the folder of the images.
+        paths: the exports.
+        files: all files below the root, relative to it.
+        annotator: whose annotation counts if a task has several: "first", "last", or the id or email of a person.
+        region_label: which label counts if a region has several: "first" or "last".
+
+    Raises:
+        DataError: A file is not an export, or no task has an annotation by that person.
+    """
     images = [file for file in files if is_image(file)]
     there = Ends(images)
+    tasks = {split: read_json(path) for split, path in paths.items()}
 
     def records() -> Iterator[Record]:
         for split, path in paths.items():
-            for record in read_labelstudio(path, there):
+            for record in read_labelstudio(path, tasks[split], there, annotator, region_label):
                 yield dataclasses.replace(record, split=split)
 
     first = next(iter(paths.values()))
+    every = [task for listed in tasks.values() for task in listed if isinstance(task, dict) and "annotations" in task]
+    if annotator not in ("first", "last") and not any(
+        annotator in _people(entry) for task in every for entry in _done(task)
+    ):
+        people = sorted({person for task in every for entry in _done(task) for person in _people(entry)})
+        raise DataError(
+            f"{first}: no annotation is by {annotator}: expected --annotator first, last or {', '.join(people)}"
+        )
+    several = sum(len(_done(task)) - 1 for task in every if len(_done(task)) > 1)
+    chosen = (entry for task in every for entry in _chosen(task, annotator))
+    labels = sum(max(len(_labels(found)) - 1, 0) for entry in chosen for found in entry.get("result") or [])
+    left_out = {
+        "images without an annotation that counts": sum(not _chosen(task, annotator) for task in every),
+        f"annotations of images that have several (--annotator {annotator})": several,
+        f"further labels of regions that have several (--region-label {region_label})": labels,
+    }
     return RegionSource(
-        root=root, files=list(paths.values()), records=records, overlap="last", stem=first.stem, images=images
+        root=root,
+        files=list(paths.values()),
+        records=records,
+        overlap="last",
+        stem=first.stem,
+        settings={"annotator": annotator, "region_label": region_label},
+        images=images,
+        left_out={kind: number for kind, number in left_out.items() if number},
     )
 
 
-def read_labelstudio(path: Path, images: Ends) -> Iterator[Record]:
-    """Yields each task with the regions of its first annotation that was not canceled.
+def _done(task: dict[str, Any]) -> list[dict[str, Any]]:
+    """Returns the annotations of a task that were not canceled."""
+    return [entry for entry in task.get("annotations") or [] if not entry.get("was_cancelled")]
+
+
+def _people(entry: dict[str, Any]) -> list[str]:
+    """Returns the id and email of who made an annotation, as far as it says."""
+    person = entry.get("completed_by")
+    known = [person.get("id"), person.get("email")] if isinstance(person, dict) else [person]
+    return [str(value) for value in known if value is not None]
+
+
+def _chosen(task: dict[str, Any], annotator: str) -> list[dict[str, Any]]:
+    """Returns the annotation of a task that counts, or nothing: ground truth before others."""
+    done = _done(task)
+    if annotator not in ("first", "last"):
+        done = [entry for entry in done if annotator in _people(entry)]
+    done = [entry for entry in done if entry.get("ground_truth")] or done
+    return done[-1:] if annotator == "last" else done[:1]
+
+
+def _labels(found: dict[str, Any]) -> list[str]:
+    """Returns the labels of a region; none for results that are not regions."""
+    if not isinstance(found, dict):
+        return []
+    kind = str(found.get("type", ""))
+    labels = found["value"].get(kind) if kind.endswith("labels") and isinstance(found.get("value"), dict) else None
+    return [str(label).strip() for label in labels] if isinstance(labels, list) else []
+
+
+def read_labelstudio(
+    path: Path, tasks: list[Any], images: Ends, annotator: str = "first", region_label: str = "first"
+) -> Iterator[Record]:
+    """Yields each task that has an annotation that counts, with its regions.
 
     Raises:
         DataError: The structure differs, or an image does not exist.
     """
-    tasks = read_json(path)
     for number, task in enumerate(tasks):
         try:
             shown = next(
                 str(value) for value in task["data"].values() if isinstance(value, str) and _is_image_url(value)
             )
-            done = [entry for entry in task["annotations"] if not entry.get("was_cancelled")]
-            results = [
-                found for found in (done[0]["result"] if done else []) if str(found.get("type", "")).endswith("labels")
-            ]
+            entries = _chosen(task, annotator)
+            if not entries:  # it was skipped, which is not the same as an image without objects
+                continue
+            results = _with_labels(entries[0]["result"])
             where = f"{path}: task {task.get('id', number)}"
             name = _path(shown)
             folder, _, last = name.rpartition("/")
@@ -89,7 +158,7 @@ def read_labelstudio(path: Path, images: Ends) -> Iterator[Record]:
                 image=image,
                 height=height,
                 width=width,
-                category_ids=[found["value"][found["type"]][0].strip() for found in results],
+                category_ids=[_labels(found)[0 if region_label == "first" else -1] for found in results],
                 segmentations=[_region(found, height, width) for found in results],
             )
         except DataError:
@@ -99,6 +168,21 @@ def read_labelstudio(path: Path, images: Ends) -> Iterator[Record]:
                 f"{path}: task {number} of the list cannot be read ({type(error).__name__}: {error}): expected Label Studio's "
                 "JSON export; export it again"
             ) from error
+
+
+def _with_labels(results: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the regions of an annotation; one whose labels are a result of their own, with the same id, gets them."""
+    apart = {
+        found["id"]: found["value"]["labels"] for found in results if found.get("type") == "labels" and "id" in found
+    }
+    joined = []
+    for found in results:
+        kind = str(found.get("type", ""))
+        if kind in SHAPES and found.get("id") in apart:
+            found = {**found, "type": f"{kind}labels", "value": {**found["value"], f"{kind}labels": apart[found["id"]]}}
+        if str(found["type"]).endswith("labels") and found["type"] != "labels":
+            joined.append(found)
+    return joined
 
 
 def _is_image_url(text: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 from common.images import composed, is_image
 from folders.mask_files import MASK_SUFFIXES
@@ -59,8 +60,21 @@ MASK_ENDS = re.compile(
 IMAGE_ENDS = re.compile(r"(?:[-_](leftimg8bit|image|img|rgb|sat))$", re.IGNORECASE)
 
 
-def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
-    """Maps images to masks if images and masks lie in folders with such names; empty if there are none.
+class Pairs(NamedTuple):
+    """Holds images with their masks, each a path relative to its root."""
+
+    masks: dict[str, str]
+    """Maps images to masks; empty if nothing fits the layout."""
+    spare: int = 0
+    """The number of files among the masks that belong to no image."""
+
+
+def pair_by_folders(files: Iterable[str], masks_folder: str = "") -> Pairs:
+    """Finds the mask of each image if images and masks lie in folders with such names.
+
+    Args:
+        files: the files, relative to a folder.
+        masks_folder: a further name of folders of masks, in lower case.
 
     Raises:
         DataError: An image has no mask, or has two.
@@ -74,7 +88,7 @@ def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
         lower = [folder.lower() for folder in folders]
         if any(folder in IGNORED_FOLDERS or folder.startswith("panoptic_") for folder in lower):
             continue
-        roles = [_role(folder) for folder in lower]
+        roles = [("mask", "") if masks_folder and folder == masks_folder else _role(folder) for folder in lower]
         place = next((n for n, (role, _) in enumerate(roles) if role), None)
         rest = [
             roles[n][1] if n == place else folder
@@ -90,6 +104,10 @@ def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
             masks[file] = plain
         elif is_image(name):
             lossy.append(file)
+    if not images and masks and others and all("data" in plain.split("/")[:-1] for plain in others.values()):
+        images = {
+            file: _without_data(plain) for file, plain in others.items()
+        }  # data/a.jpg with labels/a.png, by FiftyOne
     if not images and masks and any(split in {"train", "val"} for split in map(usual_split, _tops(others.values()))):
         images = others  # train/a.png with trainannot/a.png or train_labels/a.png
     if images and lossy and not masks:
@@ -98,7 +116,7 @@ def pair_by_folders(files: Iterable[str]) -> dict[str, str]:
             f"{', '.join(MASK_SUFFIXES)}; save the masks as PNG from where they were drawn"
         )
     if not images or not masks:
-        return {}
+        return Pairs({})
     return _matched(images, masks, "")
 
 
@@ -114,12 +132,18 @@ def _role(folder: str) -> tuple[str, str]:
     return "", ""
 
 
+def _without_data(name: str) -> str:
+    parts = name.split("/")
+    parts.remove("data")
+    return "/".join(parts)
+
+
 def _tops(names: Iterable[str]) -> set[str]:
     return {name.partition("/")[0] for name in names if "/" in name}
 
 
-def pair_beside(files: Iterable[str]) -> dict[str, str]:
-    """Maps images to masks if each mask lies beside its image, under its name with a suffix such as _mask; empty without any."""
+def pair_beside(files: Iterable[str]) -> Pairs:
+    """Finds the mask of each image if it lies beside it, under its name with a suffix such as _mask."""
     names = {file: file for file in files if is_image(file)}
     stems = {_stem(name): file for file, name in names.items()}
     masks = {
@@ -130,15 +154,15 @@ def pair_beside(files: Iterable[str]) -> dict[str, str]:
         and MASK_ENDS.sub("", _stem(name)) in stems
     }
     images = {file: name for file, name in names.items() if file not in masks}
-    return _matched(images, masks, "") if masks else {}
+    return _matched(images, masks, "") if masks else Pairs({})
 
 
-def pair_folders(images: Iterable[str], masks: Iterable[str], folder: Path) -> dict[str, str]:
-    """Maps images to masks if the user says which folder holds the masks; raises DataError as `pair_by_folders`."""
+def pair_folders(images: Iterable[str], masks: Iterable[str], folder: Path) -> Pairs:
+    """Finds the mask of each image if the user says which folder holds the masks; raises DataError as `pair_by_folders`."""
     return _matched({file: file for file in images}, {file: file for file in masks}, f"{folder}/")
 
 
-def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[str, str]:
+def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> Pairs:
     """Pairs `images` and `masks` (file to the name by which it is matched); `where` comes before a mask in messages."""
     exact: dict[str, str] = {}
     loose: dict[str, list[str]] = {}
@@ -170,7 +194,14 @@ def _matched(images: dict[str, str], masks: dict[str, str], where: str) -> dict[
             f"{where}{missing[0]}.png is missing{others}. --masks must hold a PNG for each image, under the same name (or TIFF "
             "or BMP, or with _mask, _seg, _gt or _label after the name): for images/a/b.jpg masks/a/b.png"
         )
-    return found
+    image_of: dict[str, str] = {}
+    for file, mask in found.items():
+        other = image_of.setdefault(mask, file)
+        if _stem(other) != _stem(file):
+            raise DataError(
+                f"{where}{mask} would be the mask of {other} and of {file}: rename one of the images, or its mask"
+            )
+    return Pairs(found, len(masks) - len(image_of))
 
 
 def _stem(name: str) -> str:

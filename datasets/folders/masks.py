@@ -25,9 +25,10 @@ from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import ShardTask, build, plan_shards
 from kiloseg.data.writing.current import working_on
-from kiloseg.data.writing.report import WHITE
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
+
+SPARE = "files among the masks that belong to no image"
 
 
 class Reader(Protocol):
@@ -37,8 +38,8 @@ class Reader(Protocol):
     def classes(self) -> list[str]:
         """Returns one name per class id."""
 
-    def __call__(self, path: Path) -> tuple[np.ndarray, bool]:
-        """Returns uint16 class ids of shape (H, W), and whether 255 was ignored only because no class has that id."""
+    def __call__(self, path: Path) -> tuple[np.ndarray, dict[str, int]]:
+        """Returns uint16 class ids of shape (H, W), and what counts for the report."""
 
     def recipe(self) -> dict[str, Any]:
         """Returns everything that affects the class ids, as JSON-able values."""
@@ -78,9 +79,13 @@ def build_masked(arguments: Arguments) -> DatasetInfo:
     files, left_out = _images(arguments.images, arguments.masks)
     keys_of(files)
     masks = [file for file in walk(arguments.masks) if Path(file).suffix.lower() in MASK_SUFFIXES]
-    pairs = pair_folders(files, masks, arguments.masks)
+    pairs, spare = pair_folders(files, masks, arguments.masks)
     source = MaskSource(
-        images=arguments.images, masks=arguments.masks, pairs=pairs, table=arguments.names, left_out=left_out
+        images=arguments.images,
+        masks=arguments.masks,
+        pairs=pairs,
+        table=arguments.names,
+        left_out=left_out | ({SPARE: spare} if spare else {}),
     )
     return build_source(arguments, source)
 
@@ -166,6 +171,7 @@ def mask_reader(arguments: Arguments, table: Path, *, with_colors: bool = True) 
         names=content.names,
         colors=colors,
         table=table,
+        replaced=content.replaced,
         ignore_id=arguments.ignore_id,
         reduce_zero=arguments.reduce_zero_label,
         exif=arguments.exif,
@@ -179,13 +185,13 @@ def make_samples(
     for pair in pairs[task.split][task.start : task.stop]:
         working_on(pair.image)
         data = read_stored(images / pair.image, exif=exif)
-        mask_HW, white = reader(masks / pair.mask)
+        mask_HW, counts = reader(masks / pair.mask)
         yield Sample(
             key=pair.key,
             image=data,
             mask=mask_HW,
             meta={"image": pair.image, "mask": pair.mask},
-            counts={WHITE: int(white)},
+            counts=counts,
         )
 
 

@@ -22,6 +22,7 @@ from common.images import composed
 from folders.coco_files import HEAD, ImageFinder
 from folders.masks import MaskSource
 from kiloseg.data.codec import IGNORE_ID
+from kiloseg.data.writing.report import UNANNOTATED
 from kiloseg.storage.errors import DataError
 
 BACKGROUND = "background"
@@ -60,8 +61,8 @@ class PanopticReader:
     empty: int
     """The class id of unlabeled pixels."""
 
-    def __call__(self, path: Path) -> tuple[np.ndarray, bool]:
-        """Returns uint16 class ids of shape (H, W), and False; raises DataError."""
+    def __call__(self, path: Path) -> tuple[np.ndarray, dict[str, int]]:
+        """Returns uint16 class ids of shape (H, W), and whether there is no segment; raises DataError."""
         start, stop = self.places[path.relative_to(self.root).as_posix()]
         try:
             with Image.open(path, formats=["PNG"]) as image:
@@ -86,7 +87,7 @@ class PanopticReader:
                 f"{path}: segment {ids_HW[unknown_HW][0]} covers {int(unknown_HW.sum())} pixels or fewer, but its json does not "
                 "list it under segments_info: restore both from the same export"
             )
-        return class_ids[place_HW], False
+        return class_ids[place_HW], {UNANNOTATED: int(not ids_HW.any())}
 
     def recipe(self) -> dict[str, object]:
         """Returns what the masks are read with, as JSON-able values; the files of the segments are added by others."""

@@ -18,7 +18,6 @@ from folders.lists import Ends
 from folders.mask_files import MaskReader
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.current import working_on
-from kiloseg.data.writing.report import WHITE
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
 
@@ -61,10 +60,10 @@ def make_samples(
             where = f"{root / file}: row {row.number}"
             working_on(where)
             data = stored(_bytes(image, where, columns[0], root / file), where, exif=reader.exif)
-            mask_HW, white = _mask(mask, where, columns[1], root / file, reader)
+            mask_HW, counts = _mask(mask, where, columns[1], root / file, reader)
             path = str(image.get("path") or "") if isinstance(image, dict) else ""
             meta = {"image": path, "file": file, "row": row.number}
-            yield Sample(key=key_of(row), image=data, mask=mask_HW, meta=meta, counts={WHITE: int(white)})
+            yield Sample(key=key_of(row), image=data, mask=mask_HW, meta=meta, counts=counts)
 
 
 def _read_group(path: Path, group: int, columns: tuple[str, str], last: int) -> Iterator[tuple[int, Any, Any]]:
@@ -107,7 +106,7 @@ def _images_below(root: Path) -> Ends:
     return Ends(file for file in walk(root) if is_image(file))
 
 
-def _mask(value: Any, where: str, column: str, path: Path, reader: MaskReader) -> tuple[np.ndarray, bool]:
+def _mask(value: Any, where: str, column: str, path: Path, reader: MaskReader) -> tuple[np.ndarray, dict[str, int]]:
     if not isinstance(value, list):
         return reader.read(_bytes(value, where, column, path), f"{where}, column {column}")
     try:

@@ -12,12 +12,13 @@ from common.pairs import order, safe_key
 from kiloseg.data.writing.shard import MAX_KEY_BYTES
 from kiloseg.storage.errors import DataError
 
+IMAGES = r"((images?|imgs?|photos|rgb|data)[-_ ])?"
 USUAL = {
-    "train": re.compile(r"(train|training|trn)[-_]?(set|data|images|imgs)?(\d{4})?"),
-    "val": re.compile(r"(val|valid|validation|dev)[-_]?(set|data|images|imgs)?(\d{4})?"),
-    "test": re.compile(r"(test|testing|tst)[-_]?(set|data|dev|images|imgs)?(\d{4})?"),
+    "train": re.compile(IMAGES + r"(train|training|trn)[-_]?(set|data|images|imgs)?(\d{4})?"),
+    "val": re.compile(IMAGES + r"(val|valid|validation|dev)[-_]?(set|data|images|imgs)?(\d{4})?"),
+    "test": re.compile(IMAGES + r"(test|testing|tst)[-_]?(set|data|dev|images|imgs)?(\d{4})?"),
 }
-"""Usual names of split folders, in any case: COCO uses train2017, ADE20K training, Roboflow valid."""
+"""Usual names of split folders, in any case: COCO uses train2017, ADE20K training, Roboflow valid, others images_train."""
 
 LEFT_OUT = "none"
 
@@ -51,7 +52,8 @@ def parse_splits(words: Sequence[str]) -> dict[str, str]:
 
 
 def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str) -> dict[str, list[str]] | None:
-    """Groups files by the split that a folder of their path names; returns None if no folder names one.
+    """Groups files by the split that a folder of their path names or, if the name of every file holds one, as COCO_val2014_1.jpg,
+    by that; returns None if neither does.
 
     The topmost folder level that is a split for any file decides for all: of a/train/x.jpg it is the second.
 
@@ -61,12 +63,13 @@ def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str)
         what: where the files are, for messages.
 
     Raises:
-        DataError: Some files lie in a folder of a split and others do not.
+        DataError: Some files lie in a folder of a split and others do not, or folders only look as if they were splits.
     """
     files = list(files)
     for depth in range(max((file.count("/") for file in files), default=0)):
         names = {file.split("/")[depth] for file in files if file.count("/") > depth}
         if not any(usual_split(name, given) for name in names):
+            _check_no_splits(names, given, what)
             continue
         found: dict[str, list[str]] = {}
         for file in files:
@@ -83,7 +86,21 @@ def divide_by_folders(files: Iterable[str], given: Mapping[str, str], what: str)
             if split != LEFT_OUT:
                 found.setdefault(split, []).append(file)
         return found
-    return None
+    by_name: dict[str, list[str]] = {}
+    for file in files:
+        by_name.setdefault(split_in_name(Path(file).stem, given) or "", []).append(file)
+    if "" in by_name or "train" not in by_name or len(by_name) < 2:
+        return None
+    print(f"{what}: the names of all files hold {', '.join(by_name)}, which are taken as their splits")
+    return by_name
+
+
+def _check_no_splits(names: Iterable[str], given: Mapping[str, str], what: str) -> None:
+    """Raises DataError if names of folders hold those of different splits, as train_v2 and val_v2 do."""
+    held = {name: split for name in sorted(names) if (split := split_in_name(name, given)) is not None}
+    if len(set(held.values())) > 1:
+        said = " ".join(f"{name}={split}" for name, split in held.items())
+        raise DataError(f"{what}: the folders {', '.join(held)} look like splits: say which with --splits {said}")
 
 
 def divide(keys: Mapping[str, str], val_fraction: float, seed: int) -> dict[str, list[str]]:

@@ -41,6 +41,7 @@ def supervisely_source(root: Path, anns: list[str], images: list[str]) -> Region
         records=lambda: (read_supervisely(root, file, there) for file in anns),
         classes=lambda: {name: name for name in classes},
         overlap="last",
+        images=images,
         stem="supervisely",
     )
 

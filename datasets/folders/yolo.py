@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from common.class_names import read_names, read_text
 from common.images import Exif, composed, image_size
@@ -79,16 +80,7 @@ def stated_splits(root: Path, table: Path, images: list[str]) -> dict[str, list[
     Raises:
         DataError: A list names an image that is not there.
     """
-    if table.suffix in (".yaml", ".yml"):
-        import yaml
-
-        content = yaml.safe_load(read_text(table))
-        entries = content if isinstance(content, dict) else {}
-    else:
-        described = table.with_name("obj.data")
-        lines = read_text(described).splitlines() if described.is_file() else []
-        entries = {name.strip(): value.strip() for name, mark, value in (line.partition("=") for line in lines) if mark}
-        entries["val"] = entries.get("val") or entries.get("valid")
+    entries = entries_of(table)
     ends = Ends(images)
     found: dict[str, list[str]] = {}
     taken: set[str] = set()
@@ -96,11 +88,48 @@ def stated_splits(root: Path, table: Path, images: list[str]) -> dict[str, list[
         stated = entries.get(split)
         paths = [str(path) for path in (stated if isinstance(stated, list) else [stated]) if path]
         listed = [image for path in paths for image in _images_at(root, path, images, ends)]
+        if paths and not listed:
+            print(f"{table}: {split} is {', '.join(paths)}, where no labeled image is")
         found[split] = [image for image in dict.fromkeys(listed) if image not in taken]
         taken.update(listed)
         if listed and not found[split]:
             print(f"{table}: {split} has the images of another split, so there will be no split {split}")
     return {split: listed for split, listed in found.items() if listed}
+
+
+def find_yaml(root: Path, listed: list[str]) -> Path | None:
+    """Returns the yaml file of names at the top of a folder: data.yaml before dataset.yaml before others, or None."""
+    files = [file for file in listed if Path(file).suffix.lower() in (".yaml", ".yml") and "/" not in file]
+    files.sort(key=lambda file: (not file.startswith("data."), not file.startswith("dataset."), file))
+    return next((root / file for file in files if {"names", "nc"} & entries_of(root / file).keys()), None)
+
+
+def entries_of(table: Path) -> dict[str, Any]:
+    """Returns the entries of data.yaml, or of obj.data beside obj.names; empty for other files.
+
+    Raises:
+        DataError: The file is not yaml.
+    """
+    if table.suffix.lower() in (".yaml", ".yml"):
+        import yaml
+
+        try:
+            content = yaml.safe_load(read_text(table))
+        except yaml.YAMLError as error:
+            raise DataError(f"{table} is not valid YAML ({error}): correct it") from error
+        entries = content if isinstance(content, dict) else {}
+        return {**entries, "val": entries.get("val") or entries.get("validation") or entries.get("valid")}
+    described = table.with_name("obj.data")
+    lines = read_text(described).splitlines() if described.is_file() else []
+    entries = {name.strip(): value.strip() for name, mark, value in (line.partition("=") for line in lines) if mark}
+    return {**entries, "val": entries.get("val") or entries.get("valid")}
+
+
+def by_name(files: Iterable[str]) -> dict[str, str]:
+    """Maps txt files, in the composed form of Unicode and with their suffix in lower case, to the files."""
+    return {
+        composed(str(PurePosixPath(file).with_suffix(".txt"))): file for file in files if file.lower().endswith(".txt")
+    }
 
 
 def _images_at(root: Path, path: str, images: list[str], ends: Ends) -> list[str]:
@@ -109,6 +138,8 @@ def _images_at(root: Path, path: str, images: list[str], ends: Ends) -> list[str
     for start in range(len(parts)):
         name = "/".join(parts[start:])
         if name.endswith(".txt"):
+            if start == len(parts) - 1 and not (root / name).is_file():
+                raise DataError(f"{root / name} is missing: data.yaml names it as a list of images; restore it")
             if (root / name).is_file():
                 return [
                     _listed(line.strip(), ends, root / name)
@@ -135,7 +166,7 @@ def read_yolo(root: Path, texts: list[str], images: list[str], exif: Exif) -> It
     Raises:
         DataError: A line is something else; the message names the file and the line.
     """
-    there = {composed(text): text for text in texts}
+    there = by_name(texts)
     for image in images:
         height, width = image_size(root / image, exif)
         ids, segmentations = [], []

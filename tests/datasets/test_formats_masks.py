@@ -414,10 +414,15 @@ def test_folders_that_say_split_and_role(tmp_path, image, mask):
     root = tmp_path / "set"
     write_text(root / "classes.txt", "sky\ntree\nroad\n")
     for name in ("train", "val"):
-        write_jpeg(root / image.format(name), 1, 3)
-        write_png(root / mask.format(name), uint8([0, 2, 255]))
+        for letter in "a" if name == "train" else "ab":
+            write_jpeg(root / image.format(name).replace("a.", f"{letter}."), 1, 3)
+            write_png(
+                root / mask.format(name).replace("a.", f"{letter}.").replace("a_L", f"{letter}_L"), uint8([0, 2, 255])
+            )
     build(tmp_path, root)
-    assert [list(split(tmp_path, name).values()) for name in ("train", "val")] == [[[[0, 2, X]]]] * 2
+    assert (
+        list(split(tmp_path).values()) == [[[0, 2, X]]] and list(split(tmp_path, "val").values()) == [[[0, 2, X]]] * 2
+    )
 
 
 def test_a_test_set_without_masks_is_left_out(tmp_path, capsys):

@@ -21,6 +21,8 @@ MOSTLY = 0.5
 """The report warns about a larger share of ignored pixels than this, from 0 to 1."""
 ALMOST_ALL = 0.99
 """The report warns about a class with a larger share of the labeled pixels than this, from 0 to 1."""
+FEW = 0.01
+"""The report warns about a larger share of regions without a pixel than this, from 0 to 1."""
 NAMED = 8
 """Number of classes or samples that a line names."""
 
@@ -31,12 +33,16 @@ REGIONS, SHAPELESS, HIDDEN, UNANNOTATED = (
     "images_without_annotation",
 )
 WHITE = "masks_with_255_ignored"
+NARROW = "masks_of_8_bits_under_more_than_256_ids"
+BOXES = "regions_that_are_boxes"
+WITHOUT_PIXEL = "regions_without_pixel"
 WITHOUT_LABEL = "tiles_without_label"
 """Names of what a builder counts sample by sample."""
 
 WORDS = {
     SHAPELESS: "regions without a shape, which cannot be drawn",
     HIDDEN: "objects that others hide completely",
+    WITHOUT_PIXEL: "regions without a pixel, outside of their image or smaller than one",
     UNANNOTATED: "images without an annotation",
     WITHOUT_LABEL: "tiles without a label, which are left out",
 }
@@ -151,6 +157,28 @@ class Tally:
                 yield f"{share:.2%} of the labeled pixels of {split} are class {most} {self._classes[most]!r}"
             elif labeled[split] and (pixels > 0).sum() == 1:
                 yield f"all labeled pixels of {split} are class {most} {self._classes[most]!r}"
+        alike = _alike(self._classes)
+        if alike:
+            yield (
+                f"{len(alike)} names of classes differ from another in case or blanks alone: {_some(alike)}; if they mean one "
+                "class, correct the labels"
+            )
+        if self._counts[NARROW]:
+            yield (
+                f"{self._counts[NARROW]} masks have 8 bits, though classes have ids above 255: no such class can be in them, and "
+                "if masks were saved with larger ids, those are now others; save them again with 16 bits"
+            )
+        drawn = self._counts[REGIONS] - self._counts[SHAPELESS]
+        if self._counts[BOXES] and self._counts[BOXES] == drawn:
+            yield (
+                f"all {drawn} regions are upright boxes, which are drawn full; if they are boxes around objects, as for detection, "
+                "most of their borders are labeled wrongly: export polygons or masks"
+            )
+        if self._counts[WITHOUT_PIXEL] > FEW * drawn:
+            yield (
+                f"{self._counts[WITHOUT_PIXEL]} of {drawn} regions have no pixel: they lie outside of their images, or are smaller "
+                "than one; check whether images were resized after they were labeled"
+            )
         if self._counts[HIDDEN]:
             yield f"{self._counts[HIDDEN]} objects are hidden completely by others; check --overlap"
         if self._counts[SHAPELESS]:
@@ -165,6 +193,13 @@ class Tally:
 
     def _names(self, ids: list[int]) -> str:
         return _some([f"{class_id} {self._classes[class_id]!r}" for class_id in ids])
+
+
+def _alike(classes: list[str]) -> list[str]:
+    """Returns pairs of names that differ in case or blanks alone."""
+    found: dict[str, str] = {}
+    firsts = ((name, found.setdefault(" ".join(name.casefold().split()), name)) for name in classes)
+    return [f"{first!r} and {name!r}" for name, first in firsts if first != name]
 
 
 def _some(words: list[str]) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.coco_json import CocoJson
-from common.images import is_image
+from common.images import is_image, walk
 from folders.annotations import RegionSource
 from folders.arguments import Arguments
 from folders.coco_files import ImageFinder, find_jsons
@@ -29,7 +29,7 @@ def source_of(arguments: Arguments) -> RegionSource:
         for split in ("train", "val"):
             if split not in jsons and "" not in jsons:
                 print(f"{arguments.name}: {path / (split + '.json')} does not exist, so there will be no split {split}")
-    return coco_source(arguments.images, jsons)
+    return coco_source(arguments.images, jsons, list(walk(arguments.images)))
 
 
 def coco_source(root: Path, jsons: Mapping[str, Path], files: list[str] | None = None) -> RegionSource:

@@ -220,15 +220,23 @@ BACKGROUNDS = (
 
 
 def check_first(table: Path, pairs: Mapping[str, str]) -> None:
-    """Raises DataError if masks are of KITTI, as datumaro writes them, whose id 0 is both the first class and no annotation."""
-    names = read_name_table(table).names
-    first = names.get(0, "")
-    kitti = any("/semantic/" in f"/{mask}" for mask in pairs.values())
-    if kitti and first and re.sub(r"[^a-z]", "", first.lower()) not in BACKGROUNDS:
+    """Raises DataError if label_colors.txt does not tell what masks hold, as datumaro writes it.
+
+    In KITTI id 0 is both the first class and no annotation; without colors, those of CamVid's masks count from 1.
+    """
+    content = read_name_table(table)
+    first = content.names.get(0, "")
+    if any("/semantic/" in f"/{mask}" for mask in pairs.values()):
+        if first and re.sub(r"[^a-z]", "", first.lower()) not in BACKGROUNDS:
+            raise DataError(
+                f"{table}: id 0 is {first!r}, and datumaro also writes 0 where there is no annotation, so its masks do not tell "
+                f"them apart: export again with a first class background, or say --ignore-id 0 to ignore both, or --names {table} "
+                f"if every pixel of id 0 is {first!r}"
+            )
+    elif not content.colors:
         raise DataError(
-            f"{table}: id 0 is {first!r}, and datumaro also writes 0 where there is no annotation, so its masks do not tell them "
-            f"apart: export again with a first class background, or say --ignore-id 0 to ignore both, or --names {table} if every "
-            f"pixel of id 0 is {first!r}"
+            f"{table} has no colors, so nothing tells which class a color in its masks is: export again with colors, or name a "
+            "table with the columns name, r, g, b with --names"
         )
 
 

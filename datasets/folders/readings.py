@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from pathlib import Path, PurePosixPath
 
+from common.class_names import read_names
 from common.images import is_image, walk
 from folders import (
     coco_files,
@@ -17,6 +18,7 @@ from folders import (
     panoptic,
     parquet,
     supervisely,
+    unread,
     via,
     yolo,
 )
@@ -192,6 +194,8 @@ def _names(found: Mapping[str, Path]) -> str:
 def _look_masks(arguments: Arguments, root: Path, listed: list[str], files: list[str]) -> Reading | None:
     if arguments.path is None or not arguments.path.is_dir():
         return None
+    if unread.is_labelme_web(arguments.path, listed):
+        return None
     stated = yolo.find_yaml(root, listed)
     masks_folder = yolo.entries_of(stated).get("masks_dir") if stated is not None else None
     pairs = pair_by_folders(files, PurePosixPath(str(masks_folder or "")).name.lower())
@@ -226,23 +230,30 @@ def _mask_source(arguments: Arguments, root: Path, pairs: Pairs, table: Path) ->
 
 def _table(root: Path, listed: list[str], stated: Path | None = None) -> Path:
     """Returns the table of classes, or `stated` without any; raises DataError if there is none, or several that differ."""
-    names = {file: PurePosixPath(file).name for file in listed}
-    for wanted in TABLES:
-        found = [root / file for file, name in names.items() if name.lower() == wanted]
-        if not found:
-            continue
-        other = next((table for table in found[1:] if table.read_bytes() != found[0].read_bytes()), None)
-        if other is not None:
-            raise DataError(
-                f"{found[0]} and {other} differ: expected the same classes in all splits; name one with --names"
-            )
-        return found[0]
+    names = {file: PurePosixPath(file).name.lower() for file in listed}
+    found = [root / file for wanted in TABLES for file, name in names.items() if name == wanted]
+    contents = {table: content for table in found if (content := _content(table)) is not None}
+    other = next((table for table in contents if contents[table] != contents[next(iter(contents))]), None)
+    if other is not None:
+        raise DataError(
+            f"{next(iter(contents))} and {other} differ: expected the same classes in all splits and tables; name one with --names"
+        )
+    if found:
+        return next(iter(contents), found[0])
     if stated is not None:
         return stated
     raise DataError(
         f"{root} has images and masks, but no table of class names ({', '.join(TABLES[:6])}, ...): name one with --names, such "
         "as a csv with the columns id and name"
     )
+
+
+def _content(table: Path) -> dict[int, str] | None:
+    """Returns the names in a table, or None if a file of such a name is something else."""
+    try:
+        return read_names(table)
+    except DataError:
+        return None
 
 
 LOOKS: dict[str, Callable[[Arguments, Path, list[str], list[str]], Reading | None]] = {

@@ -56,6 +56,13 @@ SUFFIXES = {
 }
 
 
+def is_labelme_web(path: Path, listed: list[str]) -> bool:
+    """Whether a folder is of the LabelMe of the web, whose masks hold one object each."""
+    return "of the LabelMe of the web" in (
+        reason(path, [file for file in listed if file.lower().endswith(".xml")]) or ""
+    )
+
+
 def reason(path: Path, listed: list[str]) -> str | None:
     """Returns a sentence about the first file that is recognized but cannot be read, or None.
 

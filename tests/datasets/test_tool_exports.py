@@ -508,6 +508,27 @@ def test_id_0_of_datumaros_kitti_asks(tmp_path):
     assert build(tmp_path, root).classes == ["unlabeled", "cat"]
 
 
+def test_datumaros_camvid_without_colors_is_refused(tmp_path):
+    """Its colors are VOC's, but the first class has the second color."""
+    root = tmp_path / "set"
+    write_png(root / "train/a.png", uint8([0, 0, 0]))
+    write_png(root / "trainannot/a.png", uint8([[128, 0, 0], [0, 128, 0], [0, 0, 0]]))
+    write_text(root / "label_colors.txt", " cat\n dog\n bird\n")
+    with pytest.raises(DataError, match=r"label_colors.txt has no colors, so nothing tells which class a color"):
+        build(tmp_path, root, colormap="voc")
+
+
+def test_labelme_of_the_web_with_masks_is_refused(tmp_path):
+    """As datumaro writes it: a mask an object, named by an xml."""
+    root = tmp_path / "set"
+    write_jpeg(root / "Images/train/a.jpg", 1, 3)
+    write_png(root / "Masks/train/a_mask_0.png", uint8([0, 255, 255]))
+    segment = "<object><name>cat</name><segm><mask>a_mask_0.png</mask></segm></object>"
+    write_text(root / "Annotations/train/a.xml", f"<annotation><filename>a.jpg</filename>{segment}</annotation>")
+    with pytest.raises(DataError, match="is of the LabelMe of the web, whose xml is not read"):
+        build(tmp_path, root)
+
+
 def masked(root, save, names):
     write_jpeg(root / "images/a.jpg", 1, 4)
     (root / "masks").mkdir(parents=True, exist_ok=True)
@@ -654,6 +675,26 @@ def test_masks_of_no_image_are_counted(tmp_path, capsys):
     write_jpeg(tmp_path / "set/images/a_rgb.jpg", 1, 4)
     with pytest.raises(DataError, match=r"masks/a.png would be the mask of images/a.jpg and of images/a_rgb.jpg"):
         build(tmp_path, tmp_path / "set")
+
+
+def test_two_tables_that_differ_ask(tmp_path):
+    masked(tmp_path / "set", Image.fromarray(uint8([0, 1, 2, 1])).save, ["a", "b", "c"])
+    write_text(tmp_path / "set/labels.txt", "notes\n\nabout labels\n")  # no table
+    write_text(tmp_path / "set/names.txt", "a\nb\nc\n")
+    assert build(tmp_path, tmp_path / "set").classes == ["a", "b", "c"]
+    write_text(tmp_path / "set/names.txt", "c\nb\na\n")
+    with pytest.raises(
+        DataError, match=r"classes.json and .*names.txt differ: expected the same classes in all splits and tables"
+    ):
+        build(tmp_path, tmp_path / "set")
+    assert build(tmp_path, tmp_path / "set", names=tmp_path / "set/names.txt").classes == ["c", "b", "a"]
+
+
+def test_images_that_no_annotation_lists_are_counted_with_images_and_annotations(tmp_path, capsys):
+    coco(tmp_path / "set", ["a.jpg"], [(0, 1, LEFT), (0, 2, RIGHT)])
+    write_jpeg(tmp_path / "set/b.jpg")
+    build(tmp_path, None, images=tmp_path / "set", annotations=tmp_path / "set/i.json")
+    assert "left out: 1 images without annotations or of a split that is not built" in capsys.readouterr().out
 
 
 def test_masks_of_floats_and_jpeg_under_the_name_of_a_png(tmp_path):

@@ -1,27 +1,19 @@
-"""The kernels against dense formulas in float64, and the whole loss through them against its path without.
-
-They run in a process of their own, because Triton reads TRITON_INTERPRET when it is imported: interpreted on the CPU, or
-on a GPU where there is one.
-"""
+"""The kernels against dense formulas in float64, and the whole loss through them against its path without."""
 
 import importlib
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from triton_process import answers_of, compiled_for_h100
 
 from kiloseg.losses import Negatives, embedding_cross_entropy, triton_backend
 from kiloseg.losses.negatives import resolve_negatives
+from kiloseg.ops.triton import available
 
-triton = pytest.importorskip("triton")
+pytest.importorskip("triton")
 
-ROOT = Path(__file__).parents[2]
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LOGITS = ("distance", "cosine")
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -146,35 +138,9 @@ def cases():
     yield from ((f"loss {name}", "loss_by_kernels", loss_case(*case)) for name, case in LOSS.items())
 
 
-def answer_all(path):
-    """What the other process does: answers every case, with its tensors on the device and back."""
-    torch.set_num_threads(1)
-
-    def move(value, device):
-        if isinstance(value, dict):
-            return {name: move(part, device) for name, part in value.items()}
-        if isinstance(value, list | tuple):
-            return type(value)(move(part, device) for part in value)
-        return value.to(device) if isinstance(value, torch.Tensor) else value
-
-    answers = {name: move(globals()[function](*move(args, DEVICE)), "cpu") for name, function, args in cases()}
-    torch.save(answers, path)
-
-
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
-    path = tmp_path_factory.mktemp("triton") / "answers.pt"
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join(str(ROOT / folder) for folder in ("platform", "tests", "tests/ops")),
-    }
-    environment.pop("KILOSEG_TRITON", None)
-    if DEVICE == "cpu":
-        environment["TRITON_INTERPRET"] = "1"
-    source = f"import test_triton; test_triton.answer_all({str(path)!r})"
-    done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=500)
-    assert done.returncode == 0, done.stderr
-    return torch.load(path)
+    return answers_of("test_triton", tmp_path_factory.mktemp("triton"))
 
 
 @pytest.mark.parametrize("name", SOFTMAX)
@@ -265,28 +231,9 @@ KERNELS = {
 )
 def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
     """Also without a GPU: what the interpreter accepts need not compile."""
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        pytest.skip("triton was told to interpret")
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    module, kernel = KERNELS[name][0].split(".")
-    tuner = getattr(importlib.import_module(f"kiloseg.ops.triton.{module}"), kernel)
-    config = tuner.configs[0]
-    fixed = {"D": D, "W": W, **KERNELS[name][1], **config.kwargs}
-    types = {"target_ptr": "*i64", "ids_ptr": "*i64", "rows_ptr": "*bf16", "P": "i32", "C": "i32", "magnitude": "i32"}
-    if name.startswith("gradient"):
-        types["o_ptr"] = "*bf16"
-    signature = {
-        argument: "constexpr" if argument in fixed else types.get(argument, "*fp32" if "_ptr" in argument else "fp32")
-        for argument in tuner.fn.arg_names
-    }
-    compiled = triton.compile(
-        ASTSource(fn=tuner.fn, signature=signature, constexprs=fixed),
-        target=GPUTarget("cuda", 90, 32),
-        options={"num_warps": config.num_warps, "num_stages": config.num_stages},
-    )
+    kernel, fixed = KERNELS[name]
+    types = {"o_ptr": "*bf16"} if name.startswith("gradient") else {}
+    compiled = compiled_for_h100(kernel, D, W, fixed, types, tmp_path, monkeypatch)
     assert "wgmma.mma_async.sync.aligned.m64" in compiled.asm["ptx"], "the products are not on the tensor cores"
     assert ".bf16.bf16" in compiled.asm["ptx"]
     assert compiled.metadata.shared <= 227 * 1024
@@ -299,7 +246,7 @@ def test_whole_loss_equals_the_path_without_kernels(name, answers):
     # Two images of nine rows, in blocks of seven.
     expected = {"all": {"softmax_sums": 4}, "random": {"softmax_sums": 4}, "nearest": {"nearest_scores": 4}}
     assert answer.pop("counts") == expected.get(kind, {})
-    assert not triton_backend.available(torch.device("cpu"))
+    assert not available(torch.device("cpu"))
     for part, want in loss_and_gradients(*loss_case(*LOSS[name])).items():
         torch.testing.assert_close(answer[part], want, rtol=1e-5, atol=1e-5 * want.abs().max().item())
 
@@ -318,7 +265,7 @@ def test_where_kernels_run(environment, device, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
-    assert triton_backend.available(torch.device(device)) == expected
+    assert available(torch.device(device)) == expected
 
 
 def test_tensors_that_a_kernel_cannot_read_are_named():

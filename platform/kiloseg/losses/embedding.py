@@ -18,13 +18,14 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from kiloseg.config import Logit, Negatives
-from kiloseg.losses import cpu_backend, reference_cells, triton_backend
+from kiloseg.losses import cpu_backend, reference_cells, triton_backend, triton_cells
 from kiloseg.losses.negatives import ResolvedNegatives, draw_candidates, resolve_negatives
 from kiloseg.losses.pixel_weights import mean_weights
 from kiloseg.losses.reference import BlockLoss, Comparison
 from kiloseg.losses.table import Candidates, Table
 from kiloseg.ops import cpu
 from kiloseg.ops.tiles import tiles
+from kiloseg.ops.triton import available as triton_available
 from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 BLOCK_BYTES = 2**20
@@ -72,8 +73,8 @@ def embedding_cross_entropy(
     whatever C, K and H*W are (at least 16 pixels' C scores, or one row's W*D values). Gradients are computed in the forward pass,
     in float32 (float64 if the pixels are) even under autocast, and only once: a double backward raises RuntimeError, and
     torch.compile leaves the loss out of its graph. On a CPU, a compiled kernel computes all of it in float32 with even less memory
-    (`kiloseg.losses.cpu_backend`). On a GPU, Triton kernels compute most kinds (`kiloseg.losses.triton_backend`). The code here
-    and in `kiloseg.losses.reference` is the reference for both.
+    (`kiloseg.losses.cpu_backend`). On a GPU, Triton kernels compute most kinds (`kiloseg.losses.triton_backend` and
+    `kiloseg.losses.triton_cells`). The code here and in `kiloseg.losses.reference` is the reference for both.
 
     Args:
         pixels_BDhw: the output of the embedding head, floating point.
@@ -131,7 +132,7 @@ def _choose_backend(
 ) -> Literal["torch", "cpu kernel", "triton"]:
     # Kernels read float32 data. Triton's cannot read the fake tensors that memory is planned on.
     readable = pixels_BDhw.dtype != torch.float64 and cpu.holds_data(pixels_BDhw) is True
-    if readable and triton_backend.covers(negatives) and triton_backend.available(pixels_BDhw.device):
+    if readable and triton_backend.covers(negatives) and triton_available(pixels_BDhw.device):
         return "triton"
     # The CPU kernel gives all labeled pixels of a batch one weight.
     return "cpu kernel" if not weighted and cpu_backend.supports(pixels_BDhw, negatives) else "torch"
@@ -206,13 +207,12 @@ def _loss_in_blocks(
     weight = 1 / whole.to(pixels_BDhw.dtype)
     table = Table(rows_CD, wants_grad=wants_grad, grad_by_class=triton)
     comparison = _compare_with(table, labels_BHW.where(counts_BHW, -1), setting)
-    if not triton and reference_cells.pays(pixels_BDhw, (H, W), setting.negatives, len(rows_CD)):
+    at_cells = triton_cells if triton else reference_cells
+    if at_cells.pays(pixels_BDhw, (H, W), setting.negatives, len(rows_CD)):
         target_BHW = labels_BHW.where(counts_BHW, 0)
-        loss, grad_pixels = reference_cells.embedding_loss(
-            pixels_BDhw, target_BHW, weight * weights_BHW, table, comparison
-        )
+        loss, grad_pixels = at_cells.embedding_loss(pixels_BDhw, target_BHW, weight * weights_BHW, table, comparison)
         return loss, grad_pixels, table.grad() if wants_grad else None
-    block_loss = triton_backend.TritonBlockLoss if triton else BlockLoss
+    search = triton_cells.nearest_search(pixels_BDhw, rows_CD, (H, W), setting.negatives) if triton else None
     loss = pixels_BDhw.new_zeros(())
     grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
     block_bytes = BLOCK_BYTES if pixels_BDhw.is_cpu and not triton else triton_backend.BLOCK_BYTES
@@ -226,7 +226,9 @@ def _loss_in_blocks(
             target_P = labels_BHW[image, rows].reshape(-1).where(counts_P, 0)
             pixels_PD = upsampling.rows(columns_hWD, rows, cells)
             weight_P = weight * weights_BHW[image, rows].reshape(-1)
-            block = block_loss(pixels_PD, table, target_P, weight_P, comparison)
+            pixels = (pixels_PD, table, target_P, weight_P, comparison)
+            found = None if search is None else search.find(image, rows, target_P)
+            block = triton_backend.TritonBlockLoss(*pixels, found=found) if triton else BlockLoss(*pixels)
             loss += block.loss
             if grad_hWD is not None:
                 upsampling.add_rows_gradient(grad_hWD, block.grad_raw(), rows, cells)

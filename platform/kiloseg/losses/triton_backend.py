@@ -6,9 +6,7 @@ when it is used. Shapes: P pixels of a block, D embedding, C classes, K negative
 
 from __future__ import annotations
 
-import functools
-import importlib.util
-import os
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,33 +23,23 @@ pixels, several for each of an H100's 132 multiprocessors. About ten such matric
 training a ResNet-50 DeepLabV3+ takes at batch 10 and crop 512. These figures are calculated, not measured."""
 
 
-def available(device: torch.device) -> bool:
-    """Whether the kernels can run there: on a GPU of compute capability 8.0 or more (bfloat16 on tensor cores), with Triton.
-
-    KILOSEG_TRITON=0 in the environment turns them off, for comparison. TRITON_INTERPRET=1, which must be set before Triton is
-    imported, makes Triton interpret its kernels, so they run, slowly, on CPU tensors.
-    """
-    if os.environ.get("KILOSEG_TRITON") == "0" or not _installed():
-        return False
-    if os.environ.get("TRITON_INTERPRET") == "1":
-        return device.type == "cpu"
-    return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
 def covers(negatives: ResolvedNegatives) -> bool:
     """Whether there are kernels for these negatives. There are none for "mixed" or for more than MAX_NEAREST nearest classes."""
     return negatives.shares or (negatives.from_drawn == 0 and negatives.nearest <= MAX_NEAREST)
 
 
-@functools.cache
-def _installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
-
-
 class TritonBlockLoss(BlockLoss):
-    """Computes loss and gradients of P pixels with Triton kernels; its table keeps its gradient by class."""
+    """Computes loss and gradients of P pixels with Triton kernels; its table keeps its gradient by class.
+
+    Args:
+        found: cosines and ids of the pixels' nearest classes, if they are known already.
+    """
 
     reads_target_from_scores = False
+
+    def __init__(self, *args: Any, found: tuple[Tensor, Tensor] | None = None) -> None:
+        self.found = found
+        super().__init__(*args)
 
     def compare(self) -> None:
         """Sets the sums of the negatives' exponentials and their part of the gradients."""
@@ -106,7 +94,7 @@ class TritonBlockLoss(BlockLoss):
         from kiloseg.ops.triton.rows import add_weighted_rows, weighted_rows
 
         rows_CD, o_PD = self.table.rows_CD, self.o_DP.T.contiguous()
-        cosines_PK, ids_PK = nearest_scores(o_PD, rows_CD, self.target_P, count)
+        cosines_PK, ids_PK = self.found or nearest_scores(o_PD, rows_CD, self.target_P, count)
         weight_PK, distance_PK, _ = self.weigh_nearest(cosines_PK)
         if self.table.wants_grad:
             if distance_PK is not None:

@@ -40,8 +40,8 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
     """Finds every pixel's nearest class at full resolution: argmin_c ||o - e_c||, for unit vectors argmax_c o.e_c.
 
     It works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and besides the labels,
-    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. On a CPU a compiled kernel takes the scores at
-    feature cells and upsamples them inside a tile (`kiloseg.ops.upsampled_search`).
+    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. Compiled kernels take
+    the scores at feature cells and upsample them inside a tile (`kiloseg.ops.upsampled_search`).
 
     Args:
         pixels_BDhw: the output of the embedding head.

@@ -1,4 +1,4 @@
-"""Finds the best one or two classes of every pixel of an upsampled map, from scores at feature cells, on a CPU.
+"""Finds the best classes of every pixel of an upsampled map, from scores at feature cells, with a kernel for CPUs or GPUs.
 
 Scores commute with upsampling, and dividing a pixel's scores by its length does not change their order. So the products of
 embeddings and table are taken at the cells, and their scores are upsampled inside a tile, where a running best is kept.
@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from kiloseg.ops import cpu
+from kiloseg.ops import triton as triton_kernels
 from kiloseg.ops.tiles import TILE_BYTES
 
 MAX_BEST = 2
-"""The most classes that are kept per pixel."""
+"""The most classes that the CPU kernel keeps per pixel."""
 
 
 class _Best(ctypes.Structure):
@@ -31,8 +32,14 @@ class _Best(ctypes.Structure):
 
 
 def supports(pixels_BDhw: Tensor, size: tuple[int, int], count: int) -> bool:
-    """Whether the kernel can search and pays off: on a CPU, in float32, for one or two classes, upsampling to 4 x the pixels."""
+    """Whether a kernel can search and pays off.
+
+    On a CPU it is for float32, one or two classes, and upsampling to 4 x the pixels or more. On a GPU with Triton it is for up to
+    MAX_NEAREST classes and what `kiloseg.ops.triton.pays_at_cells` says; float16 and bfloat16 are widened there.
+    """
     _, D, h, w = pixels_BDhw.shape
+    if _runs_triton(pixels_BDhw):
+        return count <= triton_kernels.MAX_NEAREST and triton_kernels.pays_at_cells(pixels_BDhw, size)
     return (
         pixels_BDhw.is_cpu
         and pixels_BDhw.dtype == torch.float32
@@ -49,16 +56,60 @@ def best_classes(
 ) -> tuple[Tensor, Tensor | None]:
     """Finds the `count` classes of highest cosine for every pixel, best first: int64 (K, B, H, W), and the cosines if wanted.
 
-    Besides these, memory holds the map of one image, the table in panels, the scores of a block of cells with a chunk of the
-    classes (about TILE_BYTES), and 2 K numbers for each pixel of a block.
+    Besides these, memory on a CPU holds the map of one image, the table in panels, the scores of a block of cells with a chunk of
+    the classes (about TILE_BYTES), and 2 K numbers for each pixel of a block. On a GPU it holds the maps of a block's images and
+    the table, both in 6 bytes a value, and 12 K bytes for each pixel of these images.
 
     Args:
-        pixels_BDhw: the pixel embeddings, float32.
+        pixels_BDhw: the pixel embeddings, of a type that `supports` accepts.
         rows_CD: the rows, of unit length, float32.
         size: the size (H, W) in pixels.
-        count: the number K of classes, 1 or 2, and at most C.
+        count: the number K of classes, which `supports` accepts, and at most C.
         wants_cosines: whether to return the cosines, float32 (K, B, H, W).
     """
+    if _runs_triton(pixels_BDhw):
+        return _best_by_triton(pixels_BDhw, rows_CD, size, count, wants_cosines=wants_cosines)
+    return _best_by_cpu_kernel(pixels_BDhw, rows_CD, size, count, wants_cosines=wants_cosines)
+
+
+def _runs_triton(pixels_BDhw: Tensor) -> bool:
+    # Kernels read float32 data, which fake tensors do not have.
+    readable = pixels_BDhw.dtype != torch.float64 and cpu.holds_data(pixels_BDhw) is True
+    return readable and triton_kernels.available(pixels_BDhw.device)
+
+
+def _best_by_triton(
+    pixels_BDhw: Tensor, rows_CD: Tensor, size: tuple[int, int], count: int, *, wants_cosines: bool
+) -> tuple[Tensor, Tensor | None]:
+    from kiloseg.ops.triton.cells import blocks
+    from kiloseg.ops.triton.cells_search import search_patches
+    from kiloseg.ops.triton.scores import pieces
+
+    B, device = len(pixels_BDhw), pixels_BDhw.device
+    sorts = count > 1
+    labels_KBHW = torch.empty((count, B, *size), dtype=torch.int64, device=device)
+    cosines_KBHW = torch.empty((count, B, *size), device=device) if wants_cosines else None
+    # Triton starts kernels on the current device.
+    with torch.cuda.device_of(pixels_BDhw):
+        classes = pieces(rows_CD.contiguous())
+        for images, bands in blocks(pixels_BDhw, size):
+            shape = (images.stop - images.start, *size, count)
+            ids_bHWK = torch.empty(shape, dtype=torch.int64, device=device)
+            cosines_bHWK = torch.empty(shape, device=device) if wants_cosines or sorts else None
+            for patches in bands:
+                search_patches(patches, classes, ids_bHWK, cosines_bHWK)
+            if cosines_bHWK is not None and sorts:
+                cosines_bHWK, order = cosines_bHWK.sort(dim=3, descending=True, stable=True)
+                ids_bHWK = ids_bHWK.gather(3, order)
+            labels_KBHW[:, images] = ids_bHWK.movedim(3, 0)
+            if cosines_KBHW is not None and cosines_bHWK is not None:
+                cosines_KBHW[:, images] = cosines_bHWK.movedim(3, 0)
+    return labels_KBHW, cosines_KBHW
+
+
+def _best_by_cpu_kernel(
+    pixels_BDhw: Tensor, rows_CD: Tensor, size: tuple[int, int], count: int, *, wants_cosines: bool
+) -> tuple[Tensor, Tensor | None]:
     B = len(pixels_BDhw)
     if not pixels_BDhw.is_contiguous(memory_format=torch.channels_last):
         pixels_BDhw = pixels_BDhw.contiguous()

@@ -59,6 +59,25 @@ def nearest_scores(o_PD: Tensor, rows_CD: Tensor, target_P: Tensor, K: int) -> t
     return cosines_PK, ids_PK
 
 
+@triton.jit
+def take_in(scores, ids, held, held_ids):
+    """Returns the highest of the scores held (pixels, slots) and those of a tile (pixels, ids), and their ids."""
+    slots = tl.arange(0, held.shape[1])
+    worst = tl.min(held, 1)
+    best = tl.max(scores, 1)
+    while tl.max((best > worst).to(tl.int32), 0) > 0:
+        # Among equal scores the highest id is taken, so each one is taken in separately.
+        best_id = tl.max(tl.where(scores == best[:, None], ids[None, :], -1), 1)
+        slot = tl.argmin(held, 1)
+        taken = (slots[None, :] == slot[:, None]) & (best > worst)[:, None]
+        held = tl.where(taken, best[:, None], held)
+        held_ids = tl.where(taken, best_id[:, None], held_ids)
+        worst = tl.min(held, 1)
+        scores = tl.where(ids[None, :] == best_id[:, None], -float("inf"), scores)
+        best = tl.max(scores, 1)
+    return held, held_ids
+
+
 @tuned([(64, 32, 4, 2), (64, 64, 4, 2), (64, 128, 4, 2), (128, 32, 8, 2)], key=["magnitude", "W", "K"])
 @triton.jit(do_not_specialize=["P", "C", "magnitude"])
 def _nearest(
@@ -83,23 +102,12 @@ def _nearest(
     # Slots beyond K hold infinity, so they are never the worst.
     held = tl.zeros((BLOCK_P, SLOTS), tl.float32) + tl.where(slots < K, -float("inf"), float("inf"))[None, :]
     held_ids = tl.zeros((BLOCK_P, SLOTS), tl.int32)
-    worst = tl.min(held, 1)
     for start in range(0, C, BLOCK_C):
         ids = start + tl.arange(0, BLOCK_C)
         e1, e2, e3 = load_pieces(rows_ptr, ids, C, W)
         cosines = product(o1, o2, o3, tl.trans(e1), tl.trans(e2), tl.trans(e3))
         cosines = tl.where((ids[None, :] == target[:, None]) | (ids >= C)[None, :], -float("inf"), cosines)
-        best = tl.max(cosines, 1)
-        while tl.max((best > worst).to(tl.int32), 0) > 0:
-            # Among equal scores the highest id is taken, so each one is taken in separately.
-            best_id = tl.max(tl.where(cosines == best[:, None], ids[None, :], -1), 1)
-            slot = tl.argmin(held, 1)
-            taken = (slots[None, :] == slot[:, None]) & (best > worst)[:, None]
-            held = tl.where(taken, best[:, None], held)
-            held_ids = tl.where(taken, best_id[:, None], held_ids)
-            worst = tl.min(held, 1)
-            cosines = tl.where(ids[None, :] == best_id[:, None], -float("inf"), cosines)
-            best = tl.max(cosines, 1)
+        held, held_ids = take_in(cosines, ids, held, held_ids)
     place = pixels[:, None] * K + slots[None, :]
     kept = inside[:, None] & (slots < K)[None, :]
     tl.store(cosines_ptr + place, held, mask=kept)

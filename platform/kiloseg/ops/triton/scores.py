@@ -28,9 +28,18 @@ _INTERPRETED = tl.constexpr(triton.knobs.runtime.interpret)
 
 _BLOCK_N = 64
 
+_PROGRAMS_PER_PROCESSOR = 4
+"""The number of programs for the table's gradient per multiprocessor of the GPU. If there are too few classes for that, pixels are
+divided too."""
+
 
 def pieces(rows_ND: Tensor) -> Tensor:
-    """Splits the rows into three bfloat16 matrices (3, N, W) that add up to them, with zeros beyond D."""
+    """Splits the rows into three bfloat16 matrices (3, N, W) that add up to them, with zeros beyond D.
+
+    Raises:
+        ValueError: the rows are not contiguous float32.
+    """
+    check(rows_ND=rows_ND)
     N, D = rows_ND.shape
     pieces_3NW = torch.empty(3, N, width(D), dtype=torch.bfloat16, device=rows_ND.device)
     _split_rows[(triton.cdiv(N, _BLOCK_N),)](rows_ND, pieces_3NW, N, D=D, W=width(D), BLOCK_N=_BLOCK_N)
@@ -53,6 +62,13 @@ def check(**tensors: Tensor | None) -> None:
                 f"{name} is {tensor.dtype} with strides {tensor.stride()} on {tensor.device}: "
                 f"expected contiguous {expected} on {device}"
             )
+
+
+def num_shares(C: int, most: int, device: torch.device) -> int:
+    """Returns into how many shares, at most `most`, pixels are divided when programs hold 64 of C classes and walk over pixels."""
+    # The interpreter runs one program after another; two shares for few classes are enough to exercise their sum.
+    processors = torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
+    return min(triton.cdiv(_PROGRAMS_PER_PROCESSOR * processors, triton.cdiv(C, 64)), most)
 
 
 @triton.jit

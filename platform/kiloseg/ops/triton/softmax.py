@@ -22,16 +22,13 @@ from kiloseg.ops.triton.scores import (
     load_pieces,
     load_pixels,
     logits_of,
+    num_shares,
     pieces,
     product,
     split,
     tuned,
     width,
 )
-
-_PROGRAMS_PER_PROCESSOR = 4
-"""The number of programs for the table's gradient per multiprocessor of the GPU. If there are too few classes for that, pixels are
-divided too."""
 
 
 def softmax_sums(
@@ -112,8 +109,7 @@ def softmax_table_gradient(
     check(o_PD=o_PD, rows_CD=rows_CD, target_P=target_P, factor_P=factor_P, top_P=top_P)
     P, D = o_PD.shape
     C = len(rows_CD)
-    blocks = triton.cdiv(C, 64)
-    shares = min(triton.cdiv(_PROGRAMS_PER_PROCESSOR * _num_processors(o_PD.device), blocks), triton.cdiv(P, 128))
+    shares = num_shares(C, triton.cdiv(P, 128), o_PD.device)
     grad_SCD = o_PD.new_empty(shares, C, D)
     _table_gradient[lambda meta: (triton.cdiv(C, meta["BLOCK_C"]), shares)](
         pieces(o_PD),
@@ -133,11 +129,6 @@ def softmax_table_gradient(
         ONLINE=top_P is not None,
     )
     return grad_SCD.sum(0) if shares > 1 else grad_SCD[0]
-
-
-def _num_processors(device: torch.device) -> int:
-    # The interpreter runs one program after another; two shares for few classes are enough to exercise their sum.
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1
 
 
 @tuned(

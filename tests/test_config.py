@@ -95,7 +95,6 @@ ANYTHING_GOES = {
     "model.arch",
     "model.backbone",
     "model.normalize_early",
-    "loss.filter_gradients",
     "trainer.seed",
     "trainer.channels_last",
     "trainer.checkpoint_activations",

@@ -30,6 +30,7 @@ MAY_DIFFER = frozenset(
 """Settings that do not change what a run computes."""
 
 REMOVED: dict[str, Any] = {
+    "loss.filter_gradients": False,
     "loss.negatives.log_q": False,
     "loss.sample_every": 1,
     "model.learned_temperature": False,

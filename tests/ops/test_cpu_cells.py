@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from test_cpu import LOGITS, batch, compute, expect, expect_dense, threads
 
 from kiloseg.losses import cpu_cells
@@ -91,55 +90,3 @@ def test_a_pixel_of_no_length_between_opposite_cells_is_finite():
     labels = torch.zeros(1, 1, 5, dtype=torch.int64)
     for values in compute(pixels, table, labels, "all", "cosine"):
         assert values.isfinite().all()
-
-
-def peaked(C, D, cosine):
-    """Pixels that lie near their own class, as a trained model's, in regions of 4 x 4 cells."""
-    generator = torch.Generator().manual_seed(2)
-    table = torch.randn(C, D, generator=generator)
-    labels = torch.randint(C, (2, 3, 3), generator=generator).repeat_interleave(16, 1).repeat_interleave(16, 2)
-    rows = F.normalize(table, dim=1)[labels[:, 2::4, 2::4]]
-    away = F.normalize(torch.randn(rows.shape, generator=generator), dim=-1)
-    pixels = (cosine * rows + (1 - cosine**2) ** 0.5 * away).permute(0, 3, 1, 2).contiguous()
-    return pixels.requires_grad_(), table.requires_grad_(), labels
-
-
-@pytest.mark.parametrize("tau", [20.0, 60.0])
-@pytest.mark.parametrize("logit", LOGITS)
-def test_filter_leaves_out_no_more_than_negligible_weights(logit, tau, monkeypatch):
-    """Class by class, what is missing is at most the part of the pixels in which the class has less than 2^-12."""
-    monkeypatch.setattr(cpu_cells, "BLOCK_CELLS", 30)
-    pixels, table, labels = inputs = peaked(300, 128, 0.95)
-    exact = compute(*inputs, "all", logit, tau=tau)
-    filtered = compute(*inputs, "all", logit, tau=tau, filter_gradients=True)
-    assert torch.equal(filtered[0], exact[0])
-    with torch.no_grad():
-        o = F.normalize(F.interpolate(pixels.double(), labels.shape[1:], mode="bilinear"), dim=1).permute(0, 2, 3, 1)
-        cosine = o @ F.normalize(table.double(), dim=1).T
-        distance = (2 - 2 * cosine).clamp(min=1e-7).sqrt()
-        share = (tau * cosine if logit == "cosine" else -tau * distance).softmax(3)
-        slope = torch.ones_like(distance) if logit == "cosine" else 1 / distance
-        others = torch.arange(300) != labels[..., None]
-        negligible = (share * slope * (share < 2**-12) * others).flatten(0, 2).sum(0) * tau / labels.numel()
-        most = negligible / table.norm(dim=1)
-        missing = (filtered[2] - exact[2]).norm(dim=1)
-    assert (missing <= most * 1.001 + 1e-6 * exact[2].norm(dim=1).max()).all()
-    assert (missing > 0.1 * most).any(), "next to nothing was left out"
-
-
-@pytest.mark.parametrize("logit", LOGITS)
-def test_filter_changes_nothing_where_no_weight_is_negligible(logit, monkeypatch):
-    monkeypatch.setattr(cpu_cells, "BLOCK_CELLS", 30)
-    pixels, table, labels = batch(130, 12, size=(40, 37), cells=(11, 10))
-    exact = compute(pixels, table, labels, "all", logit, tau=1.0)
-    expect(compute(pixels, table, labels, "all", logit, tau=1.0, filter_gradients=True), exact, 1e-6)
-
-
-@pytest.mark.parametrize("logit", LOGITS)
-def test_filter_gives_the_same_bits_on_any_number_of_threads(logit):
-    inputs = peaked(300, 32, 0.7)
-    first = compute(*inputs, "random", logit, count=200, filter_gradients=True)
-    for number in (2, 5):
-        with threads(number):
-            other = compute(*inputs, "random", logit, count=200, filter_gradients=True)
-        assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True)), number

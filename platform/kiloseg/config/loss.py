@@ -57,10 +57,6 @@ class Loss:
     of the training split (from its index), scaled so that the mean weight of a pixel is 1; classes without pixels get weight 1.
     Or the path of a CSV file with the columns name and weight; classes that it does not name get weight 1. On a CPU, the
     embedding loss runs without its compiled kernel then. Every built-in head uses them; the regularizer does not."""
-    filter_gradients: bool = False
-    """Leave out the gradients of tiles of pixels and classes in which every class has less than 2^-12 of its pixel's softmax. The
-    loss and the gradients of the pixels' own classes stay exact; see `kiloseg.losses.embedding_cross_entropy`. It saves a little
-    time where a model is trained already, and only on a CPU with kinds all and random."""
     separation_weight: float = 0.0
     """Weight of the class separation regularizer; the paper uses 1. The default, 0, turns it off: with 64 or more dimensions
     no two classes come within the margin, so it changes nothing (experiments/LOG.md) and costs C * C * D per step."""

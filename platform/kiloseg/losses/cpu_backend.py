@@ -90,7 +90,6 @@ def embedding_loss(
     cosine: bool,
     ignore_index: int,
     tile_bytes: int | None,
-    filter_gradients: bool,
     wants_grad: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Computes the mean loss of the pixels that count, and its gradients.
@@ -108,7 +107,6 @@ def embedding_loss(
         cosine: whether logits are cosines; otherwise they are distances.
         ignore_index: the label of pixels that do not count.
         tile_bytes: the target size of a matrix of scores in bytes; None means kiloseg.ops.tiles.TILE_BYTES.
-        filter_gradients: whether tiles of negligible weights may get no gradient.
         wants_grad: whether to compute gradients; if not, None is returned for them.
     """
     batch = CpuBatch.of(
@@ -120,7 +118,6 @@ def embedding_loss(
         cosine=cosine,
         ignore_index=ignore_index,
         tile_bytes=tile_bytes,
-        filter_gradients=filter_gradients,
         wants_grad=wants_grad,
     )
     if cpu_cells.pays(pixels_BDhw, labels_BHW, negatives, cosine=cosine):

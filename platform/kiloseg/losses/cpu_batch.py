@@ -40,8 +40,6 @@ class CpuBatch:
     """The label of pixels that do not count."""
     tile_bytes: int
     """The target size of a matrix of scores in bytes."""
-    filter_gradients: bool
-    """Whether tiles of negligible weights may get no gradient; see `kiloseg.losses.embedding_cross_entropy`."""
     wants_grad: bool
     """Whether to compute gradients; if not, None is returned for them."""
 
@@ -56,7 +54,6 @@ class CpuBatch:
         cosine: bool,
         ignore_index: int,
         tile_bytes: int | None,
-        filter_gradients: bool,
         wants_grad: bool,
     ) -> CpuBatch:
         """Brings tensors into a layout that kernels read, and draws the batch's classes.
@@ -81,7 +78,6 @@ class CpuBatch:
             cosine=cosine,
             ignore_index=ignore_index,
             tile_bytes=tile_bytes or TILE_BYTES["cpu"],
-            filter_gradients=filter_gradients,
             wants_grad=wants_grad,
         )
 

@@ -81,7 +81,7 @@ def embedding_loss(batch: CpuBatch) -> tuple[Tensor, Tensor | None, Tensor | Non
     grad_candidates = candidates.new_zeros(len(panels) * tile, width) if batch.wants_grad else None
     division = cpu.divide(h, w, len(panels), batch.tile_bytes, BLOCK_CELLS)
     lines, chunk, cells = division.lines(h, H), division.chunk, division.cells
-    intervals, filters = max(w - 1, 1), batch.filter_gradients and batch.wants_grad
+    intervals = max(w - 1, 1)
     sizes = cpu.cells_sizes()
     result, grad_pixels = batch.buffer(), batch.gradient()
     floats: dict[str, Tensor | None] = {
@@ -97,14 +97,12 @@ def embedding_loss(batch: CpuBatch) -> tuple[Tensor, Tensor | None, Tensor | Non
         "floats": batch.buffer(sizes.floats, lines * W),
         "losses": batch.buffer(lines * intervals),
         "stencils": batch.buffer(division.block_rows * intervals, 10),
-        "limits": batch.buffer(division.block_rows * intervals) if filters else None,
         "y_parts": batch.buffer(H),
         "x_parts": batch.buffer(W),
     }
     integers: dict[str, Tensor | None] = {
         "integers": batch.buffer(sizes.integers, lines * W, dtype=torch.int32),
         "segments": batch.buffer(2 * lines * intervals, dtype=torch.int32),
-        "touched": batch.buffer(chunk, cells, dtype=torch.int32) if filters else None,
         "y_starts": batch.buffer(h + 1, dtype=torch.int32),
         "x_starts": batch.buffer(w + 1, dtype=torch.int32),
     }
@@ -114,7 +112,6 @@ def embedding_loss(batch: CpuBatch) -> tuple[Tensor, Tensor | None, Tensor | Non
             block_rows=division.block_rows,
             chunk=chunk,
             capacity=lines * W,
-            filters=filters,
             **pointers({"target": targets.target_C, "left_out": targets.left_out_C}, torch.int64),
             **pointers(floats),
             **pointers(integers, torch.int32),

@@ -41,7 +41,6 @@ class _Setting:
     ignore_index: int
     tile_bytes: int | None
     class_weights_C: Tensor | None
-    filter_gradients: bool
     backend: Literal["torch", "cpu kernel", "triton"]
 
 
@@ -59,7 +58,6 @@ def embedding_cross_entropy(
     ignore_index: int = -1,
     tile_bytes: int | None = None,
     class_weights_C: Tensor | None = None,
-    filter_gradients: bool = False,
 ) -> Tensor:
     """Computes the mean cross-entropy over labeled pixels of embeddings against their own class and chosen negatives.
 
@@ -88,12 +86,6 @@ def embedding_cross_entropy(
             result only by rounding.
         class_weights_C: the weight of every class, 0 or more, in the mean over pixels, as in torch.nn.CrossEntropyLoss; None: 1 for
             all. With weights, a CPU computes the loss without its compiled kernel.
-        filter_gradients: leave out the gradients of tiles of pixels and classes in which every class has less than 2^-12 of its
-            pixel's softmax, as cut-cross-entropy does (https://arxiv.org/abs/2411.09009). The loss and the gradients of the
-            pixels' own classes stay exact. What is left out of a pixel's gradient are negatives of less than 2^-12 each, so less
-            than C / 4096 of it in all. In a batch whose pixels are all nearly right, that may be much of the little gradient
-            that is left. It is a permission: the CPU kernel that takes scores at feature cells (kinds "all" and "random") makes
-            use of it, and the other paths compute everything.
 
     Returns:
         A scalar. It is 0, with zero gradients, if no pixel is labeled.
@@ -112,7 +104,6 @@ def embedding_cross_entropy(
         ignore_index=ignore_index,
         tile_bytes=tile_bytes,
         class_weights_C=None if class_weights_C is None else class_weights_C.to(device, _wide(pixels_BDhw)),
-        filter_gradients=filter_gradients,
         backend=_choose_backend(pixels_BDhw, resolved, weighted=class_weights_C is not None),
     )
     with torch.autocast(device.type, enabled=False):
@@ -177,7 +168,6 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
                 cosine=setting.logit == "cosine",
                 ignore_index=setting.ignore_index,
                 tile_bytes=setting.tile_bytes,
-                filter_gradients=setting.filter_gradients,
                 wants_grad=wants_grad,
             )
         else:

@@ -70,7 +70,6 @@ class EmbeddingHead(Head):
             labels_BHW,
             negatives=self.settings.negatives,
             temperature=self.settings.temperature,
-            filter_gradients=self.settings.filter_gradients,
             logit=self.settings.logit,
             class_weights_C=self.class_weights_C,
         )

@@ -16,7 +16,6 @@
 #include "matrix.h"
 #include "team.h"
 
-#define NEGLIGIBLE 12  // a weight below 2^-NEGLIGIBLE of its pixel's sum may be left out of gradients
 #define PIECE 32  // pixels of a segment whose sums are held at a time
 
 struct cells {
@@ -25,7 +24,6 @@ struct cells {
     int64_t block_rows;    // rows of intervals of a block
     int64_t chunk;         // panels whose scores are held at a time
     int64_t capacity;      // pixels of a block
-    int64_t filters;       // whether tiles of negligible weights get no gradient
     const float *candidates;   // (S, width) of unit length
     const float *panels;       // (panels, D, TILE): the same, transposed, padded to whole panels
     const float *rows;         // (C, width): the table; null where every target's score is a candidate's
@@ -41,8 +39,6 @@ struct cells {
     int32_t *segments;         // 2 x rows x intervals: first pixel, number of pixels
     float *losses;             // rows x intervals
     float *stencils;           // block_rows x intervals x 10: what normalization removes
-    float *limits;             // block_rows x intervals, if filters: the score below which all of a patch's weights are negligible
-    int32_t *touched;          // chunk x strips of cells of a block, if filters: whether a strip's scores have gradients
     int32_t *y_starts, *x_starts;  // first pixel of each interval
     float *y_parts, *x_parts;      // share of the second cell of each pixel
 };

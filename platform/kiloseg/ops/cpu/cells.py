@@ -26,12 +26,12 @@ class Cells(Batch):
     """Mirrors `struct cells` of ops/cpu/cells.h."""
 
     _fields_ = (
-        *((name, ctypes.c_int64) for name in ("S", "block_rows", "chunk", "capacity", "filters")),
+        *((name, ctypes.c_int64) for name in ("S", "block_rows", "chunk", "capacity")),
         *(
             (name, ctypes.c_void_p)
             for name in (
                 "candidates", "panels", "rows", "target", "left_out", "grad_candidates", "grad_rows",
-                "map", "grad_map", "scores", "grads", "floats", "integers", "segments", "losses", "stencils", "limits", "touched",
+                "map", "grad_map", "scores", "grads", "floats", "integers", "segments", "losses", "stencils",
                 "y_starts", "x_starts", "y_parts", "x_parts",
             )
         ),

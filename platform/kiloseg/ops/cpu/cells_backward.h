@@ -44,15 +44,13 @@ INLINE void narrow_segment(const struct block *b, const struct segment *s, int64
     }
 }
 
-// Computes the gradient of the targets' scores: minus the sum of all others. Returns whether the panel holds any.
-static int narrow_targets(const struct block *b, const struct segment *s, int64_t panel) {
+// Computes the gradient of the targets' scores: minus the sum of all others.
+static void narrow_targets(const struct block *b, const struct segment *s, int64_t panel) {
     const struct cells *a = b->a;
     float *grads = a->grads + (panel - b->panel) * b->stride * TILE;
-    int any = 0;
     for (int64_t p = s->first; p < s->first + s->count; ++p) {
         int64_t column = integers_of(a, TARGET)[p];
         if (column < 0 || column / TILE != panel) continue;
-        any = 1;
         float *to = grads + column % TILE, sum = floats(a, SUM)[p];
         float left = sum * floats(a, LEFT_GRAD)[p], right = sum * floats(a, RIGHT_GRAD)[p];
         to[s->upper_left] -= (1 - s->part) * left;
@@ -60,19 +58,6 @@ static int narrow_targets(const struct block *b, const struct segment *s, int64_
         to[s->lower_left] -= s->part * left;
         to[s->lower_right] -= s->part * right;
     }
-    return any;
-}
-
-// Returns the highest score of a cell with a panel's classes; beyond the last class may be zeros.
-INLINE float peak_of(const struct block *b, int64_t panel, int64_t cell) {
-    const float *scores = b->a->scores + ((panel - b->panel) * b->stride + cell) * TILE;
-    vec highest = load(scores);
-    for (int64_t u = 1; u < panel_vectors(b->a, panel); ++u) highest = vmax(load(scores + u * LANES), highest);
-    return max_of(highest);
-}
-
-INLINE int32_t *touched(const struct block *b, int64_t panel) {
-    return b->a->touched + (panel - b->panel) * (b->stride / STRIP);
 }
 
 // Brings the weights of one panel and a segment's pixels to the four cells, with the number of vectors known to the compiler.
@@ -84,42 +69,24 @@ INLINE void narrow(const struct block *b, const struct segment *s, int64_t panel
     else narrow_segment(b, s, panel, VECTORS, 1);
 }
 
-// Computes the gradients of the scores of one panel in one patch. With `skips`, it does so for the targets alone. Returns whether
-// there are any.
-static int narrow_patch(const struct block *b, int64_t j, int64_t i, int64_t panel, int skips) {
+// Computes the gradients of the scores of one panel in one patch.
+static void narrow_patch(const struct block *b, int64_t j, int64_t i, int64_t panel) {
     const struct cells *a = b->a;
-    int any = 0;
     for (int64_t y = a->y_starts[j]; y < a->y_starts[j + 1]; ++y) {
         struct segment s = segment_of(b, j, i, y);
         if (!s.count) continue;
-        if (!skips) narrow(b, &s, panel);
-        any |= narrow_targets(b, &s, panel) | !skips;
-    }
-    return any;
-}
-
-// Does what `narrow_patch` does in all patches of a row, and leaves out those whose weights are all negligible: a pixel's score is a
-// weighted mean of its four cells', so none exceeds the highest of these.
-static void narrow_row(const struct block *b, int64_t j, int64_t panel) {
-    const struct cells *a = b->a;
-    int64_t below = a->h > 1 ? a->w : 0, beside = a->w > 1, corner = (j - b->first) * a->w;
-    float left = -INFINITY, right = -INFINITY;
-    for (int64_t i = 0; i < intervals(a->w); ++i, ++corner, left = right) {
-        int64_t cells[4] = {corner, corner + below, corner + beside, corner + below + beside};
-        if (i == 0) left = fmaxf(peak_of(b, panel, cells[0]), peak_of(b, panel, cells[1]));
-        right = fmaxf(peak_of(b, panel, cells[2]), peak_of(b, panel, cells[3]));
-        if (!narrow_patch(b, j, i, panel, fmaxf(left, right) < a->limits[patch_number(b, j, i)])) continue;
-        for (int m = 0; m < 4; ++m) touched(b, panel)[cells[m] / STRIP] = 1;
+        narrow(b, &s, panel);
+        narrow_targets(b, &s, panel);
     }
 }
 
-// Adds the products of the map's cells from `first` to `last` - 1 and the gradients of one panel's scores to the panel's rows.
-static void add_rows(const struct block *b, int64_t panel, int64_t first, int64_t last) {
+// Adds the products of the map's cells and the gradients of one panel's scores to the panel's rows.
+static void add_rows(const struct block *b, int64_t panel) {
     const struct cells *a = b->a;
-    const float *grads = a->grads + ((panel - b->panel) * b->stride + first) * TILE;
+    const float *grads = a->grads + (panel - b->panel) * b->stride * TILE;
     for (int64_t c = 0; c < TILE && panel * TILE + c < a->S; c += STRIP) {
         float *to = a->grad_candidates + (panel * TILE + c) * a->width;
-        add_products(to, a->width, grads + c, 1, TILE, a->map + (b->cell + first) * a->width, last - first);
+        add_products(to, a->width, grads + c, 1, TILE, a->map + b->cell * a->width, b->count);
     }
 }
 
@@ -128,18 +95,10 @@ static void differentiate_panel(const struct block *b, int64_t panel) {
     const struct cells *a = b->a;
     float *grads = a->grads + (panel - b->panel) * b->stride * TILE;
     for (int64_t k = 0; k < b->stride * TILE; k += LANES) store(grads + k, splat(0));
-    int64_t strips = a->filters ? b->stride / STRIP : 0;
-    for (int64_t k = 0; k < strips; ++k) touched(b, panel)[k] = 0;
     for (int64_t j = b->first; j < b->last; ++j) {
-        if (a->filters) narrow_row(b, j, panel);
-        for (int64_t i = 0; !a->filters && i < intervals(a->w); ++i) narrow_patch(b, j, i, panel, 0);
+        for (int64_t i = 0; i < intervals(a->w); ++i) narrow_patch(b, j, i, panel);
     }
-    if (!a->filters) add_rows(b, panel, 0, b->count);
-    for (int64_t first = 0, last; first < strips; first = last) {
-        for (last = first + 1; last < strips && touched(b, panel)[last] == touched(b, panel)[first];) ++last;
-        if (!touched(b, panel)[first]) continue;
-        add_rows(b, panel, first * STRIP, last * STRIP < b->count ? last * STRIP : b->count);
-    }
+    add_rows(b, panel);
 }
 
 // Computes the gradient of the map from targets that are not candidates, for the pixels in row j of intervals.
@@ -225,7 +184,6 @@ static void differentiate_cells(const struct block *b, int64_t cell, int first) 
     const struct cells *a = b->a;
     float *to = a->grad_map + (b->cell + cell) * a->width;
     for (int64_t panel = b->panel; panel < b->panel + b->panels; ++panel) {
-        if (a->filters && !touched(b, panel)[cell / STRIP]) continue;
         int64_t left = a->S - panel * TILE;
         const float *grads = a->grads + ((panel - b->panel) * b->stride + cell) * TILE;
         add_products(to, a->width, grads, TILE, 1, a->candidates + panel * TILE * a->width, left < TILE ? left : TILE);

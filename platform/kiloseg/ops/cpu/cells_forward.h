@@ -174,16 +174,8 @@ static void raise_segment(const struct block *b, const struct segment *s) {
     }
 }
 
-// Returns the score, before it is divided by the pixel's length, below which a class has a negligible part of the pixel's sum.
-INLINE float limit_of(const struct cells *a, float whole, float top, float inverse) {
-    float scale = a->tau * LOG2E, logit = top + log2f(whole) - NEGLIGIBLE, limit = logit / scale;
-    if (!a->cosine) limit = logit < 0 ? 1 - 0.5f * limit * limit : INFINITY;  // no distance has a logit above 0
-    limit /= inverse;
-    return limit == limit ? limit : -INFINITY;
-}
-
-// Computes the loss of a segment's pixels and the factors of their gradients, adds to the patch's stencil, and lowers its limit.
-static void finish_segment(const struct block *b, const struct segment *s, int64_t number, float *stencil, float *lowest) {
+// Computes the loss of a segment's pixels and the factors of their gradients, and adds to the patch's stencil.
+static void finish_segment(const struct block *b, const struct segment *s, int64_t number, float *stencil) {
     const struct cells *a = b->a;
     float loss = 0;
     for (int64_t p = s->first; p < s->first + s->count; ++p) {
@@ -192,10 +184,6 @@ static void finish_segment(const struct block *b, const struct segment *s, int64
         // log(1 + sum / exp z) keeps its digits when a pixel is nearly right and the loss is tiny.
         loss += sum < 0.5f * target ? log1pf(sum / target) : logf(whole) - LN2 * own;
         if (!a->wants_grad) continue;
-        if (a->filters) {
-            float limit = limit_of(a, whole, floats(a, TOP)[p], inverse);
-            *lowest = limit < *lowest ? limit : *lowest;
-        }
         // d z / d cosine is tau for cosines and tau / distance for distances, whose slope is that over tau^2 log2(e).
         float share = floats(a, SHARE)[p];
         float factor = a->weight * a->tau * (a->cosine ? 1 : a->tau * LOG2E) * inverse / whole;
@@ -219,7 +207,7 @@ static void finish_segment(const struct block *b, const struct segment *s, int64
 static void compare_patches(const struct block *b, int64_t j, int64_t from, int64_t to, int tops, int last) {
     const struct cells *a = b->a;
     for (int64_t i = from; i < to; ++i) {
-        float *stencil = a->stencils + patch_number(b, j, i) * 10, limit = INFINITY;
+        float *stencil = a->stencils + patch_number(b, j, i) * 10;
         if (last) for (int k = 0; k < 10; ++k) stencil[k] = 0;
         for (int64_t y = a->y_starts[j]; y < a->y_starts[j + 1]; ++y) {
             struct segment s = segment_of(b, j, i, y);
@@ -234,10 +222,9 @@ static void compare_patches(const struct block *b, int64_t j, int64_t from, int6
             } else {
                 if (!a->needs_top) score_targets(b, &s);
                 sum_segment(b, &s);
-                if (last) finish_segment(b, &s, segment_number(b, y, i), stencil, &limit);
+                if (last) finish_segment(b, &s, segment_number(b, y, i), stencil);
             }
         }
-        if (last && a->filters) a->limits[patch_number(b, j, i)] = limit;
     }
 }
 

@@ -277,6 +277,11 @@ def test_compiles_for_an_h100(name, tmp_path, monkeypatch):
     assert compiled.metadata.shared <= 227 * 1024
 
 
+def test_the_sum_of_patches_compiles_for_an_h100(tmp_path, monkeypatch):
+    compiled = compiled_for_h100("cells_map._add_patches", 128, 128, {}, {}, tmp_path, monkeypatch)
+    assert compiled.metadata.shared == 0
+
+
 @pytest.mark.parametrize(
     ("kind", "D", "cells", "expected"),
     [

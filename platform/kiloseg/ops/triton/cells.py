@@ -71,7 +71,7 @@ class Patches(NamedTuple):
     w: int
 
     @property
-    def count(self) -> int:
+    def number(self) -> int:
         """Returns the number N of patches."""
         return self.images * self.rows * len(self.x.starts)
 

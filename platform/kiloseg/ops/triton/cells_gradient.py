@@ -65,9 +65,9 @@ def cells_gradient(
         D: the number of dimensions.
         cosine: whether logits are cosines; otherwise they are distances.
     """
-    grad_NkD = weights.factor.new_empty(patches.count, PATCH_CELLS, D)
+    grad_NkD = weights.factor.new_empty(patches.number, PATCH_CELLS, D)
     _, S, W = candidates.shape
-    _cells_gradient[(patches.count,)](
+    _cells_gradient[(patches.number,)](
         *patches.arguments(),
         candidates,
         *weights,
@@ -89,7 +89,7 @@ def candidates_gradient(
 ) -> Tensor:
     """Computes the gradient of every candidate, (S, D); the arguments are those of `cells_gradient`."""
     _, S, W = candidates.shape
-    shares = num_shares(S, patches.count, candidates.device)
+    shares = num_shares(S, patches.number, candidates.device)
     grad_sSD = weights.factor.new_empty(shares, S, D)
     _candidates_gradient[lambda meta: (triton.cdiv(S, meta["BLOCK_C"]), shares)](
         *patches.arguments(),
@@ -98,7 +98,7 @@ def candidates_gradient(
         grad_sSD,
         S,
         S.bit_length(),
-        patches.count,
+        patches.number,
         temperature * LOG2E,
         MIN_SQUARED_DISTANCE,
         D=D,

@@ -50,7 +50,7 @@ def search_patches(
     check(ids_bHWK=ids_bHWK, cosines_bHWK=cosines_bHWK, target_excluded=exclude_bHW)
     _, H, image_width, K = ids_bHWK.shape
     _, C, W = classes.shape
-    _search[(patches.count,)](
+    _search[(patches.number,)](
         *patches.arguments(),
         classes,
         exclude_bHW,

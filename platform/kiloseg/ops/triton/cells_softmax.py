@@ -38,7 +38,7 @@ def cells_softmax_sums(
     sums_NP, dots_NP = torch.empty_like(targets.logit), torch.empty_like(targets.logit)
     top_NP = torch.empty_like(sums_NP) if online else None
     _, S, W = candidates.shape
-    _sums[(patches.count,)](
+    _sums[(patches.number,)](
         *patches.arguments(),
         candidates,
         targets.inverse,

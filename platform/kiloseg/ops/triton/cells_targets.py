@@ -81,11 +81,11 @@ def score_targets(
     """
     check(rows_CD=rows_CD, target_labels=labels_bHW, weight=weight_bHW, ids_columns=columns_C, ids_drawn=drawn_S)
     D, (_, H, image_width) = rows_CD.shape[1], labels_bHW.shape
-    shape = (patches.count, PATCH_PIXELS)
+    shape = (patches.number, PATCH_PIXELS)
     floats = [rows_CD.new_empty(shape) for _ in range(5)]
     integers = [rows_CD.new_empty(shape, dtype=torch.int32) for _ in range(2)]
     targets = Targets(*floats, *integers)
-    _score_targets[(patches.count,)](
+    _score_targets[(patches.number,)](
         *patches.arguments(),
         rows_CD,
         labels_bHW,
@@ -139,7 +139,7 @@ def add_pixel_gradients(
         outside=outside_NP,
     )
     D, (_, H, image_width) = rows_CD.shape[1], labels_bHW.shape
-    _add_pixel_gradients[(patches.count,)](
+    _add_pixel_gradients[(patches.number,)](
         *patches.arguments(),
         rows_CD,
         labels_bHW,

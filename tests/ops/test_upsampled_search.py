@@ -8,13 +8,20 @@ import torch.nn.functional as F
 from test_cpu import threads
 
 from kiloseg.models import nearest_class, nearest_two
-from kiloseg.ops import upsampled_search
+from kiloseg.ops import tiles, upsampled_search
 from kiloseg.ops.cpu import cells as cpu_cells
+
+
+@pytest.fixture(params=["kernel", "torch"])
+def means(request, monkeypatch):
+    """The compiled kernel, and torch's operations where there is none."""
+    if request.param == "torch":
+        monkeypatch.setenv("KILOSEG_NATIVE", "0")
 
 
 @pytest.fixture(autouse=True)
 def calls(monkeypatch):
-    """The kernel searches whatever the factor of upsampling; how often it did."""
+    """The search is at cells whatever the factor of upsampling; how often it was."""
     counted = []
     best_classes = upsampled_search.best_classes
     monkeypatch.setattr(upsampled_search, "supports", lambda *_: True)
@@ -33,6 +40,7 @@ def every_cosine(pixels, table, size):
     return torch.einsum("bdhw,cd->bchw", F.normalize(upsampled, dim=1), F.normalize(table.double(), dim=1))
 
 
+@pytest.mark.usefixtures("means")
 @pytest.mark.parametrize(
     ("cells", "size"),
     [
@@ -71,6 +79,7 @@ def test_blocks_chunks_and_threads_change_nothing(block_cells, tile_bytes, monke
         assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
 
 
+@pytest.mark.usefixtures("means")
 def test_all_cosines_below_zero_and_equal_classes():
     """What fills up a panel has a score of 0 and must not be found; of equal classes each is found once."""
     pixels = torch.ones(1, 4, 2, 2)
@@ -79,6 +88,7 @@ def test_all_cosines_below_zero_and_equal_classes():
     torch.testing.assert_close(found.cosine, torch.full((1, 8, 8), -1.0))
 
 
+@pytest.mark.usefixtures("means")
 def test_nan_gives_classes_and_cosines_that_are_nan():
     pixels, table = inputs(70, 5, (3, 3))
     pixels[0, :, 0, 0] = math.nan
@@ -88,6 +98,7 @@ def test_nan_gives_classes_and_cosines_that_are_nan():
     assert found.cosine[1].isfinite().all()
 
 
+@pytest.mark.usefixtures("means")
 def test_memory_format_and_strides_change_nothing():
     pixels, table = inputs(70, 5, (3, 4))
     first = nearest_class(pixels, table, size=(12, 13))
@@ -97,3 +108,17 @@ def test_memory_format_and_strides_change_nothing():
         pixels.mT.contiguous().mT,
     ):
         assert torch.equal(nearest_class(other, table, size=(12, 13)), first)
+
+
+@pytest.mark.parametrize(("tile_bytes", "patch_pixels"), [(1, 1), (20_000, 60)])
+def test_blocks_and_patches_change_rounding_only(tile_bytes, patch_pixels, monkeypatch):
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
+    pixels, table = inputs(200, 12, (20, 19))
+    first = nearest_two(pixels, table, size=(80, 75))
+    monkeypatch.setitem(tiles.TILE_BYTES, "cpu", tile_bytes)
+    monkeypatch.setattr(upsampled_search, "PATCH_PIXELS", patch_pixels)
+    other = nearest_two(pixels, table, size=(80, 75))
+    clear = first.cosine - first.runner_up_cosine > 1e-6
+    assert torch.equal(first.labels[clear], other.labels[clear])
+    torch.testing.assert_close(first.cosine, other.cosine, rtol=0, atol=1e-6)
+    torch.testing.assert_close(first.runner_up_cosine, other.runner_up_cosine, rtol=0, atol=1e-6)

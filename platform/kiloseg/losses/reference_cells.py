@@ -11,9 +11,6 @@ candidates of a tile.
 
 from __future__ import annotations
 
-import itertools
-import math
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,7 +20,7 @@ from kiloseg.losses.reference import BlockLoss, Comparison
 from kiloseg.losses.table import Candidates, Table
 from kiloseg.ops.logits import LOG2E, SAFE_EXPONENT
 from kiloseg.ops.tiles import tile_pixels, tiles
-from kiloseg.ops.upsampling import BlockwiseUpsampling, Patch, patches
+from kiloseg.ops.upsampling import BlockwiseUpsampling, blocks_of_patches, num_pixels, patches
 
 PATCH_PIXELS = 128
 """The target number of pixels in a patch."""
@@ -87,9 +84,9 @@ def embedding_loss(
         BLOCK_BYTES // (pixels_BDhw.element_size() * D),
         tile_pixels(len(candidates), pixels_BDhw, comparison.tile_bytes),
     )
-    blocks = _blocks(B, patches((h, w), (H, W), PATCH_PIXELS), most)
+    blocks = blocks_of_patches(B, patches((h, w), (H, W), PATCH_PIXELS), most)
     # All blocks use one tile size, set by the block with the most pixels, which then has the highest peak.
-    tile_candidates = tile_pixels(_block_pixels(blocks[0]), pixels_BDhw, comparison.tile_bytes)
+    tile_candidates = tile_pixels(num_pixels(blocks[0]), pixels_BDhw, comparison.tile_bytes)
     for one in tiles(len(blocks), 1):
         block = blocks[one.start]
         cells_NkD = torch.stack([pixels_BDhw[image, :, y[1], x[1]].flatten(1).T for image, (y, x) in block])
@@ -111,27 +108,6 @@ def embedding_loss(
     if candidates.drawn_S is not None and grad_DS is not None:
         table.scatter_add(candidates.drawn_S, grad_DS)
     return loss, grad_pixels
-
-
-def _blocks(B: int, groups: list[list[Patch]], most_pixels: int) -> list[list[tuple[int, Patch]]]:
-    """Groups patches of one size and their images, up to `most_pixels` at a time; the blocks with the most pixels come first.
-
-    The first block therefore takes as much memory as any other, so `kiloseg.ops.tiles.tiles` may leave others out.
-    """
-    blocks = []
-    for group in groups:
-        every = list(itertools.product(range(B), group))
-        number = max(most_pixels // _num_pixels(group[0]), 1)
-        blocks += [every[start : start + number] for start in range(0, len(every), number)]
-    return sorted(blocks, key=_block_pixels, reverse=True)
-
-
-def _block_pixels(block: list[tuple[int, Patch]]) -> int:
-    return len(block) * _num_pixels(block[0][1])
-
-
-def _num_pixels(patch: Patch) -> int:
-    return math.prod(pixels.stop - pixels.start for pixels, _ in patch)
 
 
 class BlockLossAtCells(BlockLoss):

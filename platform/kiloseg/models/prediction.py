@@ -40,8 +40,8 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
     """Finds every pixel's nearest class at full resolution: argmin_c ||o - e_c||, for unit vectors argmax_c o.e_c.
 
     It works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and besides the labels,
-    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. Compiled kernels take
-    the scores at feature cells and upsample them inside a tile (`kiloseg.ops.upsampled_search`).
+    memory is h*W*D and a few times BLOCK_BYTES and kiloseg.ops.tiles.TILE_BYTES. Where it pays,
+    scores are taken at feature cells and upsampled inside a tile (`kiloseg.ops.upsampled_search`).
 
     Args:
         pixels_BDhw: the output of the embedding head.
@@ -51,7 +51,7 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
     Returns:
         int64 labels of shape (B, H, W).
     """
-    if upsampled_search.supports(pixels_BDhw, size, 1):
+    if upsampled_search.supports(pixels_BDhw, size, 1, len(table_CD)):
         labels_KBHW, _ = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, 1, wants_cosines=False)
         return labels_KBHW[0]
     labels_BHW = _empty(pixels_BDhw, size, torch.int64)
@@ -93,7 +93,7 @@ def nearest_several(
     """
     if not 1 <= count <= len(table_CD):
         raise ValueError(f"count = {count}: expected 1 to {len(table_CD)}, the number of classes in the table")
-    if upsampled_search.supports(pixels_BDhw, size, count):
+    if upsampled_search.supports(pixels_BDhw, size, count, len(table_CD)):
         found = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, count, wants_cosines=True)
         assert found[1] is not None
         return found[0], found[1]

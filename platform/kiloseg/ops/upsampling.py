@@ -67,6 +67,29 @@ def patches(cells: tuple[int, int], size: tuple[int, int], aimed_pixels: int) ->
     return list(groups.values())
 
 
+PatchBlock = list[tuple[int, Patch]]
+"""A block holds patches of one size that are computed at a time, each with the number of its image."""
+
+
+def blocks_of_patches(B: int, groups: list[list[Patch]], most_pixels: int) -> list[PatchBlock]:
+    """Groups the patches of one size of B images, up to `most_pixels` at a time; the blocks with the most pixels come first.
+
+    The first block therefore takes as much memory as any other, so `kiloseg.ops.tiles.tiles` may leave others out.
+    """
+    blocks = []
+    for group in groups:
+        every = list(itertools.product(range(B), group))
+        number = max(most_pixels // num_pixels(every[:1]), 1)
+        blocks += [every[start : start + number] for start in range(0, len(every), number)]
+    return sorted(blocks, key=num_pixels, reverse=True)
+
+
+def num_pixels(block: PatchBlock) -> int:
+    """Returns the number of pixels of a block."""
+    _, patch = block[0]
+    return len(block) * math.prod(pixels.stop - pixels.start for pixels, _ in patch)
+
+
 class BlockwiseUpsampling:
     """Upsamples the map of one image block by block, and accumulates the gradients of the map.
 

@@ -60,9 +60,18 @@ def detect(arguments: Arguments) -> Source:
     left_out = count_unread(iter(files))
     if left_out and not isinstance(source, ParquetSource):
         source = dataclasses.replace(source, left_out={**left_out, **source.left_out})
-    print(f"{path} is read as {line} (--format {name})")
+    print(f"{path} is read as {line} (--format {name}{_amounts_to(arguments, source)})")
     _check_flags(arguments, source, line)
     return source
+
+
+def _amounts_to(arguments: Arguments, source: Source) -> str:
+    """Returns the other flags that a reading amounts to, as they would be given."""
+    if isinstance(source, RegionSource):
+        return f" --overlap {arguments.overlap or source.overlap} --unlabeled {arguments.unlabeled}"
+    if isinstance(source, MaskSource) and source.reader is not None:
+        return ""
+    return f" --names {source.table}"
 
 
 def _check_flags(arguments: Arguments, source: Source, line: str) -> None:

@@ -89,7 +89,7 @@ def test_labelme(tmp_path, capsys):
         "b": [[X] * 6, [X, X, 1, 1, X, X], [0, X, 1, 1, X, X], [0, 0, X, X, X, X]],
     }
     printed = capsys.readouterr().out
-    assert f"{root} is read as labelme, 2 json files (--format labelme)" in printed
+    assert f"{root} is read as labelme, 2 json files (--format labelme --overlap last --unlabeled ignore)" in printed
     assert info.report["left_out"] == {"images without a json file": 1} and info.report["regions_without_shape"] == 1
 
 

@@ -16,6 +16,8 @@ import folder
 from common.class_names import read_names
 from folders.arguments import Arguments
 from kiloseg.data.description import read_info
+from kiloseg.data.reading.decoding import decode_pixels
+from kiloseg.data.writing.shard import MAX_KEY_BYTES
 from kiloseg.storage.errors import DataError
 
 X = IGNORE
@@ -695,6 +697,75 @@ def test_images_that_no_annotation_lists_are_counted_with_images_and_annotations
     write_jpeg(tmp_path / "set/b.jpg")
     build(tmp_path, None, images=tmp_path / "set", annotations=tmp_path / "set/i.json")
     assert "left out: 1 images without annotations or of a split that is not built" in capsys.readouterr().out
+
+
+def test_the_line_says_what_a_reading_amounts_to(tmp_path, capsys):
+    masked(tmp_path / "set", Image.fromarray(uint8([0, 1, 2, 1])).save, ["a", "b", "c"])
+    build(tmp_path, tmp_path / "set")
+    table = tmp_path / "set/classes.json"
+    printed = capsys.readouterr().out
+    assert f"is read as 1 images with masks, names from classes.json (--format masks --names {table})" in printed
+    coco(tmp_path / "other", ["a.jpg"], [(0, 1, LEFT), (0, 2, RIGHT)])
+    build(tmp_path, tmp_path / "other", unlabeled="background")
+    assert "(--format coco --overlap smallest --unlabeled background)" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["cmyk", "gray", "palette", "progressive", "alpha"])
+def test_images_of_any_mode_are_stored_and_decoded_as_viewers_show_them(tmp_path, kind):
+    colors = np.random.default_rng(0).integers(0, 256, (8, 8, 3)).astype(np.uint8)
+    image = Image.fromarray(colors)
+    path = tmp_path / f"set/images/a.{'png' if kind in ('palette', 'alpha') else 'jpg'}"
+    path.parent.mkdir(parents=True)
+    options = {"progressive": True} if kind == "progressive" else {}
+    if kind == "palette":
+        options["transparency"] = 3
+    modes = {"cmyk": "CMYK", "gray": "L", "palette": "P", "alpha": "RGBA"}
+    image.convert(modes.get(kind, "RGB")).save(path, **options)
+    write_png(tmp_path / "set/masks/a.png", np.zeros((8, 8), np.uint8) + np.eye(8, dtype=np.uint8))
+    write_text(tmp_path / "set/classes.txt", "a\nb\n")
+    build(tmp_path, tmp_path / "set")
+    data = read_split(tmp_path / "out", "train")["images_a"][0]
+    assert data == path.read_bytes()
+    with Image.open(path) as seen:
+        assert np.abs(decode_pixels(data).astype(int) - np.asarray(seen.convert("RGB"))).max() <= 2
+
+
+def test_an_image_of_16_bits_is_refused_by_its_name(tmp_path):
+    write_png(tmp_path / "set/images/a.png", np.zeros((1, 2), np.uint16))
+    write_png(tmp_path / "set/masks/a.png", uint8([0, 1]))
+    write_text(tmp_path / "set/classes.txt", "a\nb\n")
+    with pytest.raises(DataError, match=r"images/a.png has one channel of 16 or more bits: expected 8 bits a channel"):
+        build(tmp_path, tmp_path / "set")
+
+
+def test_names_of_any_length_and_script(tmp_path):
+    """A key that a shard cannot hold is shortened by a digest, so that long names with one beginning stay apart."""
+    long = "寿司" * 30
+    names = [f"{long}1", f"{long}2", "été/日本 (1)", "été/日本_(1)"]
+    for name in names:
+        write_jpeg(tmp_path / f"set/images/{name}.jpg", 1, 2)
+        write_png(tmp_path / f"set/masks/{name}.png", uint8([0, 1]))
+    write_text(tmp_path / "set/classes.txt", "a\nb\n")
+    build(tmp_path, tmp_path / "set", val_fraction=0.0)
+    samples = read_split(tmp_path / "out", "train")
+    assert sorted(meta["image"] for _, _, meta in samples.values()) == sorted(f"images/{name}.jpg" for name in names)
+    assert max(len(key.encode()) for key in samples) <= MAX_KEY_BYTES
+
+
+def test_blanks_at_the_ends_of_names_are_no_part_of_them(tmp_path):
+    """ADE20K's table has "bed "; a name that is empty is ignored, and one that comes twice is refused."""
+    write_text(tmp_path / "n.csv", 'id,name\n0,"bed "\n1, sky\n2,\n')
+    assert read_names(tmp_path / "n.csv") == {0: "bed", 1: "sky", 2: ""}
+    write_text(tmp_path / "n.txt", "bed \nbed\n")
+    with pytest.raises(DataError, match="has the name 'bed' twice"):
+        read_names(tmp_path / "n.txt")
+
+
+def test_what_a_failed_build_keeps_and_asks_for(tmp_path):
+    masked(tmp_path / "set", Image.fromarray(uint8([0, 1, 9, 1])).save, ["a", "b"])
+    with pytest.raises(DataError, match=r"masks/a.png: mask has id 9") as caught:
+        build(tmp_path, tmp_path / "set")
+    assert "the same command continues from there once that is corrected" in caught.value.__notes__[0]
 
 
 def test_masks_of_floats_and_jpeg_under_the_name_of_a_png(tmp_path):

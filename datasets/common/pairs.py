@@ -114,13 +114,19 @@ def read_image(path: Path) -> bytes:
         if image.mode.startswith("I"):
             raise DataError(f"{path} has 16 bits a channel: expected 8; convert it")
     data = path.read_bytes()
-    ended = data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda") if data.startswith(b"\xff\xd8") else b"IEND" in data[-12:]
-    if not ended:
+    if not _ended(data):
         try:
             decode_pixels(data)
         except (OSError, ValueError, SyntaxError) as error:
             raise DataError(f"{path} cannot be decoded ({error}): expected a whole image; restore it") from error
     return data
+
+
+def _ended(data: bytes) -> bool:
+    """Whether a JPEG has its end after its last scan, or a PNG its last chunk."""
+    if not data.startswith(b"\xff\xd8"):
+        return b"IEND" in data[-12:]
+    return data.endswith(b"\xff\xd9") or data.rfind(b"\xff\xd9") > data.rfind(b"\xff\xda")
 
 
 def build_pairs(

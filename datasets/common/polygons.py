@@ -24,6 +24,9 @@ an error in the file, and pycocotools would walk to it pixel by pixel."""
 LONGEST_OUTLINE = 40_000_000
 """The most steps of a fifth of a pixel around a polygon that are drawn: about 700 MB while it is drawn."""
 
+RUNS = "runs"
+"""An RLE may also have its counts as an array under this name, zeros and ones in turn."""
+
 LONGEST_BOX = 300
 """A box as json text is shorter than this; longer text is not looked at."""
 _NUMBER = re.compile(rb"-?\d+(?:\.\d*)?(?:[eE][-+]?\d+)?")
@@ -149,10 +152,11 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
     size = [height, width]
     counts = rle["counts"]
     if isinstance(counts, str):
-        covered = compressed_pixels(counts.encode())
+        runs = compressed_counts(counts.encode())
+        covered = int(runs.sum())
         if covered != height * width:
             raise ValueError(f"Invalid RLE: its counts add up to {covered}, its image has {height * width} pixels")
-        return {"size": size, "counts": counts}
+        return {"size": size, "counts": counts, RUNS: runs}
     if not isinstance(counts, list) or not all(
         type(count) is int or (type(count) is float and count.is_integer()) for count in counts
     ):
@@ -163,14 +167,26 @@ def _checked_rle(rle: dict[str, Any], height: int, width: int) -> dict[str, Any]
     return pycocotools.mask.frPyObjects({"size": size, "counts": counts}, height, width)
 
 
-def compressed_pixels(text: bytes) -> int:
-    """Returns how many pixels a compressed RLE covers; raises as `compressed_counts`."""
-    return int(compressed_counts(text).sum())
+def area(rle: dict[str, Any]) -> int:
+    """Returns the number of pixels that a compressed RLE covers."""
+    return int(rle[RUNS][1::2].sum()) if RUNS in rle else int(pycocotools.mask.area(rle))
+
+
+def decode(rle: dict[str, Any]) -> np.ndarray:
+    """Returns the mask of a compressed RLE: uint8 zeros and ones in Fortran order.
+
+    One whose counts are known already is written from them, which takes a quarter of the time of pycocotools.
+    """
+    if RUNS not in rle:
+        return pycocotools.mask.decode(rle)
+    height, width = rle["size"]
+    values = np.arange(len(rle[RUNS]), dtype=np.uint8) & 1
+    return np.repeat(values, rle[RUNS]).reshape(width, height).T
 
 
 def covered_places(rle: dict[str, Any]) -> np.ndarray:
     """Returns where the ones of a compressed RLE lie, counted column by column: int64, ascending."""
-    counts = compressed_counts(rle["counts"].encode() if isinstance(rle["counts"], str) else rle["counts"])
+    counts = rle[RUNS] if RUNS in rle else compressed_counts(rle["counts"])
     ends = np.cumsum(counts)
     starts, lengths = ends[:-1:2], counts[1::2]
     within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
@@ -266,6 +282,6 @@ def even_odd(rings: list[Any], height: int, width: int) -> bytes:
 def _drawn(polygons: list[Any], height: int, width: int) -> np.ndarray:
     mask_HW = np.zeros((height, width), np.uint8, order="F")
     for rle in to_rles(json.dumps(polygons).encode(), height, width):
-        part = pycocotools.mask.decode(rle)
+        part = decode(rle)
         mask_HW[:, : part.shape[1]] |= part
     return mask_HW

@@ -8,11 +8,10 @@ from typing import Any, Literal
 
 import msgspec
 import numpy as np
-import pycocotools.mask
 
 from common.annotation_store import AnnotatedImage, read_store
 from common.pairs import read_image
-from common.polygons import covered_places, has_shape, is_box, to_rles
+from common.polygons import area, covered_places, decode, has_shape, is_box, to_rles
 from kiloseg.data.codec import IGNORE_ID, encode_image
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.current import working_on
@@ -35,7 +34,7 @@ def draw_regions(image: AnnotatedImage, empty: int = IGNORE_ID, overlap: Overlap
     # The order is pycocotools', column by column, so copying runs along the memory.
     mask_HW = np.full((image.height, image.width), empty, np.uint16, order="F")
     for number, rles in _bottom_to_top(image, overlap):
-        for covered_HW in map(pycocotools.mask.decode, rles):
+        for covered_HW in map(decode, rles):
             np.copyto(mask_HW[:, : covered_HW.shape[1]], image.class_ids[number], where=covered_HW.view(bool))
     return mask_HW
 
@@ -67,13 +66,13 @@ def _paint(mask_HW: np.ndarray, rle: dict[str, Any], value: int) -> bool:
 
     A small region is written pixel by pixel, since decoding it takes as long as a region of the whole image.
     """
-    area = int(pycocotools.mask.area(rle))
-    if area * 16 < mask_HW.size:
+    covered = area(rle)
+    if covered * 16 < mask_HW.size:
         mask_HW.reshape(-1, order="F")[covered_places(rle)] = value
     else:
-        covered_HW = pycocotools.mask.decode(rle)
+        covered_HW = decode(rle)
         np.copyto(mask_HW[:, : covered_HW.shape[1]], value, where=covered_HW.view(bool))
-    return area > 0
+    return covered > 0
 
 
 def _bottom_to_top(image: AnnotatedImage, overlap: Overlap) -> Iterator[tuple[int, list[dict[str, Any]]]]:
@@ -81,7 +80,7 @@ def _bottom_to_top(image: AnnotatedImage, overlap: Overlap) -> Iterator[tuple[in
     numbers = range(len(image.class_ids))
     if overlap == "smallest":
         rles = [_rles(image, number) for number in numbers]
-        areas = [int(np.sum(pycocotools.mask.area(parts))) if parts else 0 for parts in rles]
+        areas = [sum(map(area, parts)) for parts in rles]
         for number in sorted(numbers, key=lambda number: -areas[number]):
             yield number, rles[number]
         return

@@ -257,7 +257,11 @@ def test_the_pixels_of_a_compressed_rle_are_counted_as_pycocotools_writes_them()
     for share in (0.0, 0.001, 0.1, 0.5, 1.0):
         for height, width in ((1, 1), (3, 5), (480, 640)):
             mask = np.asfortranarray(rng.random((height, width)) < share, np.uint8)
-            assert polygons.compressed_pixels(pycocotools.mask.encode(mask)["counts"]) == height * width
+            rle = pycocotools.mask.encode(mask)
+            assert polygons.compressed_counts(rle["counts"]).sum() == height * width
+            text = json.dumps({"size": [height, width], "counts": rle["counts"].decode()}).encode()
+            (ours,) = polygons.to_rles(text, height, width)
+            assert np.array_equal(polygons.decode(ours), mask) and polygons.area(ours) == mask.sum()
 
 
 def test_a_json_that_says_a_huge_size_is_refused_before_anything_is_drawn(tmp_path):

@@ -94,7 +94,7 @@ def encode_image(image: np.ndarray | bytes) -> tuple[str, bytes, tuple[int, int]
 def count_ids(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Returns the ids in a mask, except the ignore id, and how many pixels have each."""
     if mask.dtype == np.uint16:
-        counts = np.bincount(mask.ravel())  # takes a quarter of the time of sorting
+        counts = np.bincount(mask.ravel(order="K"))  # takes a quarter of the time of sorting; in any order of pixels
         ids = np.flatnonzero(counts)
         pixels = counts[ids]
     else:

@@ -23,7 +23,7 @@ from common.annotation_store import AnnotatedImage, is_current, read_column, sou
 from common.coco_json import CocoJson, Image
 from common.command_line import run
 from common.label_table import class_names, read_table
-from common.pairs import check_count, check_files, order
+from common.pairs import check_count, check_files, order, with_files
 from common.regions import make_samples
 from kiloseg.data.description import DatasetInfo
 from kiloseg.data.writing.build import build, plan_shards
@@ -87,7 +87,9 @@ def build_coco_lvis(arguments: Arguments) -> DatasetInfo:
         recipe={"builder": NAME, "version": VERSION, "annotations": recipes},
     )
     paths = {split: store.resolve() for split, (store, _) in stores.items()}
-    return build(arguments, info, tasks, functools.partial(make_samples, root=root.resolve(), stores=paths))
+    tasks = with_files(tasks, {split: read_column(store, "digest") for split, (store, _) in stores.items()})
+    make = functools.partial(make_samples, root=root.resolve(), stores=paths)
+    return build(arguments, info, tasks, make, covered=("annotations",))
 
 
 def stuff_class_ids(official_chaining: bool) -> dict[int, int]:

@@ -16,21 +16,18 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from common.command_line import run
-from emoji_shards import ROWS, coverage, write_attribution
-from kiloseg.data.description import DESCRIPTION, DatasetInfo
-from kiloseg.data.index import NAME as INDEX
-from kiloseg.data.index import class_samples, read_index, write_index
+from emoji_shards import complete_index, coverage, write_attribution
+from kiloseg.data.description import DatasetInfo
+from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.writing.build import ShardTask, build, plan_shards
 from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
 from kiloseg.storage.errors import DataError
-from kiloseg.storage.filesystems import open_folder
 from synthetic import emoji_packages
 from synthetic.emoji_bank import Bank, make_bank, read_bank, write_bank
 from synthetic.emoji_photographs import PACKAGED, in_folder, packaged
@@ -87,7 +84,7 @@ def build_emoji(arguments: Arguments) -> DatasetInfo:
     ]
     scenes = Scenes(**{field.name: getattr(arguments, field.name) for field in dataclasses.fields(Scenes)})
     path = str(arguments.bank_file.absolute())
-    _complete_index(arguments.out)  # before `build` checks whether the data set is complete
+    complete_index(arguments.out)  # before `build` checks whether the data set is complete
     info = build(arguments, info, tasks, functools.partial(_samples, scenes=scenes, bank=path, digest=digest))
     write_attribution(arguments.out, bank, scenes)
     for split in arguments.recipe.validation_splits:
@@ -121,16 +118,6 @@ def _check_backgrounds(bank_path: Path, bank: Bank, folder: Path) -> None:
             f"{bank_path} was made with other photographs than those in {folder}; delete it, or name a new file with --bank, "
             "or omit --backgrounds"
         )
-
-
-def _complete_index(out: str) -> None:
-    """Makes index.parquet from the rows that datasets/emoji_shards.py left beside a data set, which otherwise has no index."""
-    folder = open_folder(out)
-    entries = folder.entries()
-    if {ROWS, DESCRIPTION} <= set(entries):
-        if INDEX not in entries:
-            write_index(out, [json.loads(line) for line in folder.read(ROWS).splitlines()])
-        folder.remove(ROWS)
 
 
 if __name__ == "__main__":

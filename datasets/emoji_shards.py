@@ -2,8 +2,8 @@
 
     PYTHONPATH=platform python datasets/emoji_shards.py --bank emoji-bank.tar --out data/emoji
 
-The shards are those of datasets/emoji.py, byte for byte. The rows of the index are kept in index.jsonl, since Parquet needs
-pyarrow: datasets/emoji.py with the same arguments makes index.parquet from them.
+The shards are those of datasets/emoji.py, byte for byte. Without pyarrow, which Parquet needs, the rows of the index are kept in
+index.jsonl; the same command makes index.parquet from them on a machine with pyarrow, and so does datasets/emoji.py.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from synthetic.emoji_photographs import by_credit, photographs_of
 from synthetic.emoji_scenes import NAME, Scenes, describe, make_scenes
 
 ROWS = "index.jsonl"
+INDEX = "index.parquet"
 ATTRIBUTION = "ATTRIBUTION.md"
 ENOUGH = 5
 """The number of samples of a validation split that should show a class, so that its IoU is meaningful."""
@@ -41,7 +42,7 @@ Part = tuple[str, int, int, int]
 def write_emoji(
     bank_path: Path, scenes: Scenes, out: Path, *, shard_size: int, processes: int, rebuild: bool = False
 ) -> DatasetInfo:
-    """Writes shards, index.jsonl, ATTRIBUTION.md and dataset.json, unless `out` already holds that data set.
+    """Writes shards, index, ATTRIBUTION.md and dataset.json, unless `out` already holds that data set.
 
     With `rebuild`, a data set that is there is written again, for example if `python -m kiloseg.data.verify` finds damage.
 
@@ -54,6 +55,7 @@ def write_emoji(
     )
     found = _found(out, info, rebuild=rebuild)
     if found is not None:
+        complete_index(out)
         print(f"{out} is up to date: {found.num_classes} classes, digest {found.digest}")
         return found
     parts: list[Part] = [
@@ -62,7 +64,8 @@ def write_emoji(
         for number, start in enumerate(range(0, count, shard_size))
     ]
     out.mkdir(parents=True, exist_ok=True)
-    (out / DESCRIPTION).unlink(missing_ok=True)  # until all is written again, so that nobody reads half of it
+    for name in (DESCRIPTION, INDEX):  # until all is written again, so that nobody reads half of it
+        (out / name).unlink(missing_ok=True)
     write = functools.partial(
         _write, out=out, scenes=scenes, bank=str(bank_path.absolute()), digest=digest, num_classes=info.num_classes
     )
@@ -83,10 +86,26 @@ def write_emoji(
     write_attribution(out, bank, scenes)
     info = dataclasses.replace(info, splits=splits)
     write_info(out, info)
+    complete_index(out)
     print(f"{out}: {info.num_classes} classes, digest {info.digest}")
     for split, samples in shown.items():
         print(coverage([samples[class_id] for class_id in range(info.num_classes)], split, scenes.samples[split]))
     return info
+
+
+def complete_index(out: Path | str) -> None:
+    """Makes index.parquet from index.jsonl, unless it exists or pyarrow is missing here; the same command does it elsewhere."""
+    folder = open_folder(out)
+    entries = folder.entries()
+    if not {ROWS, DESCRIPTION} <= set(entries):
+        return
+    if INDEX not in entries:
+        try:
+            from kiloseg.data.index import write_index
+        except ModuleNotFoundError:
+            return
+        write_index(out, [json.loads(line) for line in folder.read(ROWS).splitlines()])
+    folder.remove(ROWS)
 
 
 def write_attribution(out: Path | str, bank: Bank, scenes: Scenes) -> None:
@@ -135,16 +154,24 @@ def _found(out: Path, info: DatasetInfo, *, rebuild: bool) -> DatasetInfo | None
     """
     entries = sorted(path.name for path in out.iterdir()) if out.is_dir() else []
     if DESCRIPTION in entries:
-        found = read_info(out)
-        if found.recipe == info.recipe and found.name == NAME:
-            if rebuild:
-                return None
-            for split in found.splits:
-                check_shards(out, found, split)
-            return found
-    own = {ROWS + ".partial", ROWS, ATTRIBUTION}
+        try:
+            found = read_info(out)
+        except DataError:
+            if not rebuild:
+                raise
+            entries.remove(DESCRIPTION)  # it is damaged, and written again if everything else is of a build
+        else:
+            if found.recipe == info.recipe and found.name == NAME:
+                if rebuild:
+                    return None
+                for split in found.splits:
+                    check_shards(out, found, split)
+                return found
+    own = {ROWS + ".partial", ROWS, INDEX, ATTRIBUTION}
     for entry in entries:
-        begun = entry in own or (entry.startswith(("train-", "val-")) and entry.endswith((".tar", ".tar.partial")))
+        begun = entry in own or (
+            entry.startswith(("train-", "val-", "val_style-")) and entry.endswith((".tar", ".tar.partial"))
+        )
         if not begun or DESCRIPTION in entries:
             raise DataError(
                 f"{out} holds {entry!r}: expected a new or empty folder, or an earlier build of the same scenes; choose "
@@ -158,9 +185,9 @@ def _command(bank: Path, scenes: Scenes, out: Path, shard_size: int) -> str:
         "python",
         "datasets/emoji_shards.py",
         "--bank",
-        str(bank),
+        str(bank.absolute()),
         "--out",
-        str(out),
+        str(out.absolute()),
         "--shard-size",
         str(shard_size),
     ]

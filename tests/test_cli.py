@@ -1,5 +1,6 @@
 """The public face costs no torch, and `kiloseg COMMAND` is there at once and says what it is given wrong."""
 
+import itertools
 import re
 import subprocess
 import sys
@@ -80,6 +81,22 @@ def test_help_is_there_without_torch(words):
         assert f"usage: kiloseg {words[0]}" in output
     else:
         assert all(f"    {name} " in output and command.does in output for name, command in cli.COMMANDS.items())
+
+
+@pytest.mark.parametrize("words", [("train", "--help"), ("plan", "--help")], ids=" ".join)
+def test_help_is_wrapped_where_a_line_is_full(words):
+    """And not where the lines of the source end."""
+    code, output, complaints = python(ASK, *words)
+    assert code == 0, complaints
+    lines = [line[1:-1] for line in output.splitlines() if line.startswith("\N{BOX DRAWINGS LIGHT VERTICAL}")]
+    wrapped = 0
+    for line, following in itertools.pairwise(lines):
+        indent = len(following) - len(following.lstrip())
+        if not following.strip() or indent < 5 or len(line) - len(line.lstrip()) != indent:
+            continue
+        wrapped += 1
+        assert len(line.rstrip()) + 1 + len(following.split()[0]) > len(line) - 1, f"{line}\n{following}"
+    assert wrapped > 20
 
 
 def test_an_unknown_command_names_the_nearest():

@@ -6,6 +6,8 @@ machine (or per cluster, if the file is on shared storage), written here in the 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import itertools
 import json
 from collections.abc import Iterable, Iterator
@@ -29,6 +31,7 @@ SCHEMA = pyarrow.schema(
         ("width", pyarrow.int32()),
         ("class_ids", pyarrow.list_(pyarrow.int32())),
         ("segmentations", pyarrow.list_(pyarrow.binary())),
+        ("digest", pyarrow.string()),
     ]
 )
 _RECIPE, _CLASSES = b"kiloseg.recipe", b"kiloseg.classes"
@@ -63,22 +66,27 @@ def write_store(path: Path, recipe: dict[str, Any], images: Iterable[AnnotatedIm
         path.parent.mkdir(parents=True, exist_ok=True)
         with (
             whole_file(path, shared=True) as file,
-            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd") as writer,
+            pyarrow.parquet.ParquetWriter(file, schema, compression="zstd", write_page_checksum=True) as writer,
         ):
             rows = iter(images)
-            while group := [image._asdict() for image in itertools.islice(rows, GROUP)]:
+            while group := [_row(image) for image in itertools.islice(rows, GROUP)]:
                 writer.write_table(pyarrow.Table.from_pylist(group, schema=schema))
     except OSError as error:
         raise DataError(f"{path} cannot be written ({error}): name a writable folder with --index") from error
 
 
+def _row(image: AnnotatedImage) -> dict[str, Any]:
+    digest = hashlib.sha256(repr(image).encode()).hexdigest()
+    return {**image._asdict(), "digest": digest}
+
+
 def is_current(path: Path, recipe: dict[str, Any]) -> bool:
-    """Whether the file exists, is complete, and was made from this recipe."""
+    """Whether the file exists, is complete, has today's columns, and was made from this recipe."""
     try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
+        schema = pyarrow.parquet.read_schema(path)
     except (OSError, pyarrow.ArrowInvalid):
         return False
-    return metadata.get(_RECIPE) == json.dumps(recipe).encode()
+    return schema.names == SCHEMA.names and (schema.metadata or {}).get(_RECIPE) == json.dumps(recipe).encode()
 
 
 def read_classes(path: Path) -> list[str]:
@@ -92,18 +100,35 @@ def num_images(path: Path) -> int:
 
 
 def read_column(path: Path, column: str) -> list[Any]:
-    """Returns one value per image, such as all keys."""
-    return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
+    """Returns one value per image, such as all keys. The column `digest` distinguishes images with other regions.
+
+    Raises:
+        DataError: the file is damaged.
+    """
+    with _reading(path):
+        return pyarrow.parquet.read_table(path, columns=[column])[column].to_pylist()
 
 
 def read_store(path: Path, start: int, stop: int) -> Iterator[AnnotatedImage]:
-    """Yields images `start` to `stop` - 1."""
-    with pyarrow.parquet.ParquetFile(path) as file:
+    """Yields images `start` to `stop` - 1; raises DataError if the file is damaged."""
+    with _reading(path):
+        file = pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
+    with file:
         for number in range(start // GROUP, (stop - 1) // GROUP + 1):
-            rows = file.read_row_group(number).to_pylist()
+            with _reading(path):
+                rows = file.read_row_group(number, columns=list(AnnotatedImage._fields)).to_pylist()
             first = number * GROUP
             for row in rows[max(start - first, 0) : stop - first]:
                 yield AnnotatedImage(**row)
+
+
+@contextlib.contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pyarrow.ArrowInvalid) as error:
+        reason = " ".join(str(error).split())
+        raise DataError(f"{path} is damaged ({reason}): delete it, and the same command makes it again") from error
 
 
 def source(path: Path) -> list[str | int]:

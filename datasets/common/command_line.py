@@ -14,6 +14,9 @@ ArgumentsT = TypeVar("ArgumentsT")
 def run(build: Callable[[ArgumentsT], object], arguments: type[ArgumentsT]) -> None:
     """Parses the command line and builds; exits with 1 if the input cannot be used, or if a filesystem or cluster does not
     answer."""
+    from kiloseg.cli import prepare_help  # not needed by the processes that a build starts
+
+    prepare_help(arguments, sys.argv[1:])
     try:
         build(tyro.cli(arguments))
     except (ConnectionError, ValueError) as error:  # DataError is a ValueError

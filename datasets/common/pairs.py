@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -97,11 +97,40 @@ def check_files(root: Path, files: list[str], what: str, remedy: str) -> None:
 
 def fingerprint(root: Path, files: Iterable[str]) -> str:
     """Returns a sha256 over the names, sizes and times of files: a changed file makes a new recipe, without reading any."""
-    digest = hashlib.sha256()
+    return digest_of(states(root, files))
+
+
+def states(root: Path, files: Iterable[str]) -> list[str]:
+    """Returns name, size and time of each file, as a line of text."""
+    lines = []
     for file in files:
         status = (root / file).stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
+        lines.append(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n")
+    return lines
+
+
+def digest_of(lines: Iterable[str]) -> str:
+    """Returns the sha256 of lines in hexadecimal digits."""
+    digest = hashlib.sha256()
+    for line in lines:
+        digest.update(line.encode())
     return digest.hexdigest()
+
+
+def with_files(tasks: Iterable[ShardTask], *found: Mapping[str, Sequence[str]]) -> list[ShardTask]:
+    """Adds to each shard the digest of what its samples are made from.
+
+    Args:
+        tasks: the shards.
+        found: for each split, a text per sample, such as the `states` of its images; several such mappings if a sample has
+            several files.
+    """
+    return [
+        dataclasses.replace(
+            task, files=digest_of(line for lines in found for line in lines[task.split][task.start : task.stop])
+        )
+        for task in tasks
+    ]
 
 
 def read_image(path: Path) -> bytes:
@@ -154,10 +183,7 @@ def build_pairs(
         DataError: The reasons are those of `build`.
     """
     masks = root if masks is None else masks
-    files = {
-        split: [fingerprint(root, [pair.image for pair in pairs]), fingerprint(masks, [pair.mask for pair in pairs])]
-        for split, pairs in splits.items()
-    }
+    found, files = pair_states(root, masks, splits)
     recipe = {**info.recipe, "files": files}
     tasks = [task for split, pairs in splits.items() for task in plan_shards(split, len(pairs), output.shard_size)]
     make = functools.partial(
@@ -168,7 +194,17 @@ def build_pairs(
         read_mask=read_mask,
         read_image=read_image,
     )
-    return build(output, dataclasses.replace(info, recipe=recipe), tasks, make)
+    info = dataclasses.replace(info, recipe=recipe)
+    return build(output, info, with_files(tasks, *found), make, covered=("files",))
+
+
+def pair_states(
+    root: Path, masks: Path, splits: Mapping[str, list[Pair]]
+) -> tuple[list[dict[str, list[str]]], dict[str, list[str]]]:
+    """Returns the states of images and of masks for `with_files`, and their digests for a recipe, by split."""
+    images = {split: states(root, [pair.image for pair in pairs]) for split, pairs in splits.items()}
+    labels = {split: states(masks, [pair.mask for pair in pairs]) for split, pairs in splits.items()}
+    return [images, labels], {split: [digest_of(images[split]), digest_of(labels[split])] for split in splits}
 
 
 def make_samples(

@@ -21,7 +21,7 @@ from common.annotation_store import (
     write_store,
 )
 from common.images import image_size, read_stored
-from common.pairs import check_files, fingerprint, order
+from common.pairs import check_files, digest_of, order, states, with_files
 from common.regions import Overlap, make_samples
 from common.tiles import cut_samples, num_tiles
 from folders.arguments import NAME, VERSION, Arguments
@@ -117,7 +117,7 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
             sizes = zip(read_column(store, "height"), read_column(store, "width"), strict=True)
             weights = [num_tiles(height, width, arguments.tile) for height, width in sizes]
         tasks += plan_shards(split, len(files), arguments.shard_size, weights)
-        images[split] = fingerprint(found.root, files)
+        images[split] = states(found.root, files)
     overlap = arguments.overlap or found.overlap
     info = DatasetInfo(
         name=arguments.name,
@@ -131,7 +131,7 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
             "exif": arguments.exif,
             "overlap": overlap,
             **({} if arguments.tile is None else {"tile": arguments.tile}),
-            "images": images,
+            "images": {split: digest_of(lines) for split, lines in images.items()},
             **recipe,
         },
     )
@@ -152,7 +152,11 @@ def build_regions(arguments: Arguments, found: RegionSource) -> DatasetInfo:
         **found.left_out,
         **({"images without annotations or of a split that is not built": unlisted} if unlisted else {}),
     }
-    return build(arguments, info, tasks, make, left_out=left_out)
+    found_states, covered = [images], ["images"]
+    if found.read_region is None:  # otherwise the regions are in further files
+        found_states.append({split: read_column(store, "digest") for split, store in stores.items()})
+        covered.append("annotations")
+    return build(arguments, info, with_files(tasks, *found_states), make, left_out=left_out, covered=covered)
 
 
 def index_annotations(arguments: Arguments, found: RegionSource) -> tuple[dict[str, Path], dict[str, Any]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from common.class_names import VOC_VOID, read_name_table, voc_color
 from common.images import Exif, count_unread, image_size, is_image, read_stored, walk
-from common.pairs import Pair, fingerprint, order
+from common.pairs import Pair, fingerprint, order, pair_states, with_files
 from common.tiles import cut_samples, num_tiles
 from folders.arguments import NAME, VERSION, Arguments
 from folders.layout import pair_folders
@@ -113,6 +113,7 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
         )
         for split, files in splits.items()
     }
+    found_states, files = pair_states(source.images, source.masks, pairs)
     recipe = {
         "builder": NAME,
         "version": VERSION,
@@ -124,13 +125,7 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
             if source.files
             else {}
         ),
-        "files": {
-            split: [
-                fingerprint(source.images, [pair.image for pair in found]),
-                fingerprint(source.masks, [pair.mask for pair in found]),
-            ]
-            for split, found in pairs.items()
-        },
+        "files": files,
     }
     classes = reader.classes
     info = DatasetInfo(
@@ -158,7 +153,8 @@ def build_source(arguments: Arguments, source: MaskSource) -> DatasetInfo:
     )
     if arguments.tile is not None:
         make = functools.partial(cut_samples, make_samples=make, tile=arguments.tile)
-    return build(arguments, info, tasks, make, left_out=source.left_out)
+    tasks = with_files(tasks, *found_states)
+    return build(arguments, info, tasks, make, left_out=source.left_out, covered=("files",))
 
 
 def mask_reader(arguments: Arguments, table: Path, *, with_colors: bool = True) -> MaskReader:

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 
-from common.pairs import fingerprint, order, safe_key
+from common.pairs import fingerprint, order, safe_key, states, with_files
 from common.tiles import cut_samples
 from folders.arguments import NAME, VERSION, Arguments
 from folders.masks import mask_reader
@@ -215,4 +215,6 @@ def build_rows(arguments: Arguments, source: ParquetSource) -> DatasetInfo:
     if arguments.tile is not None:
         make = functools.partial(cut_samples, make_samples=make, tile=arguments.tile)
     tasks = [task for split, rows in splits.items() for task in plan_shards(split, len(rows), arguments.shard_size)]
-    return build(arguments, info, tasks, make)
+    state = dict(zip(files, states(source.root, files), strict=True))
+    rows_of = {split: [f"{key_of(row)}\0{state[row.file]}" for row in rows] for split, rows in splits.items()}
+    return build(arguments, info, with_files(tasks, rows_of), make, covered=("files", "splits"))

@@ -9,12 +9,15 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib
+import re
 import sys
+import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, TypeVar
 
+import docstring_parser
 import tyro
 
 from kiloseg.presets import PRESETS
@@ -51,6 +54,7 @@ COMMANDS = {
 }
 """The commands of `kiloseg`; studies are scripts in experiments/."""
 
+HELP = {"-h", "--help"}
 COMPLETION = ("--tyro-print-completion", "--tyro-write-completion")
 
 
@@ -74,7 +78,7 @@ def main(words: Sequence[str] | None = None) -> None:
         tyro.extras.subcommand_cli_from_dict(
             {name: _arguments(command) for name, command in COMMANDS.items()}, prog="kiloseg", args=words
         )
-    elif first in ("-h", "--help"):
+    elif first in HELP:
         print(_help())
     elif first == "--version":
         print(importlib.import_module("kiloseg").__version__)
@@ -129,6 +133,7 @@ def run(
         if issubclass(arguments, Preset):
             parsed: Any = parse(arguments, words, description, prog=prog)
         else:
+            prepare_help(arguments, words)
             parsed = tyro.cli(arguments, args=words, description=description, prog=prog)
         code = main(parsed)
     except REFUSALS as error:
@@ -146,12 +151,47 @@ def parse(
         ValueError: there is no such preset, or the settings cannot work.
     """
     # The preset is parsed first because it supplies the defaults of the other settings.
-    asks_for_help = {"-h", "--help"} & set(words)
+    asks_for_help = HELP & set(words)
     base = _with_preset(Preset, arguments.preset)
     chosen, _ = tyro.cli(base, args=[word for word in words if word not in asks_for_help], return_unknown_args=True)
     if chosen.preset not in PRESETS:
         raise ValueError(f"--preset {chosen.preset!r} is unknown; the presets are: {', '.join(PRESETS)}")
-    return tyro.cli(_with_preset(arguments, chosen.preset), args=words, description=description, prog=prog)
+    arguments = _with_preset(arguments, chosen.preset)
+    prepare_help(arguments, words)
+    return tyro.cli(arguments, args=words, description=description, prog=prog)
+
+
+def prepare_help(arguments: type, words: Sequence[str]) -> None:
+    """Makes each paragraph of the docstrings under the fields one line if `words` ask for help; tyro wraps it again.
+
+    tyro takes the indented lines of a docstring for a list, and would break the text where the source does.
+
+    Args:
+        arguments: a dataclass; those that its fields hold are prepared too.
+        words: the command line.
+    """
+    if not HELP & set(words):
+        return
+    for found in _dataclasses(arguments):
+        texts: dict[str, str | None] = {}
+        for base in reversed(found.__mro__[:-1]):
+            texts |= {param.arg_name: param.description for param in docstring_parser.parse_from_object(base).params}
+        for one in dataclasses.fields(found):
+            text = texts.get(one.name)
+            if text:
+                paragraphs = re.split(r"\n\s*\n", text)
+                whole = "\n\n".join(" ".join(paragraph.split()) for paragraph in paragraphs)
+                one.metadata = types.MappingProxyType({**one.metadata, "help": whole})  # which tyro prefers
+
+
+def _dataclasses(kind: Any) -> Iterator[Any]:
+    """Yields the dataclasses in a type: itself, those of its fields, and those of a union."""
+    if dataclasses.is_dataclass(kind):
+        yield kind
+        for hint in typing.get_type_hints(kind).values():
+            yield from _dataclasses(hint)
+    for part in typing.get_args(kind):
+        yield from _dataclasses(part)
 
 
 def _with_preset(arguments: type[PresetT], preset: str) -> type[PresetT]:

@@ -22,7 +22,7 @@ from PIL import Image
 from kiloseg.config import Data
 from kiloseg.data.classes import count_classes
 from kiloseg.data.codec import IGNORE_ID, encode_mask
-from kiloseg.data.description import DatasetInfo, Shard, check_shards, read_info, write_info
+from kiloseg.data.description import AGAIN, DatasetInfo, Shard, check_shards, read_info, write_info
 from kiloseg.data.index import read_index
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
@@ -255,7 +255,7 @@ def test_missing_shard(good, split):
     refused(
         lambda: read_all(good) if split == "val" else train_all(good),
         f"{good}/part-000000.tar is missing, though dataset.json lists it",
-        "restore it or rebuild: python make.py --out here",
+        f"restore it or rebuild: python make.py --out {good} --rebuild",
     )
 
 
@@ -274,7 +274,7 @@ def test_shard_cut_short_is_found_before_anything_is_read(good, split):
     data = Data(path=str(good), loader_workers=0)
     refused(
         lambda: validation_batches(data, info) if split == "val" else TrainBatches(data, info, batch_size=2, seed=0),
-        f"{path} has {len(whole) - 1} bytes, expected {len(whole)}; restore it or rebuild: python make.py --out here",
+        f"{path} has {len(whole) - 1} bytes, expected {len(whole)}; restore it or rebuild: python make.py --out {good} --rebuild",
     )
     path.write_bytes(whole)
     check_shards(good, info, split)
@@ -291,27 +291,37 @@ def test_shard_cut_in_the_middle_of_a_member(good, member):
     cut = members_of(path)[member]
     path.write_bytes(path.read_bytes()[: cut.offset_data + cut.size // 2])
     described(good, [listed(path, 4)])
-    message = refused(lambda: read_all(good), f"{path} cannot be read after ", "restore it or build it again")
+    message = refused(lambda: read_all(good), f"{path} cannot be read after ", f"restore it or {AGAIN}")
     assert int(re.search(r"after (\d) samples", message)[1]) in (1, 2)
 
 
 def test_shard_of_the_right_size_with_other_content(good):
     path = good / "part-000000.tar"
     path.write_bytes(np.random.default_rng(0).bytes(path.stat().st_size))
-    refused(lambda: read_all(good), f"{path} cannot be read after 0 samples (", "restore it or build it again")
+    refused(
+        lambda: read_all(good),
+        f"{path} cannot be read after 0 samples (",
+        f"restore it or {AGAIN}",
+    )
 
 
 def test_shard_of_zeros_is_an_empty_one(good):
     path = good / "part-000000.tar"
     path.write_bytes(bytes(path.stat().st_size))
-    refused(lambda: read_all(good), f"{path} ends after 0 samples, dataset.json lists 4; restore it or build it again")
+    refused(
+        lambda: read_all(good),
+        f"{path} ends after 0 samples, dataset.json lists 4; restore it or {AGAIN}",
+    )
 
 
 def test_shard_that_ends_between_two_samples(good):
     path = good / "part-000000.tar"
     path.write_bytes(path.read_bytes()[: members_of(path)["d.png"].offset])
     described(good, [listed(path, 4)])
-    refused(lambda: read_all(good), f"{path} ends after 3 samples, dataset.json lists 4; restore it or build it again")
+    refused(
+        lambda: read_all(good),
+        f"{path} ends after 3 samples, dataset.json lists 4; restore it or {AGAIN}",
+    )
 
 
 def test_fault_in_a_loader_process_arrives_with_its_message(good):

@@ -56,8 +56,10 @@ def described(**changes):
     return DatasetInfo(**fields | changes)
 
 
-def build_numbered(out, *, train=TRAIN, seed=0, processes=1, address=None, make_samples=numbered, **given):
-    output = Output(out=str(out), shard_size=SHARD_SIZE, processes=processes, address=address)
+def build_numbered(
+    out, *, train=TRAIN, seed=0, processes=1, address=None, rebuild=False, make_samples=numbered, **given
+):
+    output = Output(out=str(out), shard_size=SHARD_SIZE, processes=processes, address=address, rebuild=rebuild)
     tasks = [*plan_shards("train", train, SHARD_SIZE), *plan_shards("val", VAL, SHARD_SIZE)]
     info = described(recipe={"seed": seed, "sizes": (train, VAL)})
     return build(output, info, tasks, functools.partial(make_samples, seed=seed, **given))
@@ -359,7 +361,7 @@ class Arguments(Output):
 
 def test_command_gives_the_same_settings():
     arguments = Arguments(
-        out="some where", root=Path("/archives"), size=0.25, official=True, crowd=False, shard_size=7, processes=3
+        out="/some where", root=Path("/archives"), size=0.25, official=True, crowd=False, shard_size=7, processes=3
     )
     words = shlex.split(arguments.command("datasets/one.py"))
     assert words[:2] == ["python", "datasets/one.py"]

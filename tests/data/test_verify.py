@@ -21,6 +21,7 @@ from kiloseg.data.verify import verify
 from kiloseg.data.writing.build import build, plan_shards
 from kiloseg.data.writing.output import Output
 from kiloseg.data.writing.shard import Sample
+from kiloseg.storage.errors import DataError
 
 SHARD = "train-000001.tar"  # samples train00004 to train00007
 KEY = "train00005"
@@ -197,6 +198,34 @@ def test_damage_is_named(copy, damage, expected):
     for problem, fragment in zip(found, expected, strict=True):
         assert fragment.format(shard=copy / SHARD, sample=f"{copy / SHARD}: sample {KEY}") in problem
         assert str(copy) in problem
+
+
+DESCRIPTION_DAMAGE = {
+    "cut description": lambda folder: (folder / "dataset.json").write_text('{"format": "kiloseg-shards-1", "na'),
+    "empty description": lambda folder: (folder / "dataset.json").write_bytes(b""),
+    "other format": lambda folder: (folder / "dataset.json").write_text('{"format": "kiloseg-shards-0"}'),
+}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [*(damage for damage, _ in DAMAGE.values()), *DESCRIPTION_DAMAGE.values()],
+    ids=[*DAMAGE, *DESCRIPTION_DAMAGE],
+)
+def test_whatever_is_damaged_is_built_again(built, copy, damage):
+    damage(copy)
+    build_numbered(copy, rebuild=True)
+    assert problems(copy) == []
+    assert {path.name: path.read_bytes() for path in copy.iterdir()} == {
+        path.name: path.read_bytes() for path in built.iterdir()
+    }
+
+
+def test_what_may_be_of_another_is_not_built_over(copy):
+    (copy / "index.parquet").unlink()
+    (copy / "dataset.json").write_text('{"rows": 5}')
+    with pytest.raises(DataError, match=r"holds a data set that cannot be read .*empty this folder yourself"):
+        build_numbered(copy, rebuild=True)
 
 
 def run(module, *arguments):

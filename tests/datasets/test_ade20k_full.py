@@ -5,6 +5,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from damage import built_again_as_verify_says
 from trees import IGNORE, read_split, write_jpeg, write_png
 
 import ade20k_full
@@ -73,3 +74,8 @@ def test_an_id_without_a_name_and_a_name_that_changes(root, tmp_path):
     write_image(root, "training", "ADE_train_00000002", [2978], [(2978, "wand")])
     with pytest.raises(DataError, match=r"00000002.json calls 2978 'wand', but other files call it 'wall'"):
         build(root, tmp_path)
+
+
+def test_damaged_data_set_is_built_again_as_verify_says(root, tmp_path, capsys):
+    build(root, tmp_path)
+    built_again_as_verify_says(tmp_path / "out", capsys, tmp_path)

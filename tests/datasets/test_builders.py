@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import built_again_as_verify_says
 from scipy.io import savemat
 from trees import IGNORE, read_split, uint8, write_jpeg, write_png, write_text
 
@@ -391,3 +392,16 @@ def test_an_image_that_is_cut_off_ends_a_build_by_its_name(tmp_path):
     whole = write_jpeg(path, 64, 64) + b"a camera's own bytes"
     path.write_bytes(whole)
     assert pairs.read_image(path) == whole
+
+
+# Damage
+
+
+@pytest.mark.parametrize("name", ["cityscapes", "voc", "coco_stuff10k"])
+def test_damaged_data_set_is_built_again_as_verify_says(request, name, tmp_path, monkeypatch, capsys):
+    root = request.getfixturevalue({"coco_stuff10k": "stuff_root"}.get(name, f"{name}_root"))
+    monkeypatch.chdir(tmp_path)
+    done = command(name, "--root", root.name, "--out", "my data", "--processes", 1)
+    assert done.returncode == 0, done.stderr
+    (tmp_path / "elsewhere").mkdir()
+    built_again_as_verify_says(tmp_path / "my data", capsys, tmp_path / "elsewhere")

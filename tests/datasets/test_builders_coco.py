@@ -8,12 +8,14 @@ import re
 import numpy as np
 import pycocotools.mask
 import pytest
+from damage import built_again_as_verify_says
 from pycocotools.coco import COCO
 from trees import IGNORE, read_split, write_jpeg, write_json
 
 import coco_lvis
 from common import annotation_store, coco_json, label_table, polygons, regions
 from common.annotation_store import AnnotatedImage
+from kiloseg.data.description import read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.storage.errors import DataError
 
@@ -410,3 +412,23 @@ def test_drawing_that_counts_gives_the_same_pixels(overlap):
         np.unique(mask).tolist()
     )
     assert counts["objects_hidden"] > 10 and counts["regions_without_shape"] == 0
+
+
+def test_damaged_data_set_is_built_again_as_verify_says(root, tmp_path, capsys):
+    build(root, tmp_path / "my data")
+    built_again_as_verify_says(tmp_path / "my data", capsys, tmp_path)
+
+
+def test_damaged_annotations_are_named_and_made_again(root, tmp_path):
+    build(root, tmp_path / "a")
+    store = root / "annotations/kiloseg/coco_lvis-train.parquet"
+    content = bytearray(store.read_bytes())
+    for place in range(4, 100):  # the footer, at the end, stays whole
+        content[place] ^= 255
+    store.write_bytes(content)
+    with pytest.raises(
+        DataError, match=r"coco_lvis-train.parquet is damaged .*delete it, and the same command makes it"
+    ):
+        build(root, tmp_path / "b")
+    store.unlink()
+    assert build(root, tmp_path / "b").digest == read_info(tmp_path / "a").digest

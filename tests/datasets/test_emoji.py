@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import built_again_as_verify_says
 from PIL import Image, ImageDraw
 
 import emoji
@@ -748,12 +749,21 @@ def test_numpy_and_pillow_draw_the_same_from_the_bank(built, tmp_path, capsys):
     damaged = out / "val-000000.tar"
     whole = damaged.read_bytes()
     damaged.write_bytes(whole[:600] + bytes([whole[600] ^ 255]) + whole[601:])
+    (out / "dataset.json").write_text("{")
+    refused = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert "build the data set again with --rebuild" in refused.stderr
     rebuilt = subprocess.run([*command, "--rebuild"], env=environment, capture_output=True, text=True, timeout=300)
     assert rebuilt.returncode == 0 and info.digest in rebuilt.stdout and damaged.read_bytes() == whole
     assert (out / "ATTRIBUTION.md").read_text() == (Path(arguments.out) / "ATTRIBUTION.md").read_text()
 
-    # Where pyarrow is, the full builder takes it over and completes the index.
+    # Where pyarrow is, the same command completes the index, and so does the full builder.
     assert not (out / "index.parquet").exists()
+    shutil.copytree(out, tmp_path / "other")
+    scenes = {name: value for name, value in BUILD.items() if name not in ("shard_size", "processes")}
+    write_emoji(arguments.bank, Scenes(**scenes), tmp_path / "other", shard_size=BUILD["shard_size"], processes=1)
+    assert "is up to date" in capsys.readouterr().out
+    assert read_index(tmp_path / "other").to_pylist() == read_index(arguments.out).to_pylist()
+    built_again_as_verify_says(tmp_path / "other", capsys, tmp_path)
     emoji.build_emoji(dataclasses.replace(arguments, out=str(out)))
     assert "is up to date" in capsys.readouterr().out
     assert read_index(out).to_pylist() == read_index(arguments.out).to_pylist()

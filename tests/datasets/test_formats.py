@@ -3,10 +3,12 @@
 import base64
 import io
 import json
+import shutil
 import zlib
 
 import numpy as np
 import pytest
+from damage import built_again_as_verify_says
 from PIL import Image
 from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
 
@@ -14,6 +16,7 @@ import folder
 from folders import labelstudio
 from folders.arguments import Arguments
 from kiloseg.data.description import read_info
+from kiloseg.data.index import read_index
 from kiloseg.storage.errors import DataError
 
 X = IGNORE
@@ -482,3 +485,41 @@ def test_the_command_that_is_recorded_builds_it_again(tmp_path):
     build(tmp_path, tmp_path / "my set", splits=("x=none", "y=val"))
     command = read_info(tmp_path / "out").command
     assert f"'{tmp_path}/my set'" in command and "--splits x=none y=val" in command
+
+
+def test_damaged_data_set_is_built_again_as_verify_says(tmp_path, capsys):
+    write_jpeg(tmp_path / "my set/a.jpg", 4, 6)
+    write_json(tmp_path / "my set/a.json", labelme("a.jpg", [("cat", CAT, "polygon", {}), ("dog", DOG, "polygon", {})]))
+    build(tmp_path, tmp_path / "my set", splits=("x=none", "y=val"), name="it's mine")
+    built_again_as_verify_says(tmp_path / "out", capsys, tmp_path)
+
+
+def test_annotation_that_is_corrected_costs_only_its_own_shard(tmp_path, capsys):
+    """What the message of the failed build says: the same command continues, and writes the shards of changed files again."""
+    for name in "abcdef":
+        write_jpeg(tmp_path / f"set/{name}.jpg", 4, 6)
+        shapes = [("cat", CAT, "polygon", {}), ("dog", DOG, "polygon", {})]
+        write_json(tmp_path / f"set/{name}.json", labelme(f"{name}.jpg", shapes))
+    options = {"val_fraction": 0.0, "shard_size": 1}
+    build(tmp_path, tmp_path / "set", **options)
+    keys = [row["key"] for row in read_index(tmp_path / "out", "train").to_pylist()]
+    last = tmp_path / f"set/{keys[-1]}.jpg"
+    shutil.rmtree(tmp_path / "out")
+    whole = last.read_bytes()
+    last.write_bytes(whole.removesuffix(b"\xff\xd9")[:-30])
+    with pytest.raises(DataError, match=f"{last.name} cannot be decoded") as error:
+        build(tmp_path, tmp_path / "set", **options)
+    (note,) = error.value.__notes__
+    assert (
+        note.startswith("5 of 6 shards are finished and kept in")
+        and "continues from there once that is corrected" in note
+    )
+    last.write_bytes(whole)
+    other = labelme(f"{keys[0]}.jpg", [("dog", CAT, "polygon", {}), ("cat", DOG, "polygon", {})])
+    write_json(tmp_path / f"set/{keys[0]}.json", other)
+    capsys.readouterr()
+    build(tmp_path, tmp_path / "set", **options)
+    assert "4 of 6 shards kept from an earlier run" in capsys.readouterr().out
+    fresh = tmp_path / "fresh"
+    build(fresh, tmp_path / "set", **options)
+    assert read_info(fresh / "out").digest == read_info(tmp_path / "out").digest

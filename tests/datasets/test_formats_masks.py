@@ -3,11 +3,13 @@
 import io
 import itertools
 import json
+import shutil
 
 import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from damage import built_again_as_verify_says
 from PIL import Image
 from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
 
@@ -17,6 +19,7 @@ from common.tiles import grid
 from folders import parquet
 from folders.arguments import Arguments
 from kiloseg.data.description import read_info
+from kiloseg.data.index import read_index
 from kiloseg.storage.errors import DataError
 
 X = IGNORE
@@ -496,3 +499,39 @@ def test_an_image_that_pillow_refuses_is_cut(tmp_path, monkeypatch):
         build(tmp_path, root)
     build(tmp_path, root, tile=32)
     assert len(split(tmp_path)) == 4 and Image.MAX_IMAGE_PIXELS == 1500
+
+
+def test_damaged_parquet_build_is_built_again_as_verify_says(tmp_path, capsys):
+    hub(tmp_path / "data/train-00000-of-00001.parquet", MASKS)
+    hub(tmp_path / "data/validation-00000-of-00001.parquet", MASKS[:2])
+    write_text(tmp_path / "data/classes.txt", "a\nb\nc\nd\n")
+    build(tmp_path, tmp_path / "data")
+    built_again_as_verify_says(tmp_path / "out", capsys, tmp_path)
+
+
+def test_masks_that_are_corrected_cost_only_their_own_shard(tmp_path, capsys):
+    for name in "abcd":
+        write_jpeg(tmp_path / f"set/images/{name}.jpg", 2, 3)
+        write_png(tmp_path / f"set/masks/{name}.png", np.ones((2, 3), np.uint8))
+    write_json(tmp_path / "set/classes.json", ["sky", "tree"])
+    options = {
+        "images": tmp_path / "set/images",
+        "masks": tmp_path / "set/masks",
+        "names": tmp_path / "set/classes.json",
+        "out": str(tmp_path / "out"),
+        "processes": 1,
+        "val_fraction": 0.0,
+        "shard_size": 1,
+    }
+    folder.build_folder(Arguments(**options))
+    keys = [row["key"] for row in read_index(tmp_path / "out", "train").to_pylist()]
+    shutil.rmtree(tmp_path / "out")
+    write_png(tmp_path / f"set/masks/{keys[2]}.png", np.full((2, 3), 9, np.uint8))
+    with pytest.raises(DataError, match=f"{keys[2]}.png") as error:
+        folder.build_folder(Arguments(**options))
+    assert error.value.__notes__[0].startswith("2 of 4 shards are finished and kept")
+    write_png(tmp_path / f"set/masks/{keys[2]}.png", np.zeros((2, 3), np.uint8))
+    capsys.readouterr()
+    info = folder.build_folder(Arguments(**options))
+    assert "2 of 4 shards kept from an earlier run" in capsys.readouterr().out
+    assert folder.build_folder(Arguments(**options | {"out": str(tmp_path / "fresh")})).digest == info.digest

@@ -11,11 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from damage import built_again_as_verify_says, paste
 from PIL import Image, ImageDraw, ImageFont
 
 import glyphs
 from kiloseg.data.codec import IGNORE_ID, decode_image, decode_mask
-from kiloseg.data.description import read_info
+from kiloseg.data.description import check_shards, read_info
 from kiloseg.data.index import class_samples, read_index
 from kiloseg.data.writing.build import ShardTask
 from kiloseg.data.writing.shard import write_shard
@@ -83,6 +84,19 @@ def test_digest_does_not_depend_on_processes_and_equal_recipes_build_once(tiny, 
     assert glyphs.build_glyphs(dataclasses.replace(recipe, processes=2)).digest == info.digest
     assert times(recipe.out) == before
     assert capsys.readouterr().out.count("\n") == 1
+
+
+def test_damaged_data_set_is_built_again_as_verify_says(tiny, tmp_path, capsys):
+    """Also if it was moved since."""
+    recipe, info = tiny
+    shutil.copytree(recipe.out, tmp_path / "it's moved")
+    built_again_as_verify_says(tmp_path / "it's moved", capsys, tmp_path)
+    with pytest.raises(DataError, match="restore it or rebuild: ") as error:
+        (tmp_path / "it's moved" / "val-000000.tar").unlink()
+        check_shards(tmp_path / "it's moved", info, "val")
+    done = paste(str(error.value).partition("rebuild: ")[2], tmp_path)
+    assert done.returncode == 0, done.stderr
+    check_shards(tmp_path / "it's moved", info, "val")
 
 
 def test_another_recipe_builds_again_and_shard_size_moves_no_pixel(tiny, tmp_path):

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import runpy
+import shlex
 import signal
 import socket
 import subprocess
@@ -24,13 +25,15 @@ from PIL import Image
 
 import kiloseg
 from kiloseg import cli
-from kiloseg.config import Config, Model
+from kiloseg.config import Config, Data, Model
 from kiloseg.inference.registration import REQUIREMENTS, requirements
 from kiloseg.models import Segmenter
 from kiloseg.overrides import flatten
 from kiloseg.tracking.model_names import split_name
 from kiloseg.tracking.runs import TrackedRun, Tracker
 from kiloseg.training.checkpoint import save_checkpoint
+from kiloseg.training.initial import initial_state
+from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.registering import register_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -213,6 +216,10 @@ def test_registered_under_an_alias_that_moves(source, photo, expected, tmp_path,
     assert register_checkpoint(tmp_path / "mug", run, "objects@shop") == "registered: models:/objects@shop, version 2\n"
     assert kiloseg.load("models:/objects@shop", runs=runs).classes.names[1] == "mug"
     assert kiloseg.load("models:/objects/1", runs=runs).classes.names[1] == "cup"
+    for name in ("cup", "mug"):  # fine-tuning starts from it too, and it has one place however often it is named
+        config = Config(data=Data(path="data"), model=Model(weights=f"models:/objects/{1 + (name == 'mug')}"))
+        places = {absolute(config, runs).model.weights for _ in range(2)}
+        assert len(places) == 1 and initial_state(places.pop())["classes"]["names"][1] == name
     for name, message in {
         "models:/objects@other": "models:/objects@other is not registered",
         "models:/nothing/1": "models:/nothing/1 is not registered",
@@ -236,7 +243,7 @@ def test_the_registry_page_shows_what_a_version_is_worth(source, tmp_path):
         )
 
 
-def test_a_registry_that_cannot_be_reached(source, monkeypatch, caplog):
+def test_a_registry_that_cannot_be_reached(source, monkeypatch, caplog, tmp_path):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
@@ -249,7 +256,12 @@ def test_a_registry_that_cannot_be_reached(source, monkeypatch, caplog):
     away = TrackedRun(tracker=Tracker(uri=address, experiment_id="1"), run_id="f" * 32)
     assert register_checkpoint(source, away, "objects") == ""
     assert "the model could not be registered as objects in MLflow at" in caplog.text
-    assert "kiloseg export SOURCE --format mlflow --register NAME" in caplog.text
+    command = caplog.text.strip().splitlines()[-1]
+    words = shlex.split(command)
+    assert words[0] == f"MLFLOW_TRACKING_URI={address}" and Path(words[1]).name == "kiloseg"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")  # it answers again
+    cli.main(words[2:])
+    assert kiloseg.load("models:/objects@best", device="cpu").classes.names == NAMES
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import torch
 
 from kiloseg.data.description import read_info, write_info
 from kiloseg.overrides import override
+from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint
 from kiloseg.training.initial import initial_state, take_over
 from kiloseg.training.loop import train
@@ -118,6 +119,23 @@ def test_fine_tuning_learns_on_and_its_resumption_needs_the_source_no_more(train
     shutil.rmtree(copy)
     again = train(config, lambda report: None, resume=tmp_path / "tuned")
     assert again["val/miou"] == whole["val/miou"] and again["val/iou_per_class"] == whole["val/iou_per_class"]
+
+
+def test_exported_folder_gives_what_its_checkpoint_does(trained, renamed, tmp_path):
+    """One that kiloseg export --format folder wrote."""
+    from kiloseg import cli
+
+    source = trained["embedding"]
+    cli.main(["export", source.trainer.output, "--format", "folder", "--out", str(tmp_path / "my model")])
+    config = override(source, {"data.path": renamed, "model.weights": source.trainer.output})
+    model, origin = begun(config)
+    exported, same = begun(override(config, {"model.weights": str(tmp_path / "my model")}))
+    assert model.keys() == exported.keys() and all(torch.equal(model[name], exported[name]) for name in model)
+    assert "4 of 6 classes start from the 6 there, by name" in same
+    assert same.partition(" (")[2] == origin.partition(" (")[2]
+    (tmp_path / "my model" / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"model.safetensors is not the file that config.json lists"):
+        begun(override(config, {"model.weights": str(tmp_path / "my model")}))
 
 
 def test_another_backbone_is_refused_by_name(trained, quick):

@@ -1,5 +1,6 @@
 """A study lets go of everything that it holds, however it ends."""
 
+import dataclasses
 import json
 import re
 import shlex
@@ -8,8 +9,10 @@ import threading
 
 import pytest
 import ray
+import tyro
 from mlflow import MlflowClient
 
+from kiloseg.config import Config
 from kiloseg.data.index import read_index, write_index
 from kiloseg.overrides import flatten, override
 from kiloseg.storage.errors import DataError
@@ -104,3 +107,35 @@ def test_flags_of_the_study_to_resume_can_be_pasted(quick, tmp_path):
         check_same_study("held-1", flatten(quick) | plan, place)
     flags = re.search(r"give its flags \((.*)\), or start one", str(error.value))[1]
     assert shlex.split(flags) == ["--model.weights", "/my models/it's.pt", "--loss.temperature", "7.0"]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"trainer.compile": True, "model.weights": "/my models/it's.pt"},
+        {"optimizer.lr": 0.5, "data.num_classes": None, "data.scale_max": 3.0},
+        {"data.num_classes": 5, "loss.temperature": 7.5, "trainer.channels_last": False},
+    ],
+)
+def test_flags_of_the_study_to_resume_give_its_settings(quick, tmp_path, settings):
+    """The advice is followed: the command line with these flags has the settings of the study."""
+    base = override(quick, {"data.num_classes": 4, "trainer.compile": False})
+    for mine, theirs in ((base, override(base, settings)), (override(base, settings), base)):
+        place = open_folder(tmp_path)
+        plan = {"data digest": "0", "workers": 1}
+        write_plan(flatten(theirs) | plan, place)
+        with pytest.raises(ValueError, match="which is another study") as error:
+            check_same_study("held-1", flatten(mine) | plan, place)
+        flags = re.search(r"give its flags \((.*)\), or start one", str(error.value))[1]
+        found = tyro.cli(Config, default=mine, args=shlex.split(flags))
+        check_same_study("held-1", flatten(found) | plan, place)
+
+
+def test_resumption_that_is_refused_is_not_advised_again(study, quick, monkeypatch):
+    monkeypatch.setattr("kiloseg.tuning.study.newest_id", lambda storage, name: f"{name}-20261128-000000")
+    with (
+        pytest.raises(DataError, match="start it again without --resume") as error,
+        running_study(dataclasses.replace(study, resume=True), quick, {}, script="tests", tags={}),
+    ):
+        raise DataError("it has no state to continue from; start it again without --resume")
+    assert error.value.__notes__ == ["the results of study held-20261128-000000 are kept"]

@@ -97,6 +97,8 @@ def test_damaged_state_is_refused_by_name(state, name):
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials still exist, but move it away"):
         check_state(str(state))
+    file.rename(state.parent / "away")
+    check_state(str(state))
 
 
 def test_study_without_a_state_is_not_begun_anew_by_a_resumption(tmp_path):

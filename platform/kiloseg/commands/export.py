@@ -28,6 +28,8 @@ from typing import Any, Literal
 
 import tyro
 
+from kiloseg.storage.commands import shell
+
 
 @dataclass(frozen=True, kw_only=True)
 class Arguments:
@@ -64,8 +66,8 @@ def main(arguments: Arguments) -> None:
 
 
 def _write_folder(arguments: Arguments, out: str) -> None:
-    from kiloseg.inference.folder import save_folder
     from kiloseg.inference.loading import classes_of, content_of
+    from kiloseg.training.model_folder import save_folder
 
     content = content_of(arguments.source, arguments.runs)
     classes = classes_of(content)
@@ -115,7 +117,18 @@ def _write_mlflow(arguments: Arguments) -> None:
     content = content_of(arguments.source, arguments.runs)
     if arguments.out is not None:
         save_mlflow_model(content, out)
-        print(f"{out}: serve it with mlflow models serve --env-manager local --host 127.0.0.1 --model-uri {out}")
+        words = (
+            "mlflow",
+            "models",
+            "serve",
+            "--env-manager",
+            "local",
+            "--host",
+            "127.0.0.1",
+            "--model-uri",
+            out.absolute(),
+        )
+        print(f"{out}: serve it with {shell(*words)}")
     if arguments.register is not None:
         run = run_for(arguments.source, arguments.register, content, arguments.runs)
         source, version = register(content, run, arguments.register)

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Literal
 
 import tyro
 
+from kiloseg.storage.commands import shell
+
 if TYPE_CHECKING:
     from kiloseg.inference.answering import Answer
 
@@ -118,8 +120,9 @@ def _answer(arguments: Arguments, known_from: float | None) -> Answer | None:
     if arguments.unknown and below is None:
         if known_from is None:
             raise ValueError(
-                f"--unknown: {arguments.source} is not calibrated; use kiloseg classes SOURCE unknown DATA --out FOLDER and "
-                "predict with FOLDER, or give --unknown-below"
+                f"--unknown: {arguments.source} is not calibrated; predict with the model that "
+                f"{shell('kiloseg', 'classes', arguments.source, 'unknown', 'DATA', '--out', 'FOLDER')} writes into FOLDER, DATA "
+                "being a data set, or give --unknown-below"
             )
         below = known_from
     if arguments.level is None and below is None:

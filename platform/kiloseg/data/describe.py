@@ -66,7 +66,7 @@ def describe(directory: str, *, split: str | None, rare: int) -> str:
         DataError: dataset.json or index.parquet is missing or damaged, or there is no such split.
     """
     info = read_info(directory)
-    split = _chosen(info, split)
+    split = _chosen(info, directory, split)
     lines = [f"{info.name}: {info.num_classes} classes, digest {info.digest}"]
     for name in info.splits:
         table = read_index(directory, name)
@@ -97,10 +97,10 @@ def describe(directory: str, *, split: str | None, rare: int) -> str:
     return "\n".join(lines)
 
 
-def _chosen(info: DatasetInfo, split: str | None) -> str:
+def _chosen(info: DatasetInfo, directory: str, split: str | None) -> str:
     if split is None:
         if not info.splits:
-            raise DataError(f"data set {info.name} has no splits; build it again: {info.command}")
+            raise DataError(f"data set {info.name} has no splits; build it again: {info.rebuild_command(directory)}")
         return next(iter(info.splits))
     info.shards(split)
     return split
@@ -258,7 +258,7 @@ def main(arguments: Arguments) -> int:
         if arguments.out is None:
             return 0
         info = read_info(arguments.directory)
-        split = _chosen(info, arguments.split)
+        split = _chosen(info, arguments.directory, arguments.split)
         samples = read_samples(arguments.directory, info, split, arguments.pictures)
     except (ConnectionError, DataError) as error:
         print(error, file=sys.stderr)

@@ -15,17 +15,22 @@ import hashlib
 import itertools
 import json
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from kiloseg.data.codec import IGNORE_ID
+from kiloseg.storage.credentials import shown
 from kiloseg.storage.errors import DataError
-from kiloseg.storage.filesystems import open_folder
+from kiloseg.storage.filesystems import LocalFolder, open_folder
 
 FORMAT = "kiloseg-shards-1"
 MAX_CLASSES = 65535
 DESCRIPTION = "dataset.json"
+AGAIN = f"build the data set again with --rebuild (the command is in {DESCRIPTION})"
+"""What helps if a part of a data set is damaged, in messages that do not know its command."""
+_CHECKOUT = Path(__file__).parents[3]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +66,25 @@ class DatasetInfo:
         """The number of classes C, including the background."""
         return len(self.classes)
 
+    def rebuild_command(self, directory: Path | str) -> str:
+        """Returns the command line that builds the data set in `directory` again even if it seems to be complete.
+
+        It is one for a shell in any folder of this machine, also if the data set was moved after it was built.
+        """
+        try:
+            words = shlex.split(self.command)
+        except ValueError:  # written by something else
+            return f"{self.command} --rebuild"
+        folder = open_folder(directory)
+        if "--out" in words[:-1]:
+            words[words.index("--out") + 1] = (
+                folder.location if isinstance(folder, LocalFolder) else shown(folder.location)
+            )
+        script = next((word for word in words if word.endswith(".py")), "")
+        if (_CHECKOUT / script).is_file():
+            words[words.index(script)] = str(_CHECKOUT / script)
+        return f"{shlex.join(words)} --rebuild"
+
     @property
     def digest(self) -> str:
         """The sha256 over class names and shard digests, which is equal exactly if the samples are equal."""
@@ -71,8 +95,8 @@ class DatasetInfo:
         """Returns the shards of a split. Raises DataError for a split that the data set does not have."""
         if split not in self.splits:
             raise DataError(
-                f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}. Build it with "
-                f"both train and val: {self.command}"
+                f"data set {self.name} has no split {split!r}; it has: {', '.join(self.splits) or 'none'}. Name one of "
+                f"these, or give samples of {split} to the command that built it: {self.command}"
             )
         return self.splits[split]
 
@@ -112,14 +136,17 @@ def read_info(directory: Path | str) -> DatasetInfo:
         text = folder.read(DESCRIPTION)
     except (FileNotFoundError, NotADirectoryError):
         raise DataError(
-            f"{path} does not exist: expected a data set folder, such as python datasets/glyphs.py --out DIR makes"
+            f"{path} does not exist: expected a data set folder, such as python datasets/glyphs.py --out DIR makes; if a build "
+            "was interrupted, the same command finishes it"
         ) from None
     except PermissionError as error:
         raise DataError(f"{path} cannot be read ({error}); correct its permissions") from error
     try:
         content = json.loads(text.decode())
         if content["format"] != FORMAT:
-            raise DataError(f"{path}: format is {content['format']!r}, expected {FORMAT!r}; build the data set again")
+            raise DataError(
+                f"{path}: format is {content['format']!r}, expected {FORMAT!r}; build the data set again with --rebuild"
+            )
         splits = {split: [Shard(**shard) for shard in shards] for split, shards in content["splits"].items()}
         info = DatasetInfo(
             name=content["name"],
@@ -134,7 +161,9 @@ def read_info(directory: Path | str) -> DatasetInfo:
         declared = content["num_classes"], content["ignore_id"]
         _check_kinds(info)
     except (KeyError, TypeError, AttributeError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise DataError(f"{path} is damaged ({type(error).__name__}: {error}); build the data set again") from error
+        raise DataError(
+            f"{path} is damaged ({type(error).__name__}: {error}); restore it, or build the data set again with --rebuild"
+        ) from error
     if declared != (info.num_classes, IGNORE_ID) or not 2 <= info.num_classes <= MAX_CLASSES:
         raise DataError(
             f"{path}: num_classes {declared[0]} with {info.num_classes} class names and ignore_id {declared[1]}: expected "
@@ -173,8 +202,12 @@ def check_shards(directory: Path | str, info: DatasetInfo, split: str) -> None:
     for shard in info.shards(split):
         path = folder.at(shard.name)
         if shard.name not in sizes:
-            raise DataError(f"{path} is missing, though {DESCRIPTION} lists it; restore it or rebuild: {info.command}")
+            raise DataError(
+                f"{path} is missing, though {DESCRIPTION} lists it; restore it or rebuild: "
+                f"{info.rebuild_command(directory)}"
+            )
         if sizes[shard.name] != shard.bytes:
             raise DataError(
-                f"{path} has {sizes[shard.name]} bytes, expected {shard.bytes}; restore it or rebuild: {info.command}"
+                f"{path} has {sizes[shard.name]} bytes, expected {shard.bytes}; restore it or rebuild: "
+                f"{info.rebuild_command(directory)}"
             )

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from kiloseg.data.description import AGAIN
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import Folder, open_folder
 
@@ -61,11 +62,11 @@ def read_index(
             raise ValueError(f"no values in column {', '.join(empty)}")
         return table
     except FileNotFoundError as error:
-        raise DataError(f"{folder.at(NAME)} does not exist; build the data set again") from error
+        raise DataError(f"{folder.at(NAME)} does not exist; {AGAIN}") from error
     except ConnectionError:
         raise
     except (NotImplementedError, OSError, ValueError) as error:
-        raise DataError(f"{folder.at(NAME)} is damaged ({error}); build the data set again") from error
+        raise DataError(f"{folder.at(NAME)} is damaged ({error}); {AGAIN}") from error
 
 
 def class_samples(table: pyarrow.Table, num_classes: int) -> np.ndarray:

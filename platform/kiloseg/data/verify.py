@@ -254,9 +254,8 @@ def main(arguments: Arguments) -> int:
     if len(twins) > SHOWN:
         print(f"warning: {len(twins) - SHOWN} more images occur twice")
     if problems:
-        print(
-            f"{len(problems)} problems; restore what is damaged, or build the data set again: {info.command} --rebuild"
-        )
+        again = info.rebuild_command(arguments.directory)
+        print(f"{len(problems)} problems; restore what is damaged, or build the data set again: {again}")
         return 1
     shards = sum(len(info.shards(split)) for split in info.splits)
     samples = sum(info.num_samples(split) for split in info.splits)

@@ -10,16 +10,13 @@ import torch
 
 from kiloseg.config import Precision
 from kiloseg.inference.classes import ModelClasses
-from kiloseg.inference.folder import is_model_folder, load_folder
 from kiloseg.inference.model import TrainedModel
 from kiloseg.overrides import from_flat
 from kiloseg.storage.errors import DataError
-from kiloseg.tracking.model_names import SOURCE as REGISTERED
-from kiloseg.training.checkpoint import load_checkpoint, load_newest
+from kiloseg.tracking.sources import place_of
 from kiloseg.training.evaluation import segmenter_of
+from kiloseg.training.model_folder import load_trained
 from kiloseg.training.precision import autocast_of
-
-RUN = "runs:/"
 
 
 def load(
@@ -68,26 +65,8 @@ def model_of(
 
 def content_of(source: Path | str, runs: Path | str = "runs") -> dict[str, Any]:
     """Reads the checkpoint of a source (see `load`) onto the CPU; the key "location" of the content says where it is."""
-    source, runs = str(source), Path(runs)
-    place = source
-    # MLflow takes seconds to import, and a machine that only predicts does not need to have it.
-    if source.startswith(RUN):
-        from kiloseg.tracking.checkpoints import checkpoint_of_run
-
-        place = checkpoint_of_run(source.removeprefix(RUN), runs)
-    elif source.startswith(REGISTERED):
-        from kiloseg.tracking.models import registered_model
-
-        place = registered_model(source, runs)
-    elif "://" not in source and not source.endswith(".pt") and not Path(source).exists():
-        from kiloseg.tracking.checkpoints import checkpoint_of_study
-
-        place = checkpoint_of_study(source, runs)
-    if place.partition("?")[0].endswith(".pt"):
-        return load_checkpoint(place)
-    if is_model_folder(place):
-        return load_folder(place)
-    state = load_newest(place)
+    place = place_of(str(source), Path(runs))
+    state = load_trained(place)
     if state is None:
         raise ValueError(
             f"{place} has no checkpoint (expected step-NNNNNNNN.pt) and no exported model (config.json); name a checkpoint, "

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from kiloseg.inference.classes import ModelClasses
-from kiloseg.inference.folder import save_folder
 from kiloseg.inference.loading import classes_of
 from kiloseg.inference.served import INPUTS, OUTPUTS
 from kiloseg.storage.credentials import shown
 from kiloseg.tracking.model_names import DATA, split_name
+from kiloseg.training.model_folder import save_folder
 
 if TYPE_CHECKING:
     from kiloseg.tracking.runs import TrackedRun

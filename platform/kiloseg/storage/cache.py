@@ -132,14 +132,15 @@ class ShardCache:
                     fault = size if partial.tell() != shard.bytes else f"sha256 {digest.hexdigest()}"
                     raise DataError(
                         f"{self._folder.at(shard.name)} is not what dataset.json lists ({fault}); restore it or build the "
-                        "data set again"
+                        "data set again with --rebuild (the command is in dataset.json)"
                     )
                 partial.flush()
                 # Opened before it is renamed, since from then on another process may remove it to make room.
                 return FileIO(partial.name)
         except FileNotFoundError as error:
             raise DataError(
-                f"{self._folder.at(shard.name)} is missing; restore it or build the data set again"
+                f"{self._folder.at(shard.name)} is missing; restore it or build the data set again with --rebuild (the "
+                "command is in dataset.json)"
             ) from error
 
     def _make_room(self, wanted: int) -> None:

@@ -19,12 +19,13 @@ PROCESSES_NEED = len("/pymp-01234567/listener-01234567")
 """Bytes that Python's multiprocessing adds to the temporary folder."""
 
 
-def short_folder(prefix: str, *, needs: int) -> Path | None:
+def short_folder(prefix: str, *, needs: int, usual: str | None = None) -> Path | None:
     """Makes a temporary folder for sockets outside of TMPDIR, if paths in TMPDIR would be too long.
 
     Args:
         prefix: start of the folder's name.
         needs: number of bytes that paths of sockets add to a temporary folder.
+        usual: the folder that would be used; None: TMPDIR.
 
     Returns:
         A new folder that the caller removes, or None if TMPDIR is short enough.
@@ -32,7 +33,7 @@ def short_folder(prefix: str, *, needs: int) -> Path | None:
     Raises:
         ValueError: TMPDIR is too long and there is no other folder that this process can write to.
     """
-    usual = tempfile.gettempdir()
+    usual = usual or tempfile.gettempdir()
     if len(os.fsencode(usual)) + needs <= LONGEST_PATH:
         return None
     for candidate in ("/tmp", "/var/tmp", f"/run/user/{os.getuid()}", "/dev/shm"):  # noqa: S108

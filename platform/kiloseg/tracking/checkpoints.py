@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -11,6 +10,7 @@ from mlflow.entities import Run
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
+from kiloseg.tracking.downloads import downloaded
 from kiloseg.tracking.rehoming import folder_of, rehome
 from kiloseg.tracking.runs import TrackedRun, Tracker
 from kiloseg.training.checkpoint_names import PATTERN
@@ -138,7 +138,8 @@ def _place(client: MlflowClient, run: Run) -> str | None:
         store = folder_of(run.info.artifact_uri)
         if store is not None:  # a place of its own, which a later resumption finds again
             return str(store / max(logged))
-        return str(client.download_artifacts(run.info.run_id, max(logged), tempfile.mkdtemp(prefix="kiloseg-")))
+        key = f"{client.tracking_uri} {run.info.run_id} {max(logged)}"
+        return str(downloaded(key, lambda folder: client.download_artifacts(run.info.run_id, max(logged), folder)))
     output = run.data.params.get("trainer.output")
     return output if output and any(Path(output).glob(PATTERN)) else None
 

@@ -6,7 +6,6 @@ is pickled.
 
 from __future__ import annotations
 
-import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
 
 from kiloseg.tracking.checkpoints import tracking_client
+from kiloseg.tracking.downloads import downloaded
 from kiloseg.tracking.model_names import DATA, SOURCE, split_name
 from kiloseg.tracking.runs import TrackedRun
 
@@ -117,7 +117,7 @@ def register_model(
     except (MlflowException, OSError) as error:
         raise ConnectionError(
             f"the model could not be registered as {name} in MLflow at {run.tracker.shown} ({_first_line(error)}); check the "
-            "server and the name, then register it with kiloseg export SOURCE --format mlflow --register NAME"
+            "server and the name"
         ) from error
     return f"{SOURCE}{name}@{alias}", str(version.version)
 
@@ -153,8 +153,11 @@ def _download(client: MlflowClient, source: str) -> Path:
     try:
         found = client.get_model_version_by_alias(name, alias) if at else client.get_model_version(name, version)
         uri = client.get_model_version_download_uri(name, found.version)
-        folder = tempfile.mkdtemp(prefix="kiloseg-")
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=client.tracking_uri))
+        key = f"{client.tracking_uri} {name} {found.version} {found.creation_timestamp}"
+        tracking = client.tracking_uri
+        return downloaded(
+            key, lambda folder: mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=tracking)
+        )
     except MlflowException as error:
         if error.error_code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
             raise ValueError(

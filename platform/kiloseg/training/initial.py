@@ -16,15 +16,16 @@ from torch import Tensor
 from kiloseg.data.classes import ClassRecord
 from kiloseg.models import Segmenter
 from kiloseg.storage.filesystems import LocalFolder, open_folder
-from kiloseg.training.checkpoint import FORMAT, load_checkpoint, load_newest
+from kiloseg.training.checkpoint import FORMAT
 from kiloseg.training.checkpoint_names import PATTERN, checkpoint_names
+from kiloseg.training.model_folder import CONFIG, load_trained
 
 WORDS = ("none", "hub", "package")
 """Values of `model.weights` that are no path."""
 
 
 def initial_state(weights: str) -> dict[str, Any] | None:
-    """Loads the checkpoint that `model.weights` names; None if it names none, but a word or a file with a backbone's weights.
+    """Loads the checkpoint or exported folder that `model.weights` names; None for a word or a file with a backbone's weights.
 
     Raises:
         ValueError: the folder has no checkpoint, or the checkpoint is damaged.
@@ -33,20 +34,17 @@ def initial_state(weights: str) -> dict[str, Any] | None:
         return None
     place = weights if "://" in weights else str(Path(weights).expanduser())
     folder = open_folder(place)
-    if isinstance(folder, LocalFolder):
-        if folder.path.is_file():
-            return load_checkpoint(folder.path) if _is_checkpoint(folder.path) else None
-        if not folder.path.is_dir():
-            return None  # refused where the network is built, with what is expected
-    elif place.partition("?")[0].endswith(".pt"):
-        return load_checkpoint(place)
-    if not checkpoint_names(folder.entries()):
-        raise ValueError(
-            f"model.weights = {weights!r} is a folder without checkpoints ({PATTERN}); give the trainer.output of a run, or a file"
-        )
-    state = load_newest(place)
-    if state is None:
+    local = folder.path if isinstance(folder, LocalFolder) else None
+    if local is not None and (not local.exists() or (local.is_file() and not _is_checkpoint(local))):
+        return None  # it is read, or refused with what is expected, where the network is built
+    state = load_trained(place)
+    if state is None and checkpoint_names(folder.entries()):
         raise ValueError(f"model.weights = {weights!r}: all checkpoints in this folder are damaged; give another")
+    if state is None:
+        raise ValueError(
+            f"model.weights = {weights!r} is a folder without checkpoints ({PATTERN}) and without an exported model ({CONFIG}); "
+            "give the trainer.output of a run, a folder of kiloseg export --format folder, or a file"
+        )
     return state
 
 

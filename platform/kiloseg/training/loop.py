@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -107,10 +107,16 @@ def train(
             new = steps.report()
             bar.set_postfix(loss=f"{new.loss:.3f}")
             if state.validation_due:
-                with _kept(state) as checkpoint:
+                # Validation needs memory and data of its own: whatever ends it, even SIGKILL, what was trained is kept.
+                checkpoint = state.save()
+                try:
                     found = _validate(state, validation, stop=preempted if alone else None)
+                except BaseException as error:
+                    if checkpoint is not None:
+                        error.add_note(f"what was trained before this validation is kept in {checkpoint}")
+                    raise
                 if found is None:
-                    raise PreemptedError(state.step, checkpoint or state.save())
+                    raise PreemptedError(state.step, checkpoint)
                 new = dataclasses.replace(new, validation=found)
             report(state.add_report(new))
     assert state.last_validated is not None, "every run ends with a validation"
@@ -208,29 +214,6 @@ def _validate(
         num_bad_samples=None if bad_samples is None else len(bad_samples),
         bad_samples=bad_samples,
     )
-
-
-@contextlib.contextmanager
-def _kept(state: TrainState) -> Iterator[str | None]:
-    """Keeps what was trained if the validation inside fails, since it needs memory and data of its own.
-
-    The checkpoint is written before the validation, so that even a process that is killed loses nothing; but only after the
-    error if validations follow each other so fast that writing before each would take more than a hundredth of the time. With
-    several workers, which write together, it is always before.
-    """
-    early = state.workers.world_size > 1 or state.saving_is_cheap
-    checkpoint = state.save() if early else None
-    try:
-        yield checkpoint
-    except BaseException as error:
-        if not early:
-            try:
-                checkpoint = state.save()
-            except OSError as full:
-                error.add_note(str(full))
-        if checkpoint is not None:
-            error.add_note(f"what was trained before this validation is kept in {checkpoint}")
-        raise
 
 
 def _step_seed(seed: int, step: int, rank: int) -> int:

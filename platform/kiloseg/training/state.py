@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from typing import Any
 
 import torch
@@ -22,9 +21,6 @@ from kiloseg.training.optimizer import build_optimizer
 from kiloseg.training.peaks import Peaks
 from kiloseg.training.report import Report
 from kiloseg.training.workers import Workers
-
-SAVING_SHARE = 0.01
-"""Largest share of a run's time that checkpoints before validations may take."""
 
 
 class TrainState:
@@ -71,8 +67,6 @@ class TrainState:
         """Numbers of all reports, so that reports that were lost can be delivered again on resumption."""
         self.last_validated: Report | None = None
         """The report of the last validation."""
-        self._saved_at = time.monotonic()
-        self._save_s = 0.0
 
     @property
     def validation_due(self) -> bool:
@@ -141,17 +135,8 @@ class TrainState:
             "mean_loss": self.mean_loss.state(),
         }
         trainer = self.config.trainer
-        began = time.monotonic()
         best = self.best_step if trainer.patience else None
-        saved = str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints, also=best))
-        self._saved_at = time.monotonic()
-        self._save_s = self._saved_at - began
-        return saved
-
-    @property
-    def saving_is_cheap(self) -> bool:
-        """Returns whether one more checkpoint now would take at most SAVING_SHARE of the time since the last one."""
-        return self._save_s <= SAVING_SHARE * (time.monotonic() - self._saved_at)
+        return str(save_checkpoint(trainer.output, self.step, content, keep=trainer.keep_checkpoints, also=best))
 
     def load(self, stored: dict[str, Any]) -> None:
         """Continues from the content of a checkpoint, whose tensors are removed from it.

@@ -94,12 +94,12 @@ def start_ray() -> None:
 
 @contextlib.contextmanager
 def _short_temporary_folder() -> Iterator[str | None]:
-    """Provides a folder for Ray's sockets and logs where TMPDIR is too long for the sockets; None: Ray uses its own.
+    """Provides a folder for Ray's sockets and logs where TMPDIR, or RAY_TMPDIR, is too long for them; None: Ray uses its own.
 
     The folder is removed when this process ends, as Ray runs until then.
     """
     needs = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
-    folder = None if "RAY_TMPDIR" in os.environ else short_folder("kiloseg-ray-", needs=needs)
+    folder = short_folder("kiloseg-ray-", needs=needs, usual=os.environ.get("RAY_TMPDIR"))
     if folder is not None:
         atexit.register(shutil.rmtree, folder, ignore_errors=True)
     yield None if folder is None else str(folder)

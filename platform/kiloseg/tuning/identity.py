@@ -72,7 +72,7 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
     changes = differences(compared, begun)
     if changes:
         flags = [
-            shlex.join([f"--{name.replace('_', '-')}", *_words(begun[name])])
+            shlex.join(_flag(name, begun[name]))
             for name in defaults
             if name not in MAY_DIFFER and begun[name] != compared[name]
         ]
@@ -83,6 +83,10 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
         )
 
 
-def _words(value: Any) -> list[str]:
-    """Returns a setting's value as the words of a command line: several for a tuple."""
-    return [str(one) for one in value] if isinstance(value, list | tuple) else [str(value)]
+def _flag(name: str, value: Any) -> list[str]:
+    """Returns a setting as words of a command line: one for a switch, several for a tuple."""
+    flag = name.replace("_", "-")
+    if isinstance(value, bool):
+        group, dot, last = flag.rpartition(".")
+        return [f"--{flag}" if value else f"--{group}{dot}no-{last}"]
+    return [f"--{flag}", *map(str, value if isinstance(value, list | tuple) else [value])]

@@ -6,6 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from kiloseg.storage.commands import shell
+
 if TYPE_CHECKING:
     from kiloseg.tracking.runs import TrackedRun
 
@@ -28,7 +30,11 @@ def register_checkpoint(checkpoint: Path | str, run: TrackedRun, name: str) -> s
     try:
         source, version = register(content_of(checkpoint), run, name)
     except ConnectionError as error:
-        logger.warning("%s", error)
+        again = shell(
+            *("kiloseg", "export", checkpoint, "--format", "mlflow", "--register", name),
+            env={"MLFLOW_TRACKING_URI": run.tracker.shown},
+        )
+        logger.warning("%s, then register it with\n    %s", error, again)
         return ""
     return f"registered: {source}, version {version}\n"
 
@@ -46,9 +52,8 @@ def register_output(output: Path | str, name: str, runs: Path) -> str:
     run = run_of_source(str(Path(output).resolve()), runs.resolve())
     if run is None:
         logger.warning(
-            "%s is not registered as %s: MLflow does not answer or does not know its run; register it with "
-            "kiloseg export %s --format mlflow --register %s",
-            output, name, output, name,
+            "%s is not registered as %s: MLflow does not answer or does not know its run; register it with\n    %s",
+            output, name, shell("kiloseg", "export", output, "--format", "mlflow", "--register", name, "--runs", runs),
         )  # fmt: skip
         return ""
     return register_checkpoint(output, run, name)

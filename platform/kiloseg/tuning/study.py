@@ -178,13 +178,14 @@ def running_study(
         running = RunningStudy(
             study_id=study_id, storage=storage, place=place, folder=folder, delivery=delivery, resources=resources
         )
-        running.has_trials = study.resume
         try:
             yield running
             running.publish()
         except BaseException as error:
             if running.has_trials:
                 error.add_note(f"the results of study {study_id} are kept: --resume continues it")
+            elif study.resume:  # it may be refused for a reason that stays
+                error.add_note(f"the results of study {study_id} are kept")
             if lease.lost:  # another process now continues the study and its run
                 delivery.close(patience_s=0)
             else:

@@ -15,7 +15,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes
-from kiloseg.data.description import DatasetInfo, check_shards
+from kiloseg.data.description import AGAIN, DatasetInfo, check_shards
 from kiloseg.data.index import read_index
 from kiloseg.data.reading.bad_samples import BadSamples
 from kiloseg.data.reading.batches import Batch, Memory, Slots
@@ -105,7 +105,7 @@ class _TrainStream(IterableDataset[Any]):
         except NoSuchPixelError as error:
             raise DataError(
                 f"{sample['__url__']}: sample {sample['__key__']}: its mask has no pixel of class "
-                f"{self.classes.names[error.label]!r}, though index.parquet lists it; build the data set again"
+                f"{self.classes.names[error.label]!r}, though index.parquet lists it; {AGAIN}"
             ) from error
 
     def _label_to_crop(self, position: Position, seed: str) -> int | None:

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from webdataset.tariterators import group_by_keys
 
-from kiloseg.data.description import Shard
+from kiloseg.data.description import AGAIN, Shard
 from kiloseg.storage.cache import ShardCache, StoppedError
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import LocalFolder, open_folder
@@ -119,9 +119,7 @@ class Reader:
                 # Without a buffer, only the headers are read.
                 return (self._folder.path / entry.name).open("rb", buffering=0)
             except FileNotFoundError as error:
-                raise DataError(
-                    f"{self._folder.at(entry.name)} is missing; restore it or build the data set again"
-                ) from error
+                raise DataError(f"{self._folder.at(entry.name)} is missing; restore it or {AGAIN}") from error
         assert self._cache is not None and self._ahead is not None
         file = self._cache.open(entry)
         if shard in self._next:
@@ -145,11 +143,11 @@ class Reader:
                     samples.append(_Sample(group["__key__"], tuple(members)))
         except (OSError, EOFError, ValueError, tarfile.TarError) as error:
             raise DataError(
-                f"{path} cannot be read after {len(samples)} samples ({error}); restore it or build it again"
+                f"{path} cannot be read after {len(samples)} samples ({error}); restore it or {AGAIN}"
             ) from error
         if len(samples) < entry.samples:
             raise DataError(
-                f"{path} ends after {len(samples)} samples, dataset.json lists {entry.samples}; restore it or build it again"
+                f"{path} ends after {len(samples)} samples, dataset.json lists {entry.samples}; restore it or {AGAIN}"
             )
         return samples
 
@@ -160,8 +158,7 @@ class Reader:
             if not more:
                 path = self._folder.at(self._shards[shard].name)
                 raise DataError(
-                    f"{path} cannot be read after {index} samples (it ends in the middle of one); restore it or build it "
-                    "again"
+                    f"{path} cannot be read after {index} samples (it ends in the middle of one); restore it or {AGAIN}"
                 )
             content += more
         return content

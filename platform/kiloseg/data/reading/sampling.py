@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow
 
 from kiloseg.data.classes import Classes
-from kiloseg.data.description import Shard
+from kiloseg.data.description import AGAIN, Shard
 from kiloseg.data.index import NAME
 from kiloseg.storage.errors import DataError
 
@@ -35,9 +35,7 @@ class SampleClasses:
         found = np.bincount(shard_of_row[shard_of_row >= 0], minlength=len(shards))
         for shard, count in zip(shards, found, strict=True):
             if count != shard.samples:
-                raise DataError(
-                    f"{NAME} lists {count} samples of {shard.name}, dataset.json {shard.samples}; build the data set again"
-                )
+                raise DataError(f"{NAME} lists {count} samples of {shard.name}, dataset.json {shard.samples}; {AGAIN}")
         in_order = np.argsort(shard_of_row, kind="stable")[np.count_nonzero(shard_of_row < 0) :]
         listed = index["class_ids"].take(pyarrow.array(in_order)).combine_chunks()
         ids, lengths = listed.flatten().to_numpy(), listed.value_lengths().to_numpy(zero_copy_only=False)

@@ -7,7 +7,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +37,8 @@ class ShardTask:
     number: int
     start: int
     stop: int
+    files: str = ""
+    """A digest of the files that the samples are made from, if `build` is told which keys of the recipe it covers."""
 
     @property
     def name(self) -> str:
@@ -109,6 +111,7 @@ def build(
     make_samples: Callable[[ShardTask], Iterable[Sample]],
     *,
     left_out: Mapping[str, int] | None = None,
+    covered: Collection[str] = (),
 ) -> DatasetInfo:
     """Builds a data set in `output.out` unless it already exists, and prints a line about it.
 
@@ -122,6 +125,8 @@ def build(
         make_samples: yields the samples of a shard. It runs in other processes, so it must be a function of a module or a
             partial of one, and its script must have `if __name__ == "__main__"`. On a cluster its paths must be absolute.
         left_out: the number of files that are not used, by kind, for the report.
+        covered: keys of the recipe that say which files are read. `ShardTask.files` says that of each shard, so a build
+            that goes on after a file was corrected writes only the shards of that file again.
 
     Returns:
         `info` with its splits and report filled in.
@@ -140,9 +145,9 @@ def build(
     begin = time.perf_counter()
     info = dataclasses.replace(info, recipe=_whole(output, info.recipe))
     folder = open_folder(output.out)
-    digest = _digest(info)
+    digest = _digest(info, covered)
     with writing(folder):
-        claim(folder, info.name, [task.name for task in tasks])
+        claim(folder, info.name, [task.name for task in tasks], rebuild=output.rebuild)
     work = functools.partial(
         _finish,
         location=folder.location,
@@ -192,7 +197,9 @@ def _finish_all(
                 done[task] = result
                 bar.update(task.stop - task.start)
         except BaseException as error:
-            again = "the same command continues from there" + " once that is corrected" * isinstance(error, Exception)
+            again = "the same command continues from there"
+            if isinstance(error, Exception):
+                again += " once that is corrected, and writes the shards of changed files again"
             error.add_note(f"{len(done)} of {len(tasks)} shards are finished and kept in {folder.name}; {again}")
             raise
     return done
@@ -257,14 +264,15 @@ def _rows(folder: Folder, task: ShardTask, digest: str) -> tuple[pyarrow.Table, 
     return record[1:]
 
 
-def _digest(info: DatasetInfo) -> str:
-    """Returns the digest of everything that the shards are made from."""
-    content = json.dumps([FORMAT, info.name, info.classes, info.recipe], sort_keys=True)
+def _digest(info: DatasetInfo, covered: Collection[str]) -> str:
+    """Returns the digest of everything that all shards are made from."""
+    recipe = {name: value for name, value in info.recipe.items() if name not in covered}
+    content = json.dumps([FORMAT, info.name, info.classes, recipe], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
 
 
 def _task_digest(digest: str, task: ShardTask) -> str:
-    return f"{digest} {task.start} {task.stop}"
+    return f"{digest} {task.start} {task.stop} {task.files}"
 
 
 def _whole(output: Output, recipe: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from kiloseg.storage.filesystems import open_folder
+from kiloseg.storage.credentials import shown
+from kiloseg.storage.filesystems import LocalFolder, open_folder
 
 UNRECORDED = ("out", "processes", "address", "rebuild", "strict")
 """Fields of `Output` that do not affect the bytes of the data set."""
@@ -51,12 +52,15 @@ class Output:
         }
 
     def command(self, script: str) -> str:
-        """Returns the command line of `script` that gives these settings."""
-        words = ["python", script, "--out", open_folder(self.out).name]
+        """Returns the command line of `script` that gives these settings, whatever folder a shell is in: paths are absolute."""
+        folder = open_folder(self.out)
+        words = ["python", script, "--out", folder.location if isinstance(folder, LocalFolder) else shown(self.out)]
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name in UNRECORDED or value == field.default:
                 continue
+            if isinstance(value, Path):
+                value = value.absolute()
             flag = field.name.replace("_", "-")
             if isinstance(value, bool):
                 words.append(f"--{flag}" if value else f"--no-{flag}")

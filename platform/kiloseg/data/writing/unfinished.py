@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
@@ -20,6 +21,7 @@ import pyarrow
 import pyarrow.parquet
 
 from kiloseg.data.description import DESCRIPTION, Shard, read_info
+from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import SCHEMA
 from kiloseg.data.writing.report import Notes
 from kiloseg.storage.errors import DataError
@@ -27,16 +29,19 @@ from kiloseg.storage.filesystems import WORK, Folder
 
 _MARKER = f"{WORK}/build.json"
 _REMEDY = "choose another --out, or empty this folder yourself"
+_SHARD = re.compile(r"(?P<split>.+)-\d{6,}\.tar")
 
 
-def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
+def claim(folder: Folder, name: str, shards: Iterable[str], *, rebuild: bool = False) -> None:
     """Starts or resumes a build of data set `name` in the folder, and removes shards that are not among `shards`.
+
+    With `rebuild`, the data set may be damaged: its description may be unreadable, and shards that it does not list are removed.
 
     Raises:
         DataError: the build would mix with or replace something that is not an earlier build of this data set.
     """
     planned = set(shards)
-    earlier = _earlier_shards(folder, name)
+    earlier = _earlier_shards(folder, name, rebuild=rebuild)
     # This comes first, so that files left by an interruption at any later point are recognized as files of this build.
     folder.write(_MARKER, json.dumps({"name": name, "shards": sorted(earlier | planned)}).encode())
     folder.remove(DESCRIPTION)
@@ -44,7 +49,7 @@ def claim(folder: Folder, name: str, shards: Iterable[str]) -> None:
         folder.remove(shard)
 
 
-def _earlier_shards(folder: Folder, name: str) -> set[str]:
+def _earlier_shards(folder: Folder, name: str, *, rebuild: bool) -> set[str]:
     """Returns the shards that an earlier build of the same data set may have left in the folder."""
     if folder.is_file():
         raise DataError(f"{folder.name} is a file: expected a folder to write the data set into")
@@ -54,8 +59,16 @@ def _earlier_shards(folder: Folder, name: str) -> set[str]:
         try:
             info = read_info(folder.location)
         except DataError as error:
-            raise DataError(f"{folder.name} holds a data set that cannot be read ({error}); {_REMEDY}") from error
-        found[info.name] = {shard.name for listed in info.splits.values() for shard in listed}
+            unlisted = {entry for entry in entries if _SHARD.fullmatch(entry)}
+            if not (rebuild and INDEX in entries and unlisted):
+                raise DataError(f"{folder.name} holds a data set that cannot be read ({error}); {_REMEDY}") from error
+            found[name] = unlisted
+        else:
+            found[info.name] = {shard.name for listed in info.splits.values() for shard in listed}
+            if rebuild:
+                found[info.name] |= {
+                    entry for entry in entries if (shard := _SHARD.fullmatch(entry)) and shard["split"] in info.splits
+                }
     if WORK in entries and folder.entries(WORK) not in (
         [],
         [f"build.json{WORK}"],

@@ -16,6 +16,7 @@ import safetensors.torch
 from kiloseg.data.classes import ClassRecord
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import Folder, open_folder
+from kiloseg.training.checkpoint import load_checkpoint, load_newest
 
 FORMAT = "kiloseg-model-1"
 CONFIG = "config.json"
@@ -62,6 +63,21 @@ def save_folder(content: dict[str, Any], classes: ClassRecord, out: Path | str, 
     for name, data in files.items():
         folder.write(name, data)
     folder.write(CONFIG, _encoded(config))
+
+
+def load_trained(place: Path | str) -> dict[str, Any] | None:
+    """Loads the content of a checkpoint file, of an exported folder, or of the newest complete checkpoint in a folder.
+
+    Returns:
+        The content, without the state of an optimizer if it comes from an exported folder; None if the folder has neither.
+
+    Raises:
+        ValueError: the file or the exported folder is damaged.
+        ConnectionError: the store does not answer.
+    """
+    if str(place).partition("?")[0].endswith(".pt") or Path(place).is_file():
+        return load_checkpoint(place)
+    return load_folder(place) if is_model_folder(place) else load_newest(place)
 
 
 def is_model_folder(place: Path | str) -> bool:

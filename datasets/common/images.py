@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from kiloseg.data.reading.decoding import decode_pixels
 from kiloseg.storage.errors import DataError
@@ -157,6 +157,10 @@ def _opened(file: Path | io.BytesIO, path: Path | str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise DataError(f"{path} is too large ({error}): cut it and its mask into tiles with --tile 1024") from error
     except (OSError, SyntaxError) as error:
+        reason: object = error
+        if isinstance(error, UnidentifiedImageError):  # its own message names an object in memory
+            start = file.read_bytes()[:20] if isinstance(file, Path) else file.getvalue()[:20]
+            reason = f"it begins with {start!r}" if start else "it is empty"
         raise DataError(
-            f"{path} is not a readable image ({error}): expected {', '.join(FORMATS)}; restore or convert it"
+            f"{path} is not a readable image ({reason}): expected {', '.join(FORMATS)}; restore or convert it"
         ) from error

@@ -261,7 +261,11 @@ def _opened(path: Path, *formats: str) -> Image.Image:
         return Image.open(path, formats=formats)
     except FileNotFoundError:
         raise DataError(f"{path} is missing: expected a {' or '.join(formats)} file; restore it") from None
-    except (OSError, Image.DecompressionBombError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:
+        raise DataError(
+            f"{path} is too large ({error}): build its images with datasets/folder.py --tile 1024, which cuts them into tiles"
+        ) from error
+    except (OSError, SyntaxError) as error:
         raise DataError(
             f"{path} is not a readable {' or '.join(formats)} file ({error}); restore or convert it"
         ) from error

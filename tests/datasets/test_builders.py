@@ -397,6 +397,13 @@ def test_an_image_that_is_cut_off_ends_a_build_by_its_name(tmp_path):
 # Damage
 
 
+def test_image_that_is_too_large_is_advised_to_be_tiled(tmp_path, monkeypatch):
+    write_jpeg(tmp_path / "a.jpg", 40, 60)
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match=r"a.jpg is too large .*datasets/folder.py --tile 1024"):
+        pairs.read_image(tmp_path / "a.jpg")
+
+
 @pytest.mark.parametrize("name", ["cityscapes", "voc", "coco_stuff10k"])
 def test_damaged_data_set_is_built_again_as_verify_says(request, name, tmp_path, monkeypatch, capsys):
     root = request.getfixturevalue({"coco_stuff10k": "stuff_root"}.get(name, f"{name}_root"))

@@ -1,6 +1,7 @@
 """Inputs that once gave a wrong data set with exit code 0: each is now right, or refused, or in the report."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -373,6 +374,29 @@ def test_a_truncated_image_is_refused_by_its_own_name(tmp_path):
     path = tmp_path / "images/a.jpg"
     path.write_bytes(path.read_bytes()[:-200])
     with pytest.raises(DataError, match=r"images/a.jpg cannot be decoded .*expected a whole image"):
+        build(tmp_path, **fields)
+
+
+def test_masks_of_0_and_255_are_told_and_the_advice_helps(tmp_path, capsys):
+    """https://github.com/milesial/Pytorch-UNet/issues/375: there 255 is past the last class."""
+    fields = masked(tmp_path, train__a=[[0, 255]], val__b=[[255, 0]])
+    build(tmp_path, **fields)
+    assert "if 255 means that class, give it id 255 in the table of names" in capsys.readouterr().out
+    write_text(tmp_path / "n.csv", "id,name\n0,sky\n255,tree\n")
+    build(tmp_path, **fields | {"names": tmp_path / "n.csv"})
+    assert "if 255 means" not in capsys.readouterr().out
+    assert [sample[1] for sample in read_split(tmp_path / "out", "train").values()] == [[[0, 1]]]
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "it is empty"), (b"<html>404</html>", "it begins with b'<html>404</html>'")]
+)
+def test_a_file_that_is_no_image_is_named_with_what_it_is(tmp_path, content, reason):
+    fields = masked(tmp_path, train__a=[[0, 1]], val__b=[[1, 0]])
+    (tmp_path / "images/train/a.jpg").write_bytes(content)
+    with pytest.raises(
+        DataError, match=rf"images/train/a.jpg is not a readable image \({re.escape(reason)}\): expected"
+    ):
         build(tmp_path, **fields)
 
 

@@ -101,5 +101,9 @@ def test_a_damaged_folder_is_named(name, damage, message, source, tmp_path):
         path.unlink()
     else:
         path.write_bytes(damage(path.read_bytes()))
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         kiloseg.load(tmp_path / "exported")
+    if "export" in str(error.value).partition("; ")[2]:
+        assert str(error.value).endswith("again with --overwrite")
+        cli.main(["export", source, "--format", "folder", "--out", str(tmp_path / "exported"), "--overwrite"])
+        assert kiloseg.load(tmp_path / "exported").classes.names == NAMES

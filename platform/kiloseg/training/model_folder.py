@@ -96,23 +96,25 @@ def load_folder(place: Path | str) -> dict[str, Any]:
     config = _decoded(folder, CONFIG, _read(folder, CONFIG))
     if config.get("format") != FORMAT:
         raise DataError(
-            f"{folder.at(CONFIG)} has format {config.get('format')!r}: expected {FORMAT!r}; export it again"
+            f"{folder.at(CONFIG)} has format {config.get('format')!r}: expected {FORMAT!r}; export it again with --overwrite"
         )
     missing = {"step", "num_classes", "sha256", "config"} - config.keys()
     if missing or not {WEIGHTS, CLASSES} <= config["sha256"].keys():
-        raise DataError(f"{folder.at(CONFIG)} lacks {', '.join(sorted(missing)) or 'a digest'}; export the model again")
+        raise DataError(
+            f"{folder.at(CONFIG)} lacks {', '.join(sorted(missing)) or 'a digest'}; export the model again with --overwrite"
+        )
     files = {}
     for name in (WEIGHTS, CLASSES):
         files[name] = _read(folder, name)
         if hashlib.sha256(files[name]).hexdigest() != config["sha256"][name]:
             raise DataError(
-                f"{folder.at(name)} is not the file that {CONFIG} lists (its sha256 differs); export it again"
+                f"{folder.at(name)} is not the file that {CONFIG} lists (its sha256 differs); export it again with --overwrite"
             )
     classes = _decoded(folder, CLASSES, files[CLASSES])
     if config["num_classes"] != len(classes["names"]):
         raise DataError(
             f"{folder.at(CONFIG)} says {config['num_classes']} classes, {CLASSES} names {len(classes['names'])}: expected the "
-            "same number; export the model again"
+            "same number; export the model again with --overwrite"
         )
     return {
         "step": config["step"],
@@ -136,14 +138,16 @@ def _read(folder: Folder, name: str) -> bytes:
     try:
         return folder.read(name)
     except FileNotFoundError:
-        raise DataError(f"{folder.at(name)} is missing; export the model again") from None
+        raise DataError(f"{folder.at(name)} is missing; export the model again with --overwrite") from None
 
 
 def _decoded(folder: Folder, name: str, data: bytes) -> dict[str, Any]:
     try:
         content = json.loads(data)
     except ValueError as error:
-        raise DataError(f"{folder.at(name)} is not JSON ({error}); export the model again") from error
+        raise DataError(f"{folder.at(name)} is not JSON ({error}); export the model again with --overwrite") from error
     if not isinstance(content, dict):
-        raise DataError(f"{folder.at(name)} holds a {type(content).__name__}: expected an object; export it again")
+        raise DataError(
+            f"{folder.at(name)} holds a {type(content).__name__}: expected an object; export it again with --overwrite"
+        )
     return content

@@ -13,7 +13,7 @@ from kiloseg.config import Loss
 from kiloseg.inference import editing
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.loading import classes_of, content_of, model_of
-from kiloseg.inference.row_fitting import fit_row
+from kiloseg.inference.row_fitting import fit_rows, outside_weight
 from kiloseg.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -106,24 +106,57 @@ def test_fitting_changes_the_new_row_alone_and_finds_more(source):
     assert right[True] > right[False], right
 
 
-def test_a_fitted_row_lowers_its_loss_and_stays_a_unit_vector():
+def test_fitted_rows_lower_their_loss_and_stay_unit_vectors():
     torch.manual_seed(0)
-    rows, inside, outside = (F.normalize(torch.randn(count, 8), dim=1) for count in (30, 50, 60))
-    inside = F.normalize(inside + 1.5 * torch.eye(8)[0], dim=1)
-    start = inside[0]
+    rows, *inside = (F.normalize(torch.randn(count, 8), dim=1) for count in (30, 50, 40))
+    outside = [F.normalize(torch.randn(count, 8), dim=1) for count in (60, 0)]
+    inside = [F.normalize(pixels + 1.5 * torch.eye(8)[axis], dim=1) for axis, pixels in enumerate(inside)]
+    starts = torch.stack([pixels[0] for pixels in inside])
+    shares = [[0.5], [0.2, 0.4, 0.2, 0.6]]
+    assert outside_weight(shares) == pytest.approx(2 * (1 - 0.38) / 0.38)
     for logit in ("cosine", "distance"):
         loss = Loss(logit=logit)
 
-        def objective(row, loss=loss):
-            logits = [pixels @ torch.cat([rows, row[None]]).T for pixels in (inside, outside)]
+        def objective(new, loss=loss):
+            logits = [pixels @ torch.cat([rows, new]).T for pixels in (*inside, *outside)]
             if loss.logit == "distance":
                 logits = [-(2 - 2 * each).clamp(min=0).sqrt() for each in logits]
-            of_new = [(loss.temperature * each).softmax(1)[:, -1] for each in logits]
-            return -(of_new[0].log().mean() + (1 - of_new[1]).log().mean())
+            first, second, other, _ = ((loss.temperature * each).log_softmax(1)[:, -2:] for each in logits)
+            right = torch.cat([first[:, 0], second[:, 1]])
+            return -(right.mean() + outside_weight(shares) * (1 - other.exp().sum(1)).log().mean())
 
-        fitted = fit_row(start, rows, inside, outside, loss=loss)
-        assert fitted.norm().item() == pytest.approx(1, abs=1e-5)
-        assert objective(fitted) < 0.7 * objective(start)
+        fitted = fit_rows(starts, rows, inside, outside, shares=shares, loss=loss)
+        assert fitted.norm(dim=1).tolist() == pytest.approx([1, 1], abs=1e-5)
+        assert objective(fitted) < 0.7 * objective(starts)
+        # Of the two, only one has a large weight on what it starts with.
+        held = (fitted * starts).sum(1)
+        assert (held < 0.999).all()
+
+
+def test_fitting_spares_the_pixels_of_trained_classes():
+    """Means of few pixels lie where all pixels are dense, and take what belongs to others; fitted rows do not."""
+    torch.manual_seed(0)
+    shared = F.normalize(torch.randn(16), dim=0)
+    centers = F.normalize(torch.randn(12, 16) + 4 * shared, dim=1)
+    directions = F.normalize(
+        centers - centers.mean(0), dim=1
+    )  # what softmax learns is the difference from other classes
+
+    def pixels(number, count=300):
+        return F.normalize(centers[number] + 0.12 * torch.randn(count, 16), dim=1)
+
+    old, new = directions[:9], [pixels(number) for number in (9, 10, 11)]
+    starts = F.normalize(torch.stack([each[:20].mean(0) for each in new]), dim=1)
+    trained = torch.cat([pixels(number) for number in range(9)])
+    outside = [trained[torch.randperm(len(trained))[:200]] for _ in new]
+    fitted = fit_rows(starts, old, [each[:20] for each in new], outside, shares=[[0.1]] * 3, loss=Loss())
+
+    def share_taken(rows):
+        return ((trained @ torch.cat([old, rows]).T).argmax(1) >= 9).float().mean().item()
+
+    found = [((each[20:] @ torch.cat([old, fitted]).T).argmax(1) == 9 + n).float().mean() for n, each in enumerate(new)]
+    assert share_taken(starts) > 0.3 and share_taken(fitted) < 0.01
+    assert min(found) > 0.9
 
 
 def test_names_of_changed_classes_are_kept_for_data_that_has_them(source, tmp_path):

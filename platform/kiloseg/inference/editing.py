@@ -20,7 +20,7 @@ from torch import Tensor
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.examples import Embedded, Example, embed_examples
 from kiloseg.inference.loading import classes_of
-from kiloseg.inference.row_fitting import fit_row
+from kiloseg.inference.row_fitting import fit_rows
 from kiloseg.models.heads import Head
 from kiloseg.ops.tiles import tile_pixels, tiles
 from kiloseg.training.evaluation import segmenter_of
@@ -140,17 +140,14 @@ def add_embedded(
 
 
 def _fitted(head: Head, means_ND: Tensor, embedded: Sequence[Sequence[Embedded]]) -> Tensor:
-    """Fits each new row against the rows of the table and the means of the other new classes."""
+    """Fits the new rows together; the rows of the table stay as they are."""
     assert head.table is not None
-    old_CD = F.normalize(head.table().detach().float(), dim=1)
-    rows = []
-    for number, each in enumerate(embedded):
-        others = torch.arange(len(means_ND)) != number
-        inside_PD, outside_PD = (torch.cat([getattr(one, name) for one in each]) for name in ("inside", "outside"))
-        rows.append(
-            fit_row(means_ND[number], torch.cat([old_CD, means_ND[others]]), inside_PD, outside_PD, loss=head.settings)
-        )
-    return torch.stack(rows)
+    inside, outside = (
+        [torch.cat([getattr(one, name) for one in each]) for each in embedded] for name in ("inside", "outside")
+    )
+    shares = [[one.share for one in each] for each in embedded]
+    rows_CD = F.normalize(head.table().detach().float(), dim=1)
+    return fit_rows(means_ND, rows_CD, inside, outside, shares=shares, loss=head.settings)
 
 
 def annotate(content: dict[str, Any], **changes: Any) -> dict[str, Any]:

@@ -26,7 +26,7 @@ BATCH_PIXELS = 2**18
 """Most pixels that go through the network at a time, apart from those of a single larger example."""
 PIXELS = 2**16
 """Most pixels whose embeddings are computed at a time."""
-SAMPLES = 512
+SAMPLES = 256
 """Most pixels that are kept of an example, inside and outside of the mask each."""
 
 Example = tuple[np.ndarray | Path | str, np.ndarray | Path | str]
@@ -42,6 +42,8 @@ class Embedded(NamedTuple):
     """Some marked pixels, drawn at random: float32 (S, D)."""
     outside: Tensor
     """Some other pixels, drawn at random: float32 (S, D)."""
+    share: float
+    """Share of the image that the mask marks, above 0 and up to 1."""
 
 
 @torch.no_grad()
@@ -88,7 +90,7 @@ def _embedded(outputs_1Dhw: Tensor, marked_HW: np.ndarray, stride: int) -> Embed
         _pixels(outputs_1Dhw, np.sort(generator.permutation(places)[:SAMPLES]), marked_HW.shape[1], stride).cpu()
         for places in (marked_M, others_O)
     )
-    return Embedded(F.normalize(total_D, dim=0).cpu(), inside, outside)
+    return Embedded(F.normalize(total_D, dim=0).cpu(), inside, outside, float(marked_HW.mean()))
 
 
 def _pixels(outputs_1Dhw: Tensor, places_N: np.ndarray, width: int, stride: int) -> Tensor:

@@ -1,12 +1,17 @@
-"""Fits the row of one new class to example pixels while the network and all other rows stay as they are.
+"""Fits the rows of new classes to example pixels while the network and all other rows stay as they are.
 
 Since the other rows are fixed, their logits at the example pixels enter the loss only as one log-sum-exp per pixel, which is
-computed once. A step of the fit then costs P x D multiplications whatever the number of classes.
+computed once. A step of the fit then costs as many products as there are pixels in a batch, new classes and dimensions,
+however many classes the table has.
 
-Shapes: C classes, D embedding, P pixels.
+Shapes: C other classes, N new classes, D embedding, I pixels inside of masks, O outside, B pixels of a batch.
 """
 
 from __future__ import annotations
+
+import itertools
+import statistics
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -15,52 +20,92 @@ from torch import Tensor
 from kiloseg.config import Loss
 from kiloseg.ops.tiles import tile_pixels, tiles
 
-STEPS = 150
-"""Steps of Adam over all example pixels."""
+STEPS = 300
+"""Steps of Adam."""
 RATE = 0.02
-"""Learning rate of Adam for a row of unit length."""
+"""Learning rate of Adam for rows of unit length at the first step; it falls to 0 linearly."""
+BATCH = 2048
+"""Most pixels of a step, inside and outside each."""
+OLD_FIRST = 2.0
+"""Weight of pixels outside of the masks against those inside, relative to the areas of both in the examples. Images show other
+things on most of their area; with equal weights of both kinds, new rows take pixels from trained classes (experiments/LOG.md)."""
+MAX_WEIGHT = 100.0
+"""Largest weight of pixels outside, whatever the area of the masks."""
 HOLD = 1.0
-"""Weight of the distance to the start, 1 - cosine. It keeps a row close to the mean of few examples."""
+"""Weight of the distance to the start, 1 - cosine, of a row with one example. It keeps it close to the mean of few examples; with
+n examples it is divided by n."""
 
 
-def fit_row(start_D: Tensor, rows_CD: Tensor, inside_PD: Tensor, outside_PD: Tensor, *, loss: Loss) -> Tensor:
-    """Fits a row so that pixels inside the masks are nearest to it and pixels outside are nearer to another row.
+def fit_rows(
+    starts_ND: Tensor,
+    rows_CD: Tensor,
+    inside: Sequence[Tensor],
+    outside: Sequence[Tensor],
+    *,
+    shares: Sequence[Sequence[float]],
+    loss: Loss,
+) -> Tensor:
+    """Fits rows so that pixels inside the masks are nearest to the row of their class, and pixels outside to one of the others.
 
-    It minimizes the cross-entropy of the new class against all others together: -log p inside, -log(1 - p) outside, where p is
-    the softmax probability of the new class.
+    It minimizes the cross-entropy of pixels inside over all classes, new ones included, and -log(1 - p) of pixels outside, where
+    p is the probability of all new classes together.
 
     Args:
-        start_D: the row to start with, such as the mean of `inside_PD`.
+        starts_ND: the rows to start with, such as the means of `inside`.
         rows_CD: rows of all other classes, unit vectors.
-        inside_PD: pixels of the class, unit vectors.
-        outside_PD: pixels of other classes, unit vectors; may be none.
+        inside: for each new class, pixels that show it (I, D), unit vectors.
+        outside: for each new class, other pixels of its examples (O, D), unit vectors; may be none.
+        shares: for each new class and example, the share of the image that its mask marks, above 0 and up to 1.
         loss: settings of the loss of training, for temperature and logit.
 
     Returns:
-        The fitted row, of unit length, shape (D,).
+        The fitted rows, of unit length, shape (N, D).
     """
-    others_P = _log_sum(torch.cat([inside_PD, outside_PD]), rows_CD, loss)
-    inside_others_P, outside_others_P = others_P.split([len(inside_PD), len(outside_PD)])
-    start_D = F.normalize(start_D.float(), dim=0)
-    row_D = start_D.clone().requires_grad_()
-    optimizer = torch.optim.Adam([row_D], lr=RATE)
-    for _ in range(STEPS):
-        unit_D = F.normalize(row_D, dim=0)
-        total = F.softplus(inside_others_P - _logits(inside_PD @ unit_D, loss)).mean()
-        if len(outside_PD):
-            total = total + F.softplus(_logits(outside_PD @ unit_D, loss) - outside_others_P).mean()
-        total = total + HOLD * (1 - unit_D @ start_D)
+    inside_ID, outside_OD = torch.cat(list(inside)), torch.cat(list(outside))
+    others_I, others_O = (_log_sum(pixels, rows_CD, loss) for pixels in (inside_ID, outside_OD))
+    class_I = torch.cat([torch.full((len(pixels),), number) for number, pixels in enumerate(inside)])
+    starts_ND = F.normalize(starts_ND.float(), dim=1)
+    hold_N = HOLD / torch.tensor([len(each) for each in shares], dtype=torch.float32)
+    weight = outside_weight(shares)
+    rows_ND = starts_ND.clone().requires_grad_()
+    optimizer = torch.optim.Adam([rows_ND], lr=RATE)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(STEPS):
+        optimizer.param_groups[0]["lr"] = RATE * (1 - step / STEPS)
+        units_ND = F.normalize(rows_ND, dim=1)
+        chosen = _batch(len(inside_ID), generator)
+        new_BN = _logits(inside_ID[chosen] @ units_ND.T, loss)
+        every_BC = torch.cat([new_BN, others_I[chosen, None]], dim=1)
+        total = F.cross_entropy(every_BC, class_I[chosen])
+        if len(outside_OD):
+            chosen = _batch(len(outside_OD), generator)
+            new_B = _logits(outside_OD[chosen] @ units_ND.T, loss).logsumexp(1)
+            total = total + weight * F.softplus(new_B - others_O[chosen]).mean()
+        total = total + (hold_N * (1 - (units_ND * starts_ND).sum(1))).mean()
         optimizer.zero_grad()
         total.backward()
         optimizer.step()
-    return F.normalize(row_D.detach(), dim=0)
+    return F.normalize(rows_ND.detach(), dim=1)
+
+
+def outside_weight(shares: Sequence[Sequence[float]]) -> float:
+    """Returns the weight of the mean over pixels outside against that over pixels inside, for shares as `fit_rows` takes them."""
+    marked = statistics.fmean(itertools.chain.from_iterable(shares))
+    return min(OLD_FIRST * (1 - marked) / marked, MAX_WEIGHT)
+
+
+def _batch(count: int, generator: torch.Generator) -> Tensor:
+    """Returns the numbers of all pixels, or of a random batch if there are too many."""
+    if count <= BATCH:
+        return torch.arange(count)
+    return torch.randint(count, (BATCH,), generator=generator)
 
 
 def _log_sum(pixels_PD: Tensor, rows_CD: Tensor, loss: Loss) -> Tensor:
     """Returns the log-sum-exp over classes of the logits of every pixel."""
     size = tile_pixels(len(rows_CD), pixels_PD)
     parts = [torch.logsumexp(_logits(pixels_PD[tile] @ rows_CD.T, loss), dim=1) for tile in tiles(len(pixels_PD), size)]
-    return torch.cat(parts)
+    return torch.cat(parts) if parts else pixels_PD.new_zeros(0)
 
 
 def _logits(cosine: Tensor, loss: Loss) -> Tensor:

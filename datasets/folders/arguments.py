@@ -114,6 +114,8 @@ class Arguments(Output):
                     "--masks and --names go together: masks hold ids and a table their names; annotations contain their "
                     "categories"
                 )
+        if self.path is None and (self.label_field, self.annotator, self.region_label) != (None, "first", "first"):
+            raise ValueError("label_field, annotator and region_label are for a PATH that a tool wrote: leave them out")
         if self.masks is not None and self.unlabeled != "ignore":
             raise ValueError("unlabeled is for annotations: masks have an id at each pixel")
         if self.masks is not None and self.overlap is not None:

@@ -79,7 +79,11 @@ def _check_flags(arguments: Arguments, source: Source, line: str) -> None:
     regions = isinstance(source, RegionSource)
     has_background = regions or (isinstance(source, MaskSource) and source.reader is not None)
     files = [] if isinstance(source, ParquetSource) else source.files
+    settings = source.settings if isinstance(source, RegionSource) else {}
     useless = {
+        "label-field": arguments.label_field is not None and "label_field" not in settings,
+        "annotator": arguments.annotator != "first" and "annotator" not in settings,
+        "region-label": arguments.region_label != "first" and "region_label" not in settings,
         "ignore-id": has_background and arguments.ignore_id is not None,
         "reduce-zero-label": has_background and arguments.reduce_zero_label,
         "colormap": has_background and arguments.colormap is not None,

@@ -52,7 +52,7 @@ def via_source(root: Path, paths: dict[str, Path], files: list[str], attribute: 
         files=list(paths.values()),
         records=records,
         stem=first.stem,
-        settings={"attribute": name},
+        settings={"label_field": name},
         images=images,
     )
 

@@ -101,7 +101,17 @@ def find_yaml(root: Path, listed: list[str]) -> Path | None:
     """Returns the yaml file of names at the top of a folder: data.yaml before dataset.yaml before others, or None."""
     files = [file for file in listed if Path(file).suffix.lower() in (".yaml", ".yml") and "/" not in file]
     files.sort(key=lambda file: (not file.startswith("data."), not file.startswith("dataset."), file))
-    return next((root / file for file in files if {"names", "nc"} & entries_of(root / file).keys()), None)
+    return next((root / file for file in files if _has_names(root / file)), None)
+
+
+def _has_names(file: Path) -> bool:
+    """Whether a yaml file has names of classes, or how many there are; raises DataError if data.yaml is damaged."""
+    try:
+        return bool({"names", "nc"} & entries_of(file).keys())
+    except DataError:
+        if file.stem in ("data", "dataset"):
+            raise
+        return False  # another program's, with tags of its own
 
 
 def entries_of(table: Path) -> dict[str, Any]:

@@ -281,6 +281,7 @@ def test_what_is_wrong_with_a_folder(tmp_path):
         ({"annotations": "a", "ignore_id": 3}, "ignore_id is for masks"),
         ({"annotations": "a", "val_fraction": 1.0}, "val_fraction = 1.0: expected 0 to below 1"),
         ({"masks": "m", "names": "n", "ignore_id": 70000}, "ignore_id = 70000: expected 0 to 65535"),
+        ({"annotations": "a", "annotator": "last"}, "label_field, annotator and region_label are for a PATH"),
         ({"annotations": "a", "shard_size": 0}, "shard_size = 0"),
     ],
 )

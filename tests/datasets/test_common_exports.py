@@ -96,6 +96,9 @@ def test_how_images_are_divided_is_said(tmp_path, capsys):
         ({"ignore_id": 3}, "--ignore-id means nothing for COCO json"),
         ({"reduce_zero_label": True}, "--reduce-zero-label means nothing"),
         ({"columns": ("a", "b")}, "--columns means nothing"),
+        ({"label_field": "gt"}, "--label-field means nothing"),
+        ({"annotator": "last"}, "--annotator means nothing"),
+        ({"region_label": "last"}, "--region-label means nothing"),
     ],
 )
 def test_flags_that_would_be_ignored_are_refused(tmp_path, flags, message):

@@ -264,6 +264,13 @@ def test_data_yaml_of_ultralytics(tmp_path, names, train, val):
     assert ("images_c_c" in masks_of(tmp_path)) == ("images/c" in train)
 
 
+def test_yaml_files_of_other_programs_are_left_alone(tmp_path, capsys):
+    coco(tmp_path / "set", ["a.jpg"], [(0, 1, LEFT), (0, 2, RIGHT)])
+    write_text(tmp_path / "set/mkdocs.yml", "site: !ENV [A, b]\n")
+    build(tmp_path, tmp_path / "set")
+    assert masks_of(tmp_path) == {"a": BOTH} and "cannot be read as" not in capsys.readouterr().out
+
+
 def test_a_split_of_data_yaml_without_images_is_said(tmp_path, capsys):
     root = tmp_path / "set"
     for name in "ab":

@@ -256,12 +256,17 @@ def test_package_has_weights_of_one_backbone_only():
         segmenter(weights="package")
 
 
-@pytest.mark.parametrize("kind", ["pth", "safetensors"])
+@pytest.mark.parametrize("kind", ["pth", "safetensors", "of DataParallel", "within a checkpoint"])
 def test_weights_of_a_file_replace_those_drawn(tmp_path, kind):
+    """Also as other trainers wrap them (https://github.com/pytorch/pytorch/issues/9176)."""
     torch.manual_seed(99)
     stored = timm.create_model("test_resnet").state_dict()
-    path = tmp_path / f"weights.{kind}"
-    torch.save(stored, path) if kind == "pth" else save_file(stored, path)
+    path = tmp_path / f"weights.{'safetensors' if kind == 'safetensors' else 'pth'}"
+    if kind == "safetensors":
+        save_file(stored, path)
+    else:
+        wrapped = {f"module.{name}": tensor for name, tensor in stored.items()}
+        torch.save({"pth": stored, "of DataParallel": wrapped}.get(kind, {"state_dict": wrapped, "epoch": 3}), path)
     loaded = segmenter(weights=str(path)).network.encoder.model.state_dict()
     assert len(loaded) > 50
     assert all(torch.equal(tensor, stored[name]) for name, tensor in loaded.items())

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import ray
 
-from kiloseg.storage.sockets import short_folder
+from kiloseg.storage.sockets import PROCESSES_NEED, short_folder
 from kiloseg.tuning.ray_workarounds.environment import LOCAL_VARIABLES, WORKER_VARIABLES, set_defaults
 from kiloseg.tuning.ray_workarounds.loopback import dashboard_port, keep_to_loopback
 
@@ -96,13 +96,23 @@ def start_ray() -> None:
 def _short_temporary_folder() -> Iterator[str | None]:
     """Provides a folder for Ray's sockets and logs where TMPDIR, or RAY_TMPDIR, is too long for them; None: Ray uses its own.
 
-    The folder is removed when this process ends, as Ray runs until then.
+    Processes that start inside the `with` block have a TMPDIR that is short enough too, since Ray's dashboard keeps sockets
+    there. The folder is removed when this process ends, as Ray runs until then.
     """
     needs = len("/ray/session_2026-01-01_00-00-00_000000_1234567/sockets/plasma_store_1")
     folder = short_folder("kiloseg-ray-", needs=needs, usual=os.environ.get("RAY_TMPDIR"))
-    if folder is not None:
-        atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    yield None if folder is None else str(folder)
+    short = folder or short_folder("kiloseg-ray-", needs=PROCESSES_NEED)
+    usual = os.environ.get("TMPDIR")
+    if short is not None:
+        atexit.register(shutil.rmtree, short, ignore_errors=True)
+        os.environ["TMPDIR"] = str(short)
+    try:
+        yield None if folder is None else str(folder)
+    finally:
+        if usual is not None:
+            os.environ["TMPDIR"] = usual
+        elif short is not None:
+            del os.environ["TMPDIR"]
 
 
 def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:

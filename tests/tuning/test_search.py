@@ -102,7 +102,9 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
 @pytest.mark.timeout(400)
 def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_path):
     """One diverges, one asks for more classes than there are, one for terabytes, one is fine."""
-    study = Search(name="failing", num_trials=4, early_stopping=False, runs=str(tmp_path / "runs"))
+    study = Search(
+        name="failing", num_trials=4, early_stopping=False, budget="1000000000GiB", runs=str(tmp_path / "runs")
+    )
     fine = {
         "optimizer.name": "adamw",
         "optimizer.lr": 5e-3,

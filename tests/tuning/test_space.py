@@ -8,7 +8,7 @@ import pytest
 
 from kiloseg.config import Config
 from kiloseg.overrides import flatten, override
-from kiloseg.tuning.ray_workarounds.searcher import chosen_by_optuna
+from kiloseg.tuning.searcher import BudgetedSearcher
 from kiloseg.tuning.space import Space, choice, log, negatives, parse_dimension, uniform
 
 KINDS = ("all", "nearest", "random", "mixed")
@@ -17,7 +17,7 @@ BASE = Config()
 
 def asked(space, count, first=()):
     """The settings of so many trials, as Tune's searcher chooses them."""
-    searcher = chosen_by_optuna(space, first, optuna.samplers.RandomSampler(seed=0), "val/miou")
+    searcher = BudgetedSearcher(space, first, optuna.samplers.RandomSampler(seed=0))
     return [searcher.suggest(str(number)) for number in range(count)]
 
 

@@ -21,6 +21,9 @@ PLAN = "study.json"
 SPACE = "search"
 """Key in a plan that says how a search chooses settings; longer keys with this prefix describe its space."""
 
+LATER = {"budget": "device"}
+"""Options of a search that did not exist when searches began to have conditions, with their values before they existed."""
+
 
 def new_id(name: str) -> str:
     """Returns the id of a new study called `name`. It holds the time in UTC, so that any machine can find the newest id."""
@@ -65,7 +68,7 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
     except FileNotFoundError:  # the study began before this file existed
         return
     defaults = flatten(Config())
-    begun = defaults | {name: plan[name] for name in ("data digest", "workers")} | begun
+    begun = defaults | {name: plan[name] for name in ("data digest", "workers")} | LATER | begun
     compared = json.loads(json.dumps(plan))
     if SPACE not in begun:
         compared = {name: value for name, value in compared.items() if not name.startswith(SPACE)}

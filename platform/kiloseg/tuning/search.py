@@ -15,11 +15,16 @@ from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.tuning.identity import SPACE
-from kiloseg.tuning.ray_workarounds.searcher import chosen_by_optuna
-from kiloseg.tuning.reports import METRIC, STEP
+from kiloseg.tuning.memory_budget import DEVICE, budget_gib, memory_budget
+from kiloseg.tuning.ray_workarounds.searcher import saved_study
+from kiloseg.tuning.reports import STEP
+from kiloseg.tuning.searcher import BudgetedSearcher, infeasible_trials
 from kiloseg.tuning.space import Space
 from kiloseg.tuning.study import Study, StudyResult, running_study
 from kiloseg.tuning.trials import run_trials
+
+INFEASIBLE = "infeasible_suggestions"
+"""Metric of a study in MLflow: how many settings did not fit the memory budget and were not launched."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,8 +40,14 @@ class Search(Study):
     reduction: int = 3
     """At each rung of ASHA, the best 1 in this many trials continues; 2 or more."""
 
+    budget: str = DEVICE
+    """Memory of a training process, such as 12GiB: settings that are planned to need more are never launched. device: nine
+    tenths of the memory of this machine's GPU, and no limit where there is none."""
+
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.budget != DEVICE:
+            budget_gib(self.budget)
         if self.num_trials < 1:
             raise ValueError(f"num_trials = {self.num_trials}: expected at least 1")
         if self.reduction < 2:
@@ -47,7 +58,8 @@ class Search(Study):
 def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], script: str) -> Iterator[StudyResult]:
     """Searches for the settings with the best mIoU; the result is the value of a `with` block.
 
-    A trial that fails or runs out of memory is a row of the result like any other. Files and runs that are added to the
+    A trial that fails or runs out of memory is a row of the result like any other; settings that do not fit the budget are never
+    a trial, and the result counts them. Files and runs that are added to the
     result inside the block belong to the study. The study ends when the block ends, even by an error.
 
     Args:
@@ -59,7 +71,7 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
 
     Raises:
         ValueError: a setting or value in `space` or `first` is impossible, there is nothing to resume, the study to resume has
-            another plan, or runs are at a URL and there is no MLflow server.
+            another plan, runs are at a URL and there is no MLflow server, or no settings fit the budget.
         ConnectionError: MLflow cannot be reached.
         StudyRunningError: another process runs the study to resume.
     """
@@ -68,14 +80,23 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
     for values in first:
         override(base, space.required(values) | dict(values))
 
+    budget = memory_budget(study.budget, base, workers=study.workers, gpus_per_worker=study.gpus_per_worker)
+    chooser = BudgetedSearcher(space, first, _sampler(study), budget=budget)
+    if not study.resume:
+        chooser.find_first()
+
     def searcher(at_once: int) -> Searcher:
-        return chosen_by_optuna(space, first, _sampler(study), METRIC)
+        return chooser
 
     plan = {SPACE: "optuna, by conditions", **space.describe()}
-    plan |= {name: getattr(study, name) for name in ("num_trials", "seed", "early_stopping", "reduction")}
+    plan |= {name: getattr(study, name) for name in ("num_trials", "seed", "early_stopping", "reduction", "budget")}
     with running_study(study, base, plan, script=script, tags={}) as running:
         scheduler = _scheduler(study, base)
-        yield running.result(run_trials(running, study, base, None, study.num_trials, searcher, scheduler, tags={}))
+        rows = run_trials(running, study, base, None, study.num_trials, searcher, scheduler, tags={})
+        sampled = saved_study(running.state)
+        if sampled is not None:
+            running.delivery.study.log_metrics({INFEASIBLE: len(infeasible_trials(sampled))}, step=0)
+        yield running.result(rows, sampled)
 
 
 def _sampler(study: Search) -> optuna.samplers.BaseSampler:

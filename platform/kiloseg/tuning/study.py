@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
@@ -22,6 +22,9 @@ from kiloseg.tracking.runs import Tracker, source_tags
 from kiloseg.tuning.cluster import PACKAGE, check_kept, ray_connection
 from kiloseg.tuning.identity import check_same_study, new_id, newest_id, write_plan
 from kiloseg.tuning.trial_row import TrialRow
+
+if TYPE_CHECKING:
+    import optuna
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +73,8 @@ class StudyResult:
     """Final place of that folder's files: the folder itself, or the study's folder at the URL of its runs."""
     seconds: float
     """Seconds from the start of the study, or from its resumption, to the end of its last trial."""
+    sampled: optuna.Study | None = None
+    """The study as Optuna knows it, with settings that were not launched; None for a grid."""
 
 
 class RunningStudy:
@@ -113,14 +118,15 @@ class RunningStudy:
         """Connects to Ray, or starts it; the connection lasts until the end of the study."""
         self._resources.enter_context(ray_connection())
 
-    def result(self, rows: list[TrialRow]) -> StudyResult:
-        """Returns the study's result with these trials."""
+    def result(self, rows: list[TrialRow], sampled: optuna.Study | None = None) -> StudyResult:
+        """Returns the study's result with these trials, and the study as Optuna knows it."""
         return StudyResult(
             rows=rows,
             run=self.delivery.study,
             folder=self.folder,
             location=self.place.location,
             seconds=time.perf_counter() - self._began,
+            sampled=sampled,
         )
 
     def publish(self) -> None:

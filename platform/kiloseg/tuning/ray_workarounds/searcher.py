@@ -10,35 +10,28 @@ It can go when tests/tuning/test_resume.py::test_killed_study_goes_on, with 1,00
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import optuna
 from ray.tune.search.optuna import OptunaSearch
 
-
-def chosen_by_optuna(
-    space: Callable[[Any], dict[str, Any]],
-    first: Sequence[Mapping[str, Any]],
-    sampler: optuna.samplers.BaseSampler,
-    metric: str,
-) -> ResumableOptunaSearch:
-    """Returns a searcher with which Optuna chooses the settings of Tune's trials.
-
-    Args:
-        space: function that chooses the settings of an Optuna trial; picklable.
-        first: settings of the first trials; the sampler chooses those that are missing.
-        sampler: chooses all other settings.
-        metric: name of the metric to maximize.
-    """
-    searcher = ResumableOptunaSearch(space=space, metric=metric, mode="max", sampler=sampler)
-    for values in first:
-        searcher._ot_study.enqueue_trial(dict(values))
-    return searcher
+from kiloseg.storage.filesystems import open_folder
 
 
 class ResumableOptunaSearch(OptunaSearch):
     """Tune's searcher for Optuna, but results of trials that Optuna does not know or considers ended are ignored."""
+
+    @property
+    def study(self) -> optuna.Study:
+        """The study as Optuna knows it."""
+        study: optuna.Study = self._ot_study
+        return study
+
+    def hold(self, trial_id: str, trial: optuna.Trial) -> None:
+        """Records which trial of Optuna a trial of Tune is."""
+        self._ot_trials[trial_id] = trial
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a result on if Optuna considers the trial running."""
@@ -52,3 +45,27 @@ class ResumableOptunaSearch(OptunaSearch):
 
     def _is_under_way(self, trial_id: str) -> bool:
         return trial_id in self._ot_trials and trial_id not in self._completed_trials
+
+
+def saved_study(state: str) -> optuna.Study | None:
+    """Returns the study as Optuna knew it when Tune last saved the searcher; None if Tune saved none.
+
+    Tune works on copies of the searcher that it is given, so that only what it saved is complete.
+
+    Args:
+        state: the folder in which Ray saves the study's state, by path or URL.
+    """
+    place = open_folder(state)
+    names = [name for name in place.entries() if name.startswith("searcher-state-") and name.endswith(".pkl")]
+    if not names:
+        return None
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, names[-1])
+        file.write_bytes(place.read(names[-1]))
+        searcher = ResumableOptunaSearch(space=_nothing, metric="none", mode="max")
+        searcher.restore(str(file))
+    return searcher.study
+
+
+def _nothing(trial: Any) -> dict[str, Any]:
+    return {}

@@ -1,0 +1,109 @@
+"""Chooses the settings of a search's trials by Optuna; settings that do not fit a memory budget are never launched."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import optuna
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from kiloseg.tuning.memory_budget import MemoryBudget
+from kiloseg.tuning.ray_workarounds.searcher import ResumableOptunaSearch
+from kiloseg.tuning.reports import METRIC
+from kiloseg.tuning.space import Space
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 100
+"""After this many settings in a row that do not fit the memory budget, a search has no further trials."""
+
+MEMORY = "memory_gib"
+"""Name of Optuna's constraint: the planned peak less the budget, in GiB. A trial is feasible at 0 or less."""
+PLANNED = "planned_gib"
+"""Name of the attribute of a trial in Optuna that holds its planned peak in GiB."""
+
+
+class BudgetedSearcher(ResumableOptunaSearch):
+    """Chooses the settings of Tune's trials by Optuna, and plans their memory first if there is a budget.
+
+    Settings that do not fit are a pruned trial in Optuna whose constraint is violated, from which samplers learn where not to
+    look; they do not count as trials of the study.
+
+    Args:
+        space: chooses the settings of an Optuna trial.
+        first: settings of the first trials; the sampler chooses those that are missing.
+        sampler: chooses all other settings.
+        budget: the memory that a trial may take; None: any.
+    """
+
+    def __init__(
+        self,
+        space: Space,
+        first: Sequence[Mapping[str, Any]],
+        sampler: optuna.samplers.BaseSampler,
+        *,
+        budget: MemoryBudget | None = None,
+    ) -> None:
+        super().__init__(space=space, metric=METRIC, mode="max", sampler=sampler)
+        self.space = space
+        self.budget = budget
+        self._next: tuple[Trial, dict[str, Any]] | None = None
+        for values in first:
+            self.study.enqueue_trial(dict(values))
+
+    def find_first(self) -> None:
+        """Chooses the settings of the first trial ahead of time, so that a budget that is too small ends no study.
+
+        Raises:
+            ValueError: no settings fit the budget.
+        """
+        self._next = self._find()
+        if self._next is None:
+            assert self.budget is not None
+            least = min(trial.user_attrs[PLANNED] for trial in infeasible_trials(self.study))
+            raise ValueError(
+                f"--budget: none of {ATTEMPTS} settings fits {self.budget.gib:.4g} GiB; the smallest is planned at {least:.4g} GiB. "
+                "Give a larger budget, lower trainer.batch_size or data.crop, or search smaller models"
+            )
+
+    def suggest(self, trial_id: str) -> dict[str, Any] | str:
+        """Returns the settings of the next trial by dotted names, or that there are no more."""
+        found = self._next or self._find()
+        self._next = None
+        if found is None:
+            logger.warning("the search ends early: none of %d settings in a row fits the memory budget", ATTEMPTS)
+            return str(self.FINISHED)
+        trial, settings = found
+        self.hold(trial_id, trial)
+        return settings
+
+    def _find(self) -> tuple[Trial, dict[str, Any]] | None:
+        """Asks Optuna for settings until they fit the budget; None if none of many do."""
+        for _ in range(ATTEMPTS):
+            trial = self.study.ask()
+            settings = self.space(trial)
+            if self._fits(trial, settings):
+                return trial, settings
+            self.study.tell(trial, state=TrialState.PRUNED)
+        return None
+
+    def _fits(self, trial: Trial, settings: Mapping[str, Any]) -> bool:
+        planned = None if self.budget is None else self.budget.planned_gib(settings)
+        if self.budget is None or planned is None:
+            return True
+        trial.set_user_attr(PLANNED, planned)
+        trial.set_constraint(MEMORY, planned - self.budget.gib)
+        if planned <= self.budget.gib:
+            return True
+        values = ", ".join(
+            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()
+        )
+        print(f"not run, planned at {planned:.4g} GiB of {self.budget.gib:.4g}: {values}", flush=True)
+        return False
+
+
+def infeasible_trials(study: optuna.Study) -> list[FrozenTrial]:
+    """Returns Optuna's trials whose settings did not fit the memory budget; none of them was launched."""
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.constraints.get(MEMORY, 0.0) > 0]

@@ -44,6 +44,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "train": Command("kiloseg.commands.train", "train a model and record it in MLflow"),
     "plan": Command("kiloseg.commands.plan", "estimate how much memory a run takes, without running it"),
+    "best": Command("kiloseg.commands.best", "print the best trials of a search, within an amount of memory"),
     "evaluate": Command("kiloseg.commands.evaluate", "measure a trained model on a data set"),
     "predict": Command("kiloseg.commands.predict", "label images with a trained model"),
     "classes": Command("kiloseg.commands.classes", "list or change the classes of a trained model"),

@@ -128,6 +128,37 @@ def ranking(values: Mapping[str, Sequence[float]], *, label: str, title: str) ->
     return figure
 
 
+def tradeoff(
+    points: Sequence[tuple[float, float, bool]], front: Sequence[tuple[float, float]], *, x_label: str, title: str
+) -> Figure:
+    """Plots mIoU against a cost: trials as dots, and the Pareto front as steps, below which every trial is beaten.
+
+    Args:
+        points: cost, mIoU and whether the trial ran to its end; trials that were stopped early are hollow.
+        front: cost and mIoU of the trials on the front, by increasing cost.
+        x_label: the label of the cost.
+        title: the title of the figure.
+    """
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes: Axes = figure.add_subplot()
+    for complete in (True, False):
+        members = [(cost, miou) for cost, miou, ended in points if ended == complete]
+        inside = COLORS[0] if complete else "white"
+        label = "trial" if complete else "trial that was stopped early"
+        if members:
+            style = {"color": COLORS[0], "markerfacecolor": inside, "markersize": 6}
+            axes.plot(*zip(*members, strict=True), linestyle="", marker="o", label=label, **style)
+    if front:
+        style = {"color": COLORS[1], "marker": "D", "markersize": 6, "drawstyle": "steps-post"}
+        axes.plot(*zip(*front, strict=True), label="Pareto front", **style)
+        axes.legend(frameon=False)
+    axes.set_ylim(bottom=0)
+    axes.set(xlabel=x_label, ylabel="validation mIoU", title=title)
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
 def peaks(rows: Sequence[Mapping[str, Any]], *, budget_gib: float, title: str) -> Figure:
     """Plots peak memory against class count, both logarithmic: a color per head, training solid and evaluation dashed.
 

@@ -10,18 +10,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-from ray import tune
-
 from kiloseg.config import Config
 from kiloseg.overrides import MAY_DIFFER, differences, flatten, renamed
 from kiloseg.storage.filesystems import Folder, inside, open_folder
 
 PLAN = "study.json"
 """Name of the file in a study's folder that holds the study's plan."""
+STAMP = r"-\d{8}-\d{6}(-[0-9a-f]{4})?"
+"""Regular expression for what follows a study's name in its id."""
 SPACE = "search"
 """Key in a plan that says how a search chooses settings; longer keys with this prefix describe its space."""
 
-LATER = {"budget": "device"}
+LATER = {"budget": "device", "tradeoff": "none"}
 """Options of a search that did not exist when searches began to have conditions, with their values before they existed."""
 
 
@@ -41,8 +41,10 @@ def newest_id(storage: str, name: str) -> str:
     Raises:
         ValueError: there is no such study.
     """
+    from ray import tune  # takes seconds, and commands that only read a study's table need no Ray
+
     folder = open_folder(storage)
-    identity = re.compile(re.escape(name) + r"-\d{8}-\d{6}(-[0-9a-f]{4})?")
+    identity = re.compile(re.escape(name) + STAMP)
     for found in reversed(folder.entries()):
         if identity.fullmatch(found) and tune.Tuner.can_restore(inside(storage, found)):
             return found

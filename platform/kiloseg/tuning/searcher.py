@@ -10,8 +10,8 @@ import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from kiloseg.tuning.memory_budget import MemoryBudget
+from kiloseg.tuning.objectives import MIOU, Objective, values_of
 from kiloseg.tuning.ray_workarounds.searcher import ResumableOptunaSearch
-from kiloseg.tuning.reports import METRIC
 from kiloseg.tuning.space import Space
 
 logger = logging.getLogger(__name__)
@@ -21,6 +21,8 @@ ATTEMPTS = 100
 
 MEMORY = "memory_gib"
 """Name of Optuna's constraint: the planned peak less the budget, in GiB. A trial is feasible at 0 or less."""
+FAILED = "failed"
+"""Name of the constraint that trials violate which failed or ran out of memory."""
 PLANNED = "planned_gib"
 """Name of the attribute of a trial in Optuna that holds its planned peak in GiB."""
 
@@ -35,6 +37,7 @@ class BudgetedSearcher(ResumableOptunaSearch):
         space: chooses the settings of an Optuna trial.
         first: settings of the first trials; the sampler chooses those that are missing.
         sampler: chooses all other settings.
+        objectives: what trials are compared by.
         budget: the memory that a trial may take; None: any.
     """
 
@@ -44,10 +47,16 @@ class BudgetedSearcher(ResumableOptunaSearch):
         first: Sequence[Mapping[str, Any]],
         sampler: optuna.samplers.BaseSampler,
         *,
+        objectives: Sequence[Objective] = (MIOU,),
         budget: MemoryBudget | None = None,
     ) -> None:
-        super().__init__(space=space, metric=METRIC, mode="max", sampler=sampler)
+        names, modes = [each.name for each in objectives], [each.mode for each in objectives]
+        several = len(objectives) > 1
+        super().__init__(
+            space=space, metric=names if several else names[0], mode=modes if several else modes[0], sampler=sampler
+        )
         self.space = space
+        self.objectives = tuple(objectives)
         self.budget = budget
         self._next: tuple[Trial, dict[str, Any]] | None = None
         for values in first:
@@ -64,8 +73,8 @@ class BudgetedSearcher(ResumableOptunaSearch):
             assert self.budget is not None
             least = min(trial.user_attrs[PLANNED] for trial in infeasible_trials(self.study))
             raise ValueError(
-                f"--budget: none of {ATTEMPTS} settings fits {self.budget.gib:.4g} GiB; the smallest is planned at {least:.4g} GiB. "
-                "Give a larger budget, lower trainer.batch_size or data.crop, or search smaller models"
+                f"--budget: none of {ATTEMPTS} settings fits {self.budget.gib:.4g} GiB; the smallest is planned at "
+                f"{least:.4g} GiB. Give a larger budget, lower trainer.batch_size or data.crop, or search smaller models"
             )
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
@@ -78,6 +87,20 @@ class BudgetedSearcher(ResumableOptunaSearch):
         trial, settings = found
         self.hold(trial_id, trial)
         return settings
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Tells Optuna the values of an ended trial.
+
+        Of several objectives, a trial that failed or ran out of memory has no values that could be compared, so that it counts
+        as infeasible.
+        """
+        if len(self.objectives) == 1 or error or not self._is_under_way(trial_id):
+            super().on_trial_complete(trial_id, result, error)
+            return
+        values = values_of(result, self.objectives)
+        if values is None:
+            self.trial(trial_id).set_constraint(FAILED, 1.0)
+        self.tell(trial_id, values)
 
     def _find(self) -> tuple[Trial, dict[str, Any]] | None:
         """Asks Optuna for settings until they fit the budget; None if none of many do."""

@@ -8,21 +8,29 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pandas
 from matplotlib.figure import Figure
 
 from kiloseg.data.classes import select_classes
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import validation_batches
-from kiloseg.plotting import curves, prediction_sheet
+from kiloseg.plotting import curves, prediction_sheet, tradeoff
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 from kiloseg.tracking.delivery import RunWriter
 from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
+from kiloseg.tuning.journal import JOURNAL, write_journal
+from kiloseg.tuning.objectives import MEMORY, TIME, Objective, numbers_of, pareto_front
 from kiloseg.tuning.registering import register_checkpoint
+from kiloseg.tuning.search_page import search_page
 from kiloseg.tuning.trial_row import TrialRow
 
 SHEET_SAMPLES = 6
+TABLE = "trials.csv"
+"""Name of the file in a study's folder that holds the table of its trials."""
+PAGE = "search.html"
+"""Name of the file in a study's folder that holds its interactive figures."""
 
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
@@ -47,16 +55,29 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
     )
 
 
-def best_row(rows: Sequence[TrialRow]) -> TrialRow | None:
-    """Returns the trial with the highest mIoU, or None if no trial has one; NaN, which does not compare, counts as none."""
+def best_row(rows: Sequence[TrialRow], within_gib: float | None = None) -> TrialRow | None:
+    """Returns the trial with the highest mIoU, or None if no trial has one; NaN, which does not compare, counts as none.
+
+    Args:
+        rows: the trials.
+        within_gib: the most memory in GiB that its training steps and its validation may have needed; None: any.
+    """
     scored = [(row.miou, row) for row in rows if row.miou is not None and not math.isnan(row.miou)]
+    if within_gib is not None:
+        scored = [(miou, row) for miou, row in scored if _peak_gib(row) <= within_gib]
     return max(scored, key=lambda pair: pair[0], default=(None, None))[1]
 
 
-def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
-    """Returns plots, by file name, of mIoU and peak memory against embedding dimension for each kind of negatives.
+def _peak_gib(row: TrialRow) -> float:
+    """Returns the larger one of a trial's two peaks; infinity if neither is known."""
+    peaks = [peak for peak in (row.peak_memory_gib, row.val_peak_memory_gib) if peak is not None]
+    return max(peaks, default=math.inf)
 
-    Trials that do not vary both settings are left out.
+
+def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
+    """Returns plots by file name: mIoU against peak memory, and both against embedding dimension for each kind of negatives.
+
+    Trials that do not vary both settings are left out of the latter.
     """
     points = [
         {
@@ -80,7 +101,21 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
             title="Peak memory against embedding dimension",
             **shared,
         ),
+        "pareto_memory.png": front_figure(rows, MEMORY),
+        "pareto_time.png": front_figure(rows, TIME),
     }
+
+
+def front_figure(rows: Sequence[TrialRow], cost: Objective) -> Figure:
+    """Plots mIoU against a cost for all trials, with the Pareto front."""
+    points = [(cost.of(numbers_of(row)), row.miou, row.outcome != "stopped") for row in rows]
+    front = [(cost.of(numbers_of(row)), row.miou) for row in pareto_front(rows, cost)]
+    return tradeoff(
+        [(price, miou, ended) for price, miou, ended in points if price is not None and miou is not None],
+        [(price, miou) for price, miou in front if price is not None and miou is not None],
+        x_label=cost.label,
+        title=f"mIoU against {cost.label.rpartition(' (')[0]}",
+    )
 
 
 def best_sheet(row: TrialRow, checkpoint: Path) -> Figure:
@@ -118,24 +153,39 @@ def checkpoint_file(row: TrialRow, folder: Path | None = None) -> Path:
     return file
 
 
-def write_summary(rows: Sequence[TrialRow], folder: Path, run: RunWriter, *, register: str | None = None) -> None:
-    """Writes trials.csv and the figures to `folder`, and logs them to `run` with the best model and its numbers.
+def write_summary(
+    rows: Sequence[TrialRow],
+    folder: Path,
+    run: RunWriter,
+    *,
+    sampled: optuna.Study | None = None,
+    register: str | None = None,
+    within_gib: float | None = None,
+) -> None:
+    """Writes trials.csv, the figures and the page to `folder`, and logs them to `run` with the best model and its numbers.
 
     Args:
         rows: the trials.
         folder: the folder.
         run: the study's run.
+        sampled: the study as Optuna knows it, for figures of its settings and a file that optuna-dashboard opens; None: neither.
         register: NAME or NAME@ALIAS under which to register the best model in MLflow; None: do not.
+        within_gib: the most memory in GiB that the best model's training and validation may have needed; None: any.
     """
     folder.mkdir(parents=True, exist_ok=True)
     frame = table(rows)
-    frame.to_csv(folder / "trials.csv", index=False)
-    run.log_file(folder / "trials.csv")
+    frame.to_csv(folder / TABLE, index=False)
+    run.log_file(folder / TABLE)
     # JSON does not support NaN.
     columns = {str(name): [None if pandas.isna(value) else value for value in frame[name]] for name in frame}
     run.log_table(columns, "trials.json")
+    (folder / PAGE).write_text(search_page(rows, title=folder.name, sampled=sampled, within_gib=within_gib))
+    run.log_file(folder / PAGE)
+    if sampled is not None:
+        write_journal(sampled, folder / JOURNAL, folder.name)
+        run.log_file(folder / JOURNAL)
     figures = study_figures(rows)
-    best = best_row(rows)
+    best = best_row(rows, within_gib)
     if best is not None:
         run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
         run.set_tags(

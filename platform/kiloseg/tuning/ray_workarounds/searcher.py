@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import optuna
+from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from kiloseg.storage.filesystems import open_folder
@@ -30,8 +31,20 @@ class ResumableOptunaSearch(OptunaSearch):
         return study
 
     def hold(self, trial_id: str, trial: optuna.Trial) -> None:
-        """Records which trial of Optuna a trial of Tune is."""
+        """Records which trial of Optuna a trial of Tune is, also in Optuna."""
+        trial.set_user_attr("trial", trial_id)
         self._ot_trials[trial_id] = trial
+
+    def trial(self, trial_id: str) -> optuna.Trial:
+        """Returns the trial of Optuna that a trial of Tune is."""
+        trial: optuna.Trial = self._ot_trials[trial_id]
+        return trial
+
+    def tell(self, trial_id: str, values: list[float] | None) -> None:
+        """Ends a trial in Optuna with its values, or as pruned if it has none."""
+        state = TrialState.PRUNED if values is None else TrialState.COMPLETE
+        self.study.tell(self.trial(trial_id), values, state=state)
+        self._completed_trials.add(trial_id)
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a result on if Optuna considers the trial running."""

@@ -1,0 +1,41 @@
+"""Writes a search's trials to a file that optuna-dashboard opens and that another search can start from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import optuna
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+
+from kiloseg.storage.commands import shell
+
+JOURNAL = "optuna.journal"
+"""Name of the file in a study's folder."""
+
+
+def write_journal(study: optuna.Study, path: Path, name: str) -> None:
+    """Writes the ended trials of a study, with settings that were not launched, in place of an earlier file.
+
+    Args:
+        study: the study as Optuna knows it.
+        path: the file, on this machine.
+        name: the name of the study in the file.
+    """
+    path.unlink(missing_ok=True)
+    copy = optuna.create_study(
+        study_name=name, storage=JournalStorage(JournalFileBackend(str(path))), directions=study.directions
+    )
+    copy.add_trials([trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
+
+
+def read_journal(path: Path) -> optuna.Study:
+    """Returns the study in a file that `write_journal` wrote."""
+    storage = JournalStorage(JournalFileBackend(str(path)))
+    (name,) = optuna.get_all_study_names(storage)
+    return optuna.load_study(study_name=name, storage=storage)
+
+
+def dashboard_command(folder: Path) -> str:
+    """Returns the command that opens optuna-dashboard on the study of a folder; it comes with kiloseg[dashboard]."""
+    return shell("optuna-dashboard", folder / JOURNAL)

@@ -15,7 +15,9 @@ choices are dimension 12, 7 nearest negatives, temperature 20 and distance logit
     python experiments/tune_embed_dim.py --data.path DIR --data.crop 512 --model.arch deeplabv3plus --num-trials 50
     python experiments/tune_embed_dim.py ... --search optimizer.weight_decay=log:1e-5:1e-1 model.head=embedding,dense
     python experiments/tune_embed_dim.py ... --tradeoff memory --budget 24GiB --best-under 12GiB
+    python experiments/tune_embed_dim.py ... --confirm 3          train the best three again with three seeds each
     python experiments/tune_embed_dim.py ... --resume             the same flags: go on with the newest study
+    python experiments/tune_embed_dim.py ... --resume --num-trials 60
 
 Expected: see experiments/LOG.md.
 """
@@ -37,18 +39,19 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 from kiloseg import cli
 from kiloseg.config import Config, NegativesKind
 from kiloseg.data.description import read_info
-from kiloseg.memory import parse_gib
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.model_names import split_name
+from kiloseg.tuning.confirmation import confirmation_table
 from kiloseg.tuning.journal import dashboard_command
 from kiloseg.tuning.paths import absolute
+from kiloseg.tuning.ranking import best_row
 from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.searcher import infeasible_trials
 from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
 from kiloseg.tuning.study import StudyResult
-from kiloseg.tuning.summary import PAGE, best_row, table, write_summary
+from kiloseg.tuning.summary import PAGE, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -71,19 +74,10 @@ class Arguments(cli.Preset):
     search: tuple[str, ...] = ()
     """More settings to search, or other ranges: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the
     dotted name of any setting."""
-    best_under: str | None = None
-    """The best trial is the one with the highest mIoU among those whose training and validation needed at most this memory, such
-    as 12GiB. None: among all."""
     register: str | None = None
     """Register the best model in MLflow at the end, as NAME@ALIAS; NAME alone gets the alias best."""
 
-    @property
-    def within_gib(self) -> float | None:
-        """The memory of --best-under in GiB."""
-        return None if self.best_under is None else parse_gib(self.best_under, "--best-under")
-
     def __post_init__(self) -> None:
-        _ = self.within_gib  # refused before anything runs
         if self.register is not None:
             split_name(self.register)
 
@@ -138,10 +132,11 @@ def main(arguments: Arguments) -> None:
             result.folder,
             result.run,
             sampled=result.sampled,
+            confirmed=result.confirmed,
             register=arguments.register,
-            within_gib=arguments.within_gib,
+            within_gib=study.within_gib,
         )
-    report(result, num_classes, info.name, arguments.within_gib)
+    report(result, num_classes, info.name, study.within_gib)
 
 
 def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:
@@ -180,7 +175,10 @@ def report(result: StudyResult, num_classes: int, data: str, within_gib: float |
         print(f"\n{passed_over} settings did not fit the memory budget and were not launched")
     if best_row(result.rows) is None:
         raise SystemExit("\nno trial reached a validation; see the errors above")
-    best = best_row(result.rows, within_gib)
+    if result.confirmed:
+        print("\nthe best trials again, with other seeds")
+        print(confirmation_table(result.confirmed).to_string(index=False, float_format=lambda value: f"{value:.4g}"))
+    best = result.confirmed[0].best if result.confirmed else best_row(result.rows, within_gib)
     if best is None:
         print(
             f"\nno trial stayed within --best-under {within_gib:g}GiB; see peak_memory_gib and val/peak_memory_gib above"

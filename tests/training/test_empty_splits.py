@@ -24,7 +24,8 @@ from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.loop import train
-from kiloseg.tuning.summary import best_row, table
+from kiloseg.tuning.ranking import best_row
+from kiloseg.tuning.summary import table
 from kiloseg.tuning.trial_row import TrialRow
 
 

@@ -8,9 +8,11 @@ from mlflow import MlflowClient
 from kiloseg.overrides import flatten, override
 from kiloseg.training.evaluation import load_segmenter
 from kiloseg.tuning.cluster import ray_connection
-from kiloseg.tuning.search import Search, search
+from kiloseg.tuning.ranking import best_row
+from kiloseg.tuning.search import INFEASIBLE, Search, search
+from kiloseg.tuning.searcher import PLANNED, infeasible_trials
 from kiloseg.tuning.space import Space, choice, log, negatives
-from kiloseg.tuning.summary import best_row, checkpoint_file, write_summary
+from kiloseg.tuning.summary import checkpoint_file, write_summary
 
 
 @pytest.fixture(scope="module")
@@ -38,27 +40,40 @@ def entered(study):
 
 
 SPACE = (
-    choice("model.embed_dim", [4, 8]),
+    choice("model.embed_dim", [4, 8, 4096]),
     *negatives(("all", "random"), 6),
     log("optimizer.lr", 1e-3, 1e-2),
 )
+TOO_LARGE = {
+    "model.embed_dim": 4096,
+    "loss.negatives.kind": "random",
+    "loss.negatives.count": 2,
+    "optimizer.lr": 5e-3,
+}
+BUDGET = "0.13GiB"
 FIRST = {"model.embed_dim": 8, "loss.negatives.kind": "random", "loss.negatives.count": 2, "optimizer.lr": 5e-3}
 
 
 @pytest.mark.timeout(400)
 def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
-    study = Search(name="two", num_trials=2, early_stopping=False, runs=str(tmp_path / "runs"))
-    with study_of(study, dimensions=SPACE, first=[FIRST]) as result:
-        write_summary(result.rows, result.folder, result.run)
+    study = Search(name="two", num_trials=2, early_stopping=False, budget=BUDGET, runs=str(tmp_path / "runs"))
+    with study_of(study, dimensions=SPACE, first=[TOO_LARGE, FIRST]) as result:
+        write_summary(result.rows, result.folder, result.run, sampled=result.sampled)
 
     assert [row.outcome for row in result.rows] == ["finished", "finished"]
     assert FIRST in [row.overrides for row in result.rows]
+    (passed_over,) = infeasible_trials(result.sampled)
+    assert passed_over.params == TOO_LARGE, "it was never launched"
+    for row in result.rows:
+        planned = next(trial for trial in result.sampled.trials if trial.user_attrs.get("trial") == row.trial)
+        assert row.peak_memory_gib <= planned.user_attrs[PLANNED] * 1.001 <= float(BUDGET.removesuffix("GiB"))
 
     client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
     experiment = client.get_experiment_by_name("two")
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(next(name for name, run in runs.items() if "kiloseg.study" in run.data.tags))
     assert len(runs) == 2
+    assert parent.data.metrics[INFEASIBLE] == 1
     rows = {row.trial: row for row in result.rows}
     for run in runs.values():
         row = rows[run.data.tags["kiloseg.trial"]]
@@ -84,6 +99,10 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
         "trials.json",
         "miou_vs_embed_dim.png",
         "peak_memory_vs_embed_dim.png",
+        "pareto_memory.png",
+        "pareto_time.png",
+        "search.html",
+        "optuna.journal",
         "best_predictions.png",
         "best",
     }
@@ -97,6 +116,43 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
     assert list(table["trial"]) == [row.trial for row in sorted(result.rows, key=lambda row: -row.miou)]
     _, config = load_segmenter(checkpoint_file(best))
     assert config.model.embed_dim == best.overrides["model.embed_dim"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_ended_study_gets_more_trials_and_its_best_is_trained_again(study_of, tmp_path):
+    """A third trial, then the best with two other seeds; a resumption of what has ended runs nothing."""
+    runs = str(tmp_path / "runs")
+    dimensions = (choice("model.embed_dim", [4, 8]), log("optimizer.lr", 1e-3, 1e-2))
+    with study_of(Search(name="more", num_trials=2, runs=runs), dimensions, first=[]) as began:
+        pass
+    more = Search(name="more", num_trials=3, runs=runs, resume=True, confirm=1, confirm_seeds=2)
+    with study_of(more, dimensions, first=[]) as result:
+        write_summary(result.rows, result.folder, result.run, sampled=result.sampled, confirmed=result.confirmed)
+    assert [row.trial for row in result.rows[:2]] == [row.trial for row in began.rows]
+    assert len({row.trial for row in result.rows}) == 3
+    ended = [trial.user_attrs["trial"] for trial in result.sampled.trials if trial.state.is_finished()]
+    assert ended == [row.trial for row in result.rows], "the sampler knows those of before"
+    (confirmed,) = result.confirmed
+    complete = [row for row in result.rows if row.outcome == "finished"]
+    assert confirmed.trial.trial == best_row(complete).trial
+    assert {row.overrides["trainer.seed"] for row in confirmed.repeats} == {1, 2}
+    for row in confirmed.repeats:
+        assert confirmed.trial.overrides.items() <= row.overrides.items()
+    with study_of(more, dimensions, first=[]) as again:
+        pass
+    assert [row.trial for row in again.rows] == [row.trial for row in result.rows]
+    assert {row.trial for row in again.confirmed[0].repeats} == {row.trial for row in confirmed.repeats}
+
+    client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
+    experiment = client.get_experiment_by_name("more")
+    tracked = {run.data.tags.get("kiloseg.trial"): run for run in client.search_runs([experiment.experiment_id])}
+    expected = {row.trial for row in [*result.rows, *confirmed.repeats]}
+    assert set(tracked) == {None, *expected}, "one run for the study, and one for each trial"
+    assert tracked[None].data.metrics["best/miou_mean"] == pytest.approx(confirmed.mean)
+    assert tracked[confirmed.repeats[0].trial].data.tags["repeats"] == confirmed.trial.trial
+    artifacts = {file.path for file in client.list_artifacts(tracked[None].info.run_id)}
+    assert {"confirmed.csv", "confirmed.png"} <= artifacts
 
 
 @pytest.mark.timeout(400)

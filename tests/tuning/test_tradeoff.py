@@ -9,10 +9,11 @@ from trial_rows import ROWS, row
 
 from kiloseg.config import Config
 from kiloseg.tuning.objectives import MEMORY, OBJECTIVES, TIME, pareto_front
+from kiloseg.tuning.ranking import best_row
 from kiloseg.tuning.search import Search, _sampler, _scheduler
 from kiloseg.tuning.searcher import BudgetedSearcher
 from kiloseg.tuning.space import Space, choice, log
-from kiloseg.tuning.summary import best_row, front_figure
+from kiloseg.tuning.summary import front_figure
 
 
 def test_front_has_what_no_other_beats():
@@ -92,6 +93,6 @@ def test_trials_that_fail_are_infeasible():
 
 
 def test_no_trial_is_stopped_for_mious_sake_where_memory_counts_too(quick):
-    stopping = _scheduler(Search(name="s"), quick)
+    stopping = _scheduler(Search(name="s"), Space(quick, ()))
     assert type(stopping).__name__ == "AsyncHyperBandScheduler"
-    assert type(_scheduler(Search(name="s", tradeoff="memory"), quick)).__name__ == "FIFOScheduler"
+    assert type(_scheduler(Search(name="s", tradeoff="memory"), Space(quick, ()))).__name__ == "FIFOScheduler"

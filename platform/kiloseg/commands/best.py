@@ -7,7 +7,6 @@ import math
 import re
 import shlex
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -80,7 +79,7 @@ def read_study(study: str, runs: str) -> tuple[str, pandas.DataFrame]:
     """
     import pandas
 
-    root = open_folder(inside(runs, "studies") if "://" in runs else str(Path(runs).resolve() / "studies"))
+    root = open_folder(inside(runs, "studies"))
     pattern = re.compile(f"{re.escape(study)}({STAMP})?")
     for name in reversed(root.entries()):
         place: Folder = open_folder(inside(root.location, name))

@@ -11,7 +11,8 @@ from ray.tune.search import BasicVariantGenerator
 
 from kiloseg.config import Config
 from kiloseg.overrides import flatten, override
-from kiloseg.tuning.study import Study, StudyResult, running_study
+from kiloseg.tuning.study import RunningStudy, Study, StudyResult, running_study
+from kiloseg.tuning.trial_row import TrialRow
 from kiloseg.tuning.trials import run_trials
 
 
@@ -41,23 +42,36 @@ def run_grid(
         ConnectionError: as `kiloseg.tuning.search.search`.
         StudyRunningError: as `kiloseg.tuning.search.search`.
     """
-    for values in points:
-        override(base, values)
-    # Tune needs a value for every name of its space at every point.
-    names = dict.fromkeys(name for values in points for name in values)
-    defaults = flatten(base)
-    complete = [{name: values.get(name, defaults[name]) for name in names} for values in points]
+    complete = complete_points(base, points)
     plan = {"trials": len(points), **tags} | {
         f"trial {number}: {name}": value for number, values in enumerate(complete, 1) for name, value in values.items()
     }
 
-    def searcher(at_once: int) -> BasicVariantGenerator:
-        # Tune does not pass its own limit on to a generator that we construct.
-        return BasicVariantGenerator(points_to_evaluate=complete, max_concurrent=at_once)
-
     with running_study(study, base, plan, script=script, tags=tags) as running:
         rows = []
         if points:
-            space = dict.fromkeys(names)
-            rows = run_trials(running, study, base, space, len(points), searcher, FIFOScheduler(), tags=tags)
+            rows = run_points(running, study, base, complete, tags=tags)
         yield running.result(rows)
+
+
+def complete_points(base: Config, points: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the points with a value for every name that any of them has, as Tune needs it.
+
+    Raises:
+        ValueError: a name is no setting, or a value is out of its range.
+    """
+    names = dict.fromkeys(name for values in points for name in values)
+    return [{name: flatten(override(base, values))[name] for name in names} for values in points]
+
+
+def run_points(
+    running: RunningStudy, study: Study, base: Config, points: Sequence[Mapping[str, Any]], *, tags: Mapping[str, str]
+) -> list[TrialRow]:
+    """Runs a trial at each of `points`, which all have the same names, as trials of a running study."""
+
+    def searcher(at_once: int) -> BasicVariantGenerator:
+        # Tune does not pass its own limit on to a generator that we construct.
+        return BasicVariantGenerator(points_to_evaluate=[dict(values) for values in points], max_concurrent=at_once)
+
+    space = dict.fromkeys(points[0])
+    return run_trials(running, study, base, space, len(points), searcher, FIFOScheduler(), tags=tags)

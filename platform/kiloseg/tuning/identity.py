@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import secrets
 import shlex
@@ -16,6 +17,8 @@ from kiloseg.storage.filesystems import Folder, inside, open_folder
 
 PLAN = "study.json"
 """Name of the file in a study's folder that holds the study's plan."""
+TRIALS = "num_trials"
+"""Key in the plan of a search that holds its number of trials."""
 STAMP = r"-\d{8}-\d{6}(-[0-9a-f]{4})?"
 """Regular expression for what follows a study's name in its id."""
 SPACE = "search"
@@ -59,8 +62,9 @@ def write_plan(plan: Mapping[str, Any], place: Folder) -> None:
 def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> None:
     """Refuses to resume a study with other settings, because Ray would continue the trials that it has saved.
 
-    A setting that did not exist when the study began counts as having its current default. The search space is not compared
-    for a study that began before searches had conditions: Ray continues with the space that it has saved.
+    A search may have more trials than it was started with. A setting that did not exist when the study began counts as having
+    its current default. The search space is not compared for a study that began before searches had conditions: Ray continues
+    with the space that it has saved.
 
     Raises:
         ValueError: the study was started with another plan; the message names the differences.
@@ -72,6 +76,8 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
     defaults = flatten(Config())
     begun = defaults | {name: plan[name] for name in ("data digest", "workers")} | LATER | begun
     compared = json.loads(json.dumps(plan))
+    if compared.get(TRIALS, 0) > begun.get(TRIALS, math.inf):
+        compared[TRIALS] = begun[TRIALS]  # a study may be given further trials
     if SPACE not in begun:
         compared = {name: value for name, value in compared.items() if not name.startswith(SPACE)}
     changes = differences(compared, begun)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, NamedTuple
 
 import optuna
@@ -42,8 +44,7 @@ def sections(study: optuna.Study) -> list[Section]:
         return [Section("Which settings matter", sentence)]
     show = optuna.visualization
     importances = importance(study, varied)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+    with _without_notes():
         found = [
             Section(
                 "Which settings matter",
@@ -86,9 +87,18 @@ def importance(study: optuna.Study, params: list[str]) -> dict[str, float]:
 
     Source: https://arxiv.org/abs/2304.10255.
     """
+    with _without_notes():
+        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=params, target=_loss)
+
+
+@contextlib.contextmanager
+def _without_notes() -> Iterator[None]:
+    """Silences what Optuna says about every use of these functions."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return get_param_importances(study, evaluator=PedAnovaImportanceEvaluator(), params=params, target=_loss)
+        # It reminds of the sign of a target, which `_loss` has.
+        warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes the importances")
+        yield
 
 
 def _miou(trial: FrozenTrial) -> float:

@@ -39,6 +39,7 @@ class BudgetedSearcher(ResumableOptunaSearch):
         sampler: chooses all other settings.
         objectives: what trials are compared by.
         budget: the memory that a trial may take; None: any.
+        known: ended trials of Optuna from which the sampler learns.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class BudgetedSearcher(ResumableOptunaSearch):
         *,
         objectives: Sequence[Objective] = (MIOU,),
         budget: MemoryBudget | None = None,
+        known: Sequence[FrozenTrial] = (),
     ) -> None:
         names, modes = [each.name for each in objectives], [each.mode for each in objectives]
         several = len(objectives) > 1
@@ -59,6 +61,7 @@ class BudgetedSearcher(ResumableOptunaSearch):
         self.objectives = tuple(objectives)
         self.budget = budget
         self._next: tuple[Trial, dict[str, Any]] | None = None
+        self.study.add_trials(known)
         for values in first:
             self.study.enqueue_trial(dict(values))
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from ray import tune
 
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
@@ -25,6 +28,8 @@ from kiloseg.tuning.trial_row import TrialRow
 
 if TYPE_CHECKING:
     import optuna
+
+    from kiloseg.tuning.confirmation import Confirmation
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +80,8 @@ class StudyResult:
     """Seconds from the start of the study, or from its resumption, to the end of its last trial."""
     sampled: optuna.Study | None = None
     """The study as Optuna knows it, with settings that were not launched; None for a grid."""
+    confirmed: Sequence[Confirmation] = ()
+    """The best trials of a search that were repeated with other seeds, the highest mean first."""
 
 
 class RunningStudy:
@@ -114,12 +121,31 @@ class RunningStudy:
         """Folder in which Ray saves the study's state, by path or URL."""
         return inside(self.storage, self.study_id)
 
+    @property
+    def resumable(self) -> bool:
+        """Whether Ray has saved a state that it can continue from."""
+        return bool(tune.Tuner.can_restore(self.state))
+
     def connect_to_ray(self) -> None:
         """Connects to Ray, or starts it; the connection lasts until the end of the study."""
         self._resources.enter_context(ray_connection())
 
-    def result(self, rows: list[TrialRow], sampled: optuna.Study | None = None) -> StudyResult:
-        """Returns the study's result with these trials, and the study as Optuna knows it."""
+    def part(self, name: str) -> RunningStudy:
+        """Returns this study for further trials, whose checkpoints and Ray's state have a folder of their own."""
+        part = copy.copy(self)
+        part.study_id = f"{self.study_id}.{name}"
+        return part
+
+    def parts(self, prefix: str) -> list[RunningStudy]:
+        """Returns the parts whose names begin with `prefix` and that have a folder, in the order of their names."""
+        start = f"{self.study_id}.{prefix}"
+        names = sorted(name for name in open_folder(self.storage).entries() if name.startswith(start))
+        return [self.part(name.removeprefix(f"{self.study_id}.")) for name in names]
+
+    def result(
+        self, rows: list[TrialRow], sampled: optuna.Study | None = None, confirmed: Sequence[Confirmation] = ()
+    ) -> StudyResult:
+        """Returns the study's result with these trials, the study as Optuna knows it, and its repeated trials."""
         return StudyResult(
             rows=rows,
             run=self.delivery.study,
@@ -127,6 +153,7 @@ class RunningStudy:
             location=self.place.location,
             seconds=time.perf_counter() - self._began,
             sampled=sampled,
+            confirmed=confirmed,
         )
 
     def publish(self) -> None:

@@ -15,13 +15,15 @@ from matplotlib.figure import Figure
 from kiloseg.data.classes import select_classes
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import validation_batches
-from kiloseg.plotting import curves, prediction_sheet, tradeoff
+from kiloseg.plotting import curves, prediction_sheet, ranking, tradeoff
 from kiloseg.storage.filesystems import LocalFolder, open_folder
 from kiloseg.tracking.delivery import RunWriter
 from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
+from kiloseg.tuning.confirmation import Confirmation, confirmation_table
 from kiloseg.tuning.journal import JOURNAL, write_journal
 from kiloseg.tuning.objectives import MEMORY, TIME, Objective, numbers_of, pareto_front
+from kiloseg.tuning.ranking import best_row
 from kiloseg.tuning.registering import register_checkpoint
 from kiloseg.tuning.search_page import search_page
 from kiloseg.tuning.trial_row import TrialRow
@@ -29,6 +31,8 @@ from kiloseg.tuning.trial_row import TrialRow
 SHEET_SAMPLES = 6
 TABLE = "trials.csv"
 """Name of the file in a study's folder that holds the table of its trials."""
+REPEATED = "confirmed.csv"
+"""Name of the file in a study's folder that holds the best trials' mean and spread over seeds."""
 PAGE = "search.html"
 """Name of the file in a study's folder that holds its interactive figures."""
 
@@ -53,25 +57,6 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
             for row in ranked
         ]
     )
-
-
-def best_row(rows: Sequence[TrialRow], within_gib: float | None = None) -> TrialRow | None:
-    """Returns the trial with the highest mIoU, or None if no trial has one; NaN, which does not compare, counts as none.
-
-    Args:
-        rows: the trials.
-        within_gib: the most memory in GiB that its training steps and its validation may have needed; None: any.
-    """
-    scored = [(row.miou, row) for row in rows if row.miou is not None and not math.isnan(row.miou)]
-    if within_gib is not None:
-        scored = [(miou, row) for miou, row in scored if _peak_gib(row) <= within_gib]
-    return max(scored, key=lambda pair: pair[0], default=(None, None))[1]
-
-
-def _peak_gib(row: TrialRow) -> float:
-    """Returns the larger one of a trial's two peaks; infinity if neither is known."""
-    peaks = [peak for peak in (row.peak_memory_gib, row.val_peak_memory_gib) if peak is not None]
-    return max(peaks, default=math.inf)
 
 
 def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
@@ -159,6 +144,7 @@ def write_summary(
     run: RunWriter,
     *,
     sampled: optuna.Study | None = None,
+    confirmed: Sequence[Confirmation] = (),
     register: str | None = None,
     within_gib: float | None = None,
 ) -> None:
@@ -169,6 +155,7 @@ def write_summary(
         folder: the folder.
         run: the study's run.
         sampled: the study as Optuna knows it, for figures of its settings and a file that optuna-dashboard opens; None: neither.
+        confirmed: trials that were repeated with other seeds, the highest mean first; the best model is then the first one's.
         register: NAME or NAME@ALIAS under which to register the best model in MLflow; None: do not.
         within_gib: the most memory in GiB that the best model's training and validation may have needed; None: any.
     """
@@ -186,6 +173,17 @@ def write_summary(
         run.log_file(folder / JOURNAL)
     figures = study_figures(rows)
     best = best_row(rows, within_gib)
+    if confirmed:
+        best = confirmed[0].best
+        repeated = confirmation_table(confirmed)
+        repeated.to_csv(folder / REPEATED, index=False)
+        run.log_file(folder / REPEATED)
+        run.log_metrics({"best/miou_mean": confirmed[0].mean, "best/miou_std": confirmed[0].spread}, step=0)
+        figures["confirmed.png"] = ranking(
+            {each.trial.trial: each.mious for each in confirmed},
+            label="validation mIoU",
+            title="The best trials with other seeds (bar: mean)",
+        )
     if best is not None:
         run.log_metrics({"best/miou": best.miou or 0.0, "best/peak_memory_gib": best.peak_memory_gib or 0.0}, step=0)
         run.set_tags(

@@ -12,8 +12,13 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from ray import tune
+from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
+
+from kiloseg.storage.filesystems import open_folder
+
+CALLBACKS = "callback-states-"
+"""Start of the names of Tune's files with the states of callbacks. The time at which their process began follows."""
 
 
 class Rungs(tune.Callback):
@@ -39,3 +44,15 @@ class Rungs(tune.Callback):
             file = Path(folder, "scheduler")
             file.write_bytes(state["scheduler"])
             self.scheduler.restore(str(file))
+
+
+def saved_rungs(state: str) -> dict[str, Any] | None:
+    """Returns the newest state of `Rungs` that Tune saved, for `Rungs.set_state`; None if it saved none.
+
+    Args:
+        state: the folder in which Ray saves the study's state, by path or URL.
+    """
+    place = open_folder(state)
+    names = [name for name in place.entries() if name.startswith(CALLBACKS) and name.endswith(".pkl")]
+    saved = cloudpickle.loads(place.read(names[-1])) if names else {}
+    return next((each for each in saved.values() if isinstance(each, dict) and "scheduler" in each), None)

@@ -1,9 +1,13 @@
 """Searches that go on: further trials of a study, and a start from an earlier one, with real Optuna and without a cluster."""
 
 import json
+from types import SimpleNamespace
 
 import optuna
 import pytest
+from ray import tune
+from ray.tune.callback import CallbackList
+from ray.tune.schedulers import ASHAScheduler
 
 from kiloseg.overrides import flatten, override
 from kiloseg.storage.filesystems import LocalFolder
@@ -11,6 +15,7 @@ from kiloseg.tuning.earlier import BEST, inside_space, start_from
 from kiloseg.tuning.identity import check_same_study, write_plan
 from kiloseg.tuning.journal import JOURNAL, write_journal
 from kiloseg.tuning.objectives import OBJECTIVES
+from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs, saved_rungs
 from kiloseg.tuning.searcher import BudgetedSearcher
 from kiloseg.tuning.space import Space, choice, log, negatives
 
@@ -122,3 +127,37 @@ def test_a_study_may_get_more_trials_and_not_fewer(quick, tmp_path):
     with pytest.raises(ValueError, match=r"budget was 'device', is '1GiB'"):
         check_same_study("mine-1", plan | {"budget": "1GiB"}, place)
     assert json.loads(place.read("study.json"))["num_trials"] == 8
+
+
+def asha():
+    scheduler = ASHAScheduler(time_attr="step", max_t=90, grace_period=10, reduction_factor=3)
+    scheduler.set_search_properties("val/miou", "max")
+    return scheduler
+
+
+def decision(scheduler, name, miou):
+    """What ASHA decides for a trial that reaches the first rung with a mIoU."""
+    trial = SimpleNamespace(trial_id=name)
+    scheduler.on_trial_add(None, trial)
+    return scheduler.on_trial_result(None, trial, {"step": 10, "val/miou": miou})
+
+
+def test_further_trials_are_compared_with_those_of_before(tmp_path):
+    """The last of four would be the first of its rung, which none is stopped at."""
+    before = asha()
+    rungs = Rungs(before)
+    assert saved_rungs(str(tmp_path)) is None
+    for number, miou in enumerate((0.5, 0.6, 0.7)):
+        decision(before, f"before {number}", miou)
+    CallbackList([tune.Callback(), rungs]).save_to_dir(str(tmp_path), "2026-11-29_10-00-00")
+    alone, after = asha(), asha()
+    CallbackList([Rungs(after, saved_rungs(str(tmp_path)))]).setup(num_samples=2)
+    assert decision(alone, "after", 0.1) == "CONTINUE"
+    assert decision(after, "after", 0.1) == "STOP"
+
+    # The same part, resumed: its own scores count, which include those of before.
+    resumed = asha()
+    again = Rungs(resumed, saved_rungs(str(tmp_path)))
+    again.set_state(Rungs(after).get_state())
+    again.setup()
+    assert len(resumed._brackets[0]._rungs[-1][1]) == 4

@@ -26,7 +26,7 @@ from kiloseg.tuning.identity import SPACE, TRIALS
 from kiloseg.tuning.memory_budget import DEVICE, MemoryBudget, budget_gib, memory_budget
 from kiloseg.tuning.objectives import OBJECTIVES, Tradeoff
 from kiloseg.tuning.ranking import best_rows
-from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs, saved_rungs
+from kiloseg.tuning.ray_workarounds.asha_rungs import saved_rungs
 from kiloseg.tuning.ray_workarounds.searcher import saved_study
 from kiloseg.tuning.reports import STEP
 from kiloseg.tuning.searcher import BudgetedSearcher, infeasible_trials
@@ -173,7 +173,7 @@ class _Search:
         return chooser
 
     def run(
-        self, part: RunningStudy, chooser: BudgetedSearcher, num_trials: int = 0, rungs: Mapping[str, Any] | None = None
+        self, part: RunningStudy, chooser: BudgetedSearcher, num_trials: int = 0, rungs: dict[str, Any] | None = None
     ) -> tuple[list[TrialRow], optuna.Study | None]:
         """Runs new trials and returns them, and the study as Optuna then knows it.
 
@@ -185,10 +185,10 @@ class _Search:
         """
         study = dataclasses.replace(self.study, resume=False)
         scheduler = _scheduler(self.study, self.space)
-        if rungs is not None and isinstance(scheduler, ASHAScheduler):
-            Rungs(scheduler).set_state(dict(rungs))
         number = num_trials or self.study.num_trials
-        rows = run_trials(part, study, self.space.base, None, number, lambda at_once: chooser, scheduler, tags={})
+        rows = run_trials(
+            part, study, self.space.base, None, number, lambda at_once: chooser, scheduler, tags={}, rungs=rungs
+        )
         return rows, saved_study(part.state)
 
     def resume(self, running: RunningStudy) -> tuple[list[TrialRow], optuna.Study | None]:

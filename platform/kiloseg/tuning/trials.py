@@ -47,6 +47,7 @@ def run_trials(
     scheduler: TrialScheduler,
     *,
     tags: Mapping[str, str],
+    rungs: dict[str, Any] | None = None,
 ) -> list[TrialRow]:
     """Runs the trials of a study until they end; when resuming, those that an interruption left unfinished.
 
@@ -59,6 +60,7 @@ def run_trials(
         searcher: creates the searcher that chooses their settings.
         scheduler: decides which trials are stopped early.
         tags: tags of every trial's run in MLflow.
+        rungs: scores of earlier trials, as `saved_rungs` returns them, with which ASHA compares these too.
 
     Raises:
         DataError: the state of the study to resume is damaged, or comes from another version.
@@ -77,7 +79,7 @@ def run_trials(
         Recorder(running.delivery, base, tags),
         Progress(num_trials, base.trainer.steps),
         Retries(running.checkpoints),
-        *([Rungs(scheduler)] if isinstance(scheduler, ASHAScheduler) else []),
+        *([Rungs(scheduler, rungs)] if isinstance(scheduler, ASHAScheduler) else []),
     ]
     with old_names(), utc(), waiting_for_copies():
         if study.resume:

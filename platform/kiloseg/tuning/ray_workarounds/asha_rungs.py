@@ -26,10 +26,20 @@ class Rungs(tune.Callback):
 
     Args:
         scheduler: the study's scheduler. Tune pickles it and this callback into one file, so a resumed study has the same one.
+        earlier: the state of another scheduler, with whose trials these are compared; None: they are compared with no others.
     """
 
-    def __init__(self, scheduler: ASHAScheduler) -> None:
+    earlier: dict[str, Any] | None = None
+    resumed: bool = False
+
+    def __init__(self, scheduler: ASHAScheduler, earlier: dict[str, Any] | None = None) -> None:
         self.scheduler = scheduler
+        self.earlier = earlier
+
+    def setup(self, *arguments: Any, **info: Any) -> None:
+        """Takes over the scores of earlier trials. Tune calls this after `set_state`, if it does call that."""
+        if self.earlier is not None and not self.resumed:
+            self._restore(self.earlier)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the scheduler's state, which Tune saves with the study."""
@@ -40,6 +50,10 @@ class Rungs(tune.Callback):
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Restores the scheduler's state when a study is resumed, before the scheduler is told of the trials."""
+        self.resumed = True
+        self._restore(state)
+
+    def _restore(self, state: dict[str, Any]) -> None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder, "scheduler")
             file.write_bytes(state["scheduler"])
@@ -47,7 +61,7 @@ class Rungs(tune.Callback):
 
 
 def saved_rungs(state: str) -> dict[str, Any] | None:
-    """Returns the newest state of `Rungs` that Tune saved, for `Rungs.set_state`; None if it saved none.
+    """Returns the newest state of `Rungs` that Tune saved, for `Rungs(earlier)`; None if it saved none.
 
     Args:
         state: the folder in which Ray saves the study's state, by path or URL.

@@ -23,9 +23,10 @@ DIGEST = "d" * 32
 MIOU = OBJECTIVES["none"]
 
 
-def space_of(base, high=64, classes=40, **more):
+def space_of(base, changes=None, *, high=64, classes=40):
     kinds = negatives(("all", "random"), classes)
-    return Space(override(base, more), (log("model.embed_dim", 4, high), *kinds, log("optimizer.lr", 1e-4, 1e-1)))
+    rate = log("optimizer.lr", 1e-4, 1e-1)
+    return Space(override(base, changes or {}), (log("model.embed_dim", 4, high), *kinds, rate))
 
 
 def results(space, number, seed=0):

@@ -87,7 +87,7 @@ def sampled(trials, *, directions=("maximize",)):
             trial.set_constraint("memory_gib", 1.5)
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
         else:
-            study.tell(trial, [dim / 256 + rate, dim / 10][: len(directions)])
+            study.tell(trial, [dim / 256 + 5 * rate, dim / 10][: len(directions)])
     study.ask()  # one that runs
     return study
 
@@ -96,7 +96,7 @@ def sampled(trials, *, directions=("maximize",)):
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
 def test_settings_are_explained_in_a_browser(opened, directions):
-    page = opened(search_page(ROWS, title="study", sampled=sampled(40, directions=directions)))
+    page = opened(search_page(ROWS, title="study", sampled=sampled(60, directions=directions)))
     page.locator("#figure-7 .main-svg").first.wait_for(timeout=60_000)
     assert page.locator("h2").all_text_contents() == [
         "mIoU against peak memory",

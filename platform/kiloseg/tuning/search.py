@@ -105,8 +105,8 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
     """Searches for the settings with the best mIoU; the result is the value of a `with` block.
 
     A trial that fails or runs out of memory is a row of the result like any other; settings that do not fit the budget are never
-    a trial, and the result counts them. Files and runs that are added to the
-    result inside the block belong to the study. The study ends when the block ends, even by an error.
+    a trial, and the result counts them. Files and runs that are added to the result inside the block belong to the study. The
+    study ends when the block ends, even by an error.
 
     Args:
         study: how trials are run and settings chosen.
@@ -166,9 +166,9 @@ class _Search:
             start = start_from(study.start_from, study.runs, self.space, read_info(base.data.path).digest, objectives)
             print(start, flush=True)
             first, known = [*start.first, *first], start.known
-        chooser = BudgetedSearcher(
-            self.space, first, _sampler(study), objectives=objectives, budget=self.budget, known=known or ()
-        )
+        known = known or ()
+        sampler = _sampler(study, len(known))
+        chooser = BudgetedSearcher(self.space, first, sampler, objectives=objectives, budget=self.budget, known=known)
         chooser.find_first()
         return chooser
 
@@ -230,10 +230,11 @@ def _confirmed(running: RunningStudy, study: Search, base: Config, rows: Sequenc
     return confirmations(best, run_points(part, resumed, base, points, tags=tags))
 
 
-def _sampler(study: Search) -> optuna.samplers.BaseSampler:
-    # With the default of 10 random trials, a study of 8 would be a random search.
+def _sampler(study: Search, num_known: int = 0) -> optuna.samplers.BaseSampler:
+    # With the default of 10 random trials, a study of 8 would be a random search. With the same seed, further trials of a study
+    # would draw what its first ones drew.
     return optuna.samplers.TPESampler(
-        n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed
+        n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed + num_known
     )
 
 

@@ -32,7 +32,9 @@ def opened(tmp_path):
 
     complaints = []
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
+        # Parallel coordinates are drawn by WebGL, which here runs without a GPU.
+        arguments = ["--no-sandbox", "--enable-unsafe-swiftshader", "--use-angle=swiftshader"]
+        browser = playwright.chromium.launch(executable_path=BROWSER, args=arguments)
 
         def of(text):
             path = tmp_path / "search.html"

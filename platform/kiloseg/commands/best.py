@@ -47,27 +47,28 @@ def main(arguments: Arguments) -> None:
     from kiloseg.memory import parse_gib  # imports torch
 
     within_gib = math.inf if arguments.under is None else parse_gib(arguments.under, "--under")
-    name, table = read_study(arguments.study, arguments.runs)
+    study, table = read_study(arguments.study, arguments.runs)
     table = table[table["val/miou"].notna()]
     fitting = table[table[["peak_memory_gib", "val/peak_memory_gib"]].max(axis="columns") <= within_gib]
     if not len(fitting):
         least = table[["peak_memory_gib", "val/peak_memory_gib"]].max(axis="columns").min()
         raise ValueError(
-            f"study {name} has no trial"
+            f"study {study} has no trial"
             + (
                 f" within {arguments.under}; the smallest needed {least:.3f} GiB"
                 if len(table)
                 else " with a validation"
             )
         )
-    print(f"study {name}")
+    print(f"study {study}")
     settings = flatten(Config())
     for row in fitting.sort_values("val/miou", ascending=False).head(arguments.top).to_dict("records"):
         print(
             f"\ntrial {row['trial']}: val/miou {row['val/miou']:.4f}, training {row['peak_memory_gib']:.3f} GiB, "
             f"validation {row['val/peak_memory_gib']:.3f} GiB, {row['outcome']} at step {row['step']}"
         )
-        flags = [word for key in row if key in settings for word in _flag(key, row[key])]
+        chosen = {str(name): value for name, value in row.items() if name in settings}
+        flags = [word for name, value in chosen.items() for word in _flag(name, value)]
         print(f"    {shlex.join(flags)}")
 
 

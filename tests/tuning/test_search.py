@@ -62,8 +62,10 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
 
     assert [row.outcome for row in result.rows] == ["finished", "finished"]
     assert FIRST in [row.overrides for row in result.rows]
-    (passed_over,) = infeasible_trials(result.sampled)
-    assert passed_over.params == TOO_LARGE, "it was never launched"
+    passed_over = infeasible_trials(result.sampled)
+    assert passed_over[0].params == TOO_LARGE
+    assert {trial.params["model.embed_dim"] for trial in passed_over} == {4096}
+    assert not {"trial"} & {name for trial in passed_over for name in trial.user_attrs}, "none was launched"
     for row in result.rows:
         planned = next(trial for trial in result.sampled.trials if trial.user_attrs.get("trial") == row.trial)
         assert row.peak_memory_gib <= planned.user_attrs[PLANNED] * 1.001 <= float(BUDGET.removesuffix("GiB"))
@@ -73,7 +75,7 @@ def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
     runs = {run.info.run_id: run for run in client.search_runs([experiment.experiment_id])}
     parent = runs.pop(next(name for name, run in runs.items() if "kiloseg.study" in run.data.tags))
     assert len(runs) == 2
-    assert parent.data.metrics[INFEASIBLE] == 1
+    assert parent.data.metrics[INFEASIBLE] == len(passed_over)
     rows = {row.trial: row for row in result.rows}
     for run in runs.values():
         row = rows[run.data.tags["kiloseg.trial"]]

@@ -178,7 +178,9 @@ def write_summary(
         repeated = confirmation_table(confirmed)
         repeated.to_csv(folder / REPEATED, index=False)
         run.log_file(folder / REPEATED)
-        run.log_metrics({"best/miou_mean": confirmed[0].mean, "best/miou_std": confirmed[0].spread}, step=0)
+        over_seeds = {"best/miou_mean": confirmed[0].mean, "best/miou_std": confirmed[0].spread}
+        # NaN if too few repetitions have a mIoU.
+        run.log_metrics({name: value for name, value in over_seeds.items() if not math.isnan(value)}, step=0)
         figures["confirmed.png"] = ranking(
             {each.trial.trial: each.mious for each in confirmed},
             label="validation mIoU",

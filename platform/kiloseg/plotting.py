@@ -146,11 +146,11 @@ def tradeoff(
         inside = COLORS[0] if complete else "white"
         label = "trial" if complete else "trial that was stopped early"
         if members:
-            style = {"color": COLORS[0], "markerfacecolor": inside, "markersize": 6}
+            style: dict[str, Any] = {"color": COLORS[0], "markerfacecolor": inside, "markersize": 6}
             axes.plot(*zip(*members, strict=True), linestyle="", marker="o", label=label, **style)
     if front:
-        style = {"color": COLORS[1], "marker": "D", "markersize": 6, "drawstyle": "steps-post"}
-        axes.plot(*zip(*front, strict=True), label="Pareto front", **style)
+        steps: dict[str, Any] = {"color": COLORS[1], "marker": "D", "markersize": 6, "drawstyle": "steps-post"}
+        axes.plot(*zip(*front, strict=True), label="Pareto front", **steps)
         axes.legend(frameon=False)
     axes.set_ylim(bottom=0)
     axes.set(xlabel=x_label, ylabel="validation mIoU", title=title)

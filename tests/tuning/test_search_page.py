@@ -114,7 +114,7 @@ def test_settings_are_explained_in_a_browser(opened, directions):
     slices = page.locator("#figure-3 .xtitle, #figure-3 .x2title, #figure-3 .x3title, #figure-3 .x4title")
     assert sorted(slices.all_text_contents()) == sorted(importances)
     assert page.locator("#figure-4 .contourlayer path").count() > 0
-    axes = page.evaluate("document.getElementById('figure-6').data[0].dimensions.map(axis => axis.label)")
+    axes = page.locator("#figure-6 .xtick text").all_text_contents()
     assert {"model.embed_dim", "optimizer.lr", "validation mIoU"} <= set(axes)
     assert page.locator("#figure-7 .scatterlayer .trace").count() >= 1
 

@@ -70,7 +70,7 @@ def sections(study: optuna.Study) -> list[Section]:
         found += [
             Section(
                 "All settings of each trial",
-                "A line per trial, colored by mIoU; drag along an axis to select trials, and drag a name to move its axis.",
+                "A line per trial from axis to axis, colored by mIoU.",
                 show.plot_parallel_coordinate(study, params=varied, target=_miou, target_name=TARGET),
             ),
             Section(

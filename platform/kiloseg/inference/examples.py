@@ -26,7 +26,7 @@ BATCH_PIXELS = 2**18
 """Most pixels that go through the network at a time, apart from those of a single larger example."""
 PIXELS = 2**16
 """Most pixels whose embeddings are computed at a time."""
-SAMPLES = 256
+SAMPLES = 128
 """Most pixels that are kept of an example, inside and outside of the mask each."""
 
 Example = tuple[np.ndarray | Path | str, np.ndarray | Path | str]

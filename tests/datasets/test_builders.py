@@ -240,18 +240,23 @@ def test_matlab_files_that_are_something_else(tmp_path):
 # ADE20K
 
 
-def test_ade20k(tmp_path):
+@pytest.fixture
+def ade20k_root(tmp_path):
     root = tmp_path / "archives"
     folder = root / "ADEChallengeData2016"
-    jpegs = {}
     for split, name, ids in (
         ("training", "ADE_train_00000001", uint8([0, 1, 150])),
         ("training", "ADE_train_00000002", uint8([149, 150, 2])),
         ("validation", "ADE_val_00000001", uint8([0, 0, 13])),
     ):
-        jpegs[name] = write_jpeg(folder / f"images/{split}/{name}.jpg", 1, 3, gray=name.endswith("2"))
+        write_jpeg(folder / f"images/{split}/{name}.jpg", 1, 3, gray=name.endswith("2"))
         write_png(folder / f"annotations/{split}/{name}.png", ids)
-    info = build(ade20k, root, tmp_path / "out")
+    return root
+
+
+def test_ade20k(ade20k_root, tmp_path):
+    jpegs = {path.stem: path.read_bytes() for path in ade20k_root.rglob("*.jpg")}
+    info = build(ade20k, ade20k_root, tmp_path / "out")
     assert info.num_classes == 150 and (info.classes[0], info.classes[149]) == ("wall", "flag")
     train, val = (read_split(tmp_path / "out", split) for split in ("train", "val"))
     assert train["ADE_train_00000001"][1] == [[IGNORE, 0, 149]]
@@ -404,7 +409,7 @@ def test_image_that_is_too_large_is_advised_to_be_tiled(tmp_path, monkeypatch):
         pairs.read_image(tmp_path / "a.jpg")
 
 
-@pytest.mark.parametrize("name", ["cityscapes", "voc", "coco_stuff10k"])
+@pytest.mark.parametrize("name", ["ade20k", "cityscapes", "voc", "coco_stuff10k"])
 def test_damaged_data_set_is_built_again_as_verify_says(request, name, tmp_path, monkeypatch, capsys):
     root = request.getfixturevalue({"coco_stuff10k": "stuff_root"}.get(name, f"{name}_root"))
     monkeypatch.chdir(tmp_path)

@@ -1,6 +1,10 @@
 """Groups of classes by tables, WordNet and clusters; answers by groups and "unknown"; and the bad input of each."""
 
 import json
+import re
+import shlex
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -18,6 +22,7 @@ from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.groups import check_paths, levels_of
 from kiloseg.inference.loading import classes_of, content_of
 from kiloseg.models.heads import DenseHead, EmbeddingHead
+from kiloseg.tracking.runs import Tracker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -211,3 +216,26 @@ def test_unknown_is_calibrated_on_validation_data(trained, squares, tmp_path, ca
     cli.main([*words, "--unknown", "--overwrite"])
     names = {region["name"] for region in json.loads((tmp_path / "out" / "noise.json").read_text())["regions"]}
     assert names <= {*model.classes.names, "unknown"}
+
+
+@pytest.mark.parametrize("by", ["path", "run"])
+def test_what_predict_says_about_unknown_helps(by, trained, squares, tmp_path, monkeypatch):
+    """Its command calibrates the same model, also where that is found in the database of another folder."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    place = tmp_path / "my models"
+    shutil.copytree(Path(trained.checkpoint).parent, place / "first")
+    source, runs = str(place / "first"), []
+    if by == "run":
+        run = Tracker.open("study", place / "runs").study_run("first", {"trainer.output": source}, {})
+        source, runs = f"runs:/{run.run_id}", ["--runs", str(place / "runs")]
+    Image.new("RGB", (32, 32)).save(tmp_path / "image.png")
+    words = [str(tmp_path / "image.png"), "--out", str(tmp_path / "out"), "--unknown"]
+    with pytest.raises(SystemExit) as refused:
+        cli.main(["predict", source, *words, *runs])
+    command = re.search(r"the model that (.*) writes into FOLDER, DATA being a data set", str(refused.value))[1]
+    given = {"DATA": str(squares), "FOLDER": str(tmp_path / "known")}
+    program, *rest = [given.get(word, word) for word in shlex.split(command)]
+    assert Path(program).name == "kiloseg" and set(given.values()) < set(rest)
+    cli.main(rest)
+    cli.main(["predict", str(tmp_path / "known"), *words])
+    assert (tmp_path / "out" / "image.json").is_file()

@@ -1,6 +1,7 @@
 """A trained model in MLflow: loaded in another process, served by MLflow's own server, and registered under a name."""
 
 import base64
+import contextlib
 import io
 import json
 import os
@@ -17,10 +18,12 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import mlflow.models
 import numpy as np
 import pytest
 import torch
 from browser import needs_browser
+from mlflow.models.cli import commands as mlflow_models
 from PIL import Image
 
 import kiloseg
@@ -72,11 +75,28 @@ def source(tmp_path_factory, photo):
 
 
 @pytest.fixture(scope="module")
-def served(source, tmp_path_factory):
+def exported(source, tmp_path_factory):
+    """Folder of an MLflow model, and what its export said."""
+    out = tmp_path_factory.mktemp("mlflow") / "my model"
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        cli.main(["export", source, "--format", "mlflow", "--out", str(out)])
+    return out, said.getvalue()
+
+
+@pytest.fixture(scope="module")
+def served(exported):
     """Folder of an MLflow model."""
-    out = tmp_path_factory.mktemp("mlflow") / "served"
-    cli.main(["export", source, "--format", "mlflow", "--out", str(out)])
-    return out
+    return exported[0]
+
+
+@pytest.fixture(scope="module")
+def serving(exported):
+    """The command by which the export says that the model is served."""
+    out, said = exported
+    _, found, command = said.strip().partition(f"{out}: serve it with ")
+    assert found
+    return command
 
 
 @pytest.fixture(scope="module")
@@ -117,17 +137,25 @@ print(json.dumps([kiloseg.__file__, str(labels.dtype), json.loads(answer["region
     assert np.array_equal(np.load(tmp_path / "labels.npy"), expected)
 
 
+def test_the_command_that_serves_is_one_of_mlflow(serving, served):
+    program, *words = shlex.split(serving)
+    assert Path(program).is_file() and os.access(program, os.X_OK)
+    assert words[:2] == ["models", "serve"]
+    given = mlflow_models.commands["serve"].make_context("serve", words[2:]).params  # refuses what MLflow does not know
+    assert (given["env_manager"], given["host"]) == ("local", "127.0.0.1")
+    assert mlflow.models.get_model_info(given["model_uri"]).signature is not None and given["model_uri"] == str(served)
+
+
 @pytest.fixture(scope="module")
-def server(served, tmp_path_factory):
-    """Address of MLflow's own server of the model."""
+def server(serving, tmp_path_factory):
+    """Address of MLflow's own server of the model, started as its export says but on a free port."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "models", "serve", "--model-uri", str(served), "--env-manager", "local"]
     log = tmp_path_factory.mktemp("server") / "log"
     with log.open("w") as out:
         process = subprocess.Popen(
-            [*command, "--host", "127.0.0.1", "--port", str(port), "--workers", "1"],
+            [*shlex.split(serving), "--port", str(port), "--workers", "1"],
             env=alone(), cwd=log.parent, stdout=out, stderr=out, start_new_session=True,
         )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
@@ -179,8 +207,6 @@ def test_a_server_names_what_is_no_image(server, photo):
 
 
 def test_signature_example_requirements_and_figures(served):
-    import mlflow.models
-
     info = mlflow.models.get_model_info(str(served))
     assert info.signature.inputs.to_dict() == [{"type": "binary", "name": "image", "required": True}]
     assert [column["name"] for column in info.signature.outputs.to_dict()] == ["labels", "regions"]

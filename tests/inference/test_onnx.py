@@ -1,6 +1,7 @@
 """What is exported as ONNX or as a program of torch labels pixels as the model does, whatever the size of images and table."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -119,12 +120,26 @@ def test_another_table_gives_other_classes(source, file):
     assert np.array_equal(own, session.run(["labels"], {"images": noise(1, 64, 96)})[0])
 
 
-@pytest.mark.parametrize(("head", "opset"), [("embedding", 18), ("dense", 23)])
-def test_heads_and_opsets(head, opset):
+def opset_named(words):
+    """The nearest version that the refusal of an export says is written."""
+    with pytest.raises(SystemExit) as refused:
+        cli.main(words)
+    first, last = map(int, re.search(r"expected (\d+) to (\d+)", str(refused.value)).groups())
+    return first if int(words[-1]) < first else last
+
+
+def opset_of(proto):
+    (version,) = (entry.version for entry in proto.opset_import if not entry.domain)
+    return version
+
+
+@pytest.mark.parametrize(("head", "refused"), [("embedding", 17), ("dense", 24)])
+def test_heads_and_the_opsets_that_a_refusal_names(head, refused, source, tmp_path):
+    opset = opset_named(["export", source, "--format", "onnx", "--out", str(tmp_path / "x"), "--opset", str(refused)])
     model = model_of(head, 40)
     content = onnx_model(model, opset=opset)
     assert check_onnx(content, model) < 1e-5
-    assert [entry.version for entry in onnx.load_from_string(content).opset_import if not entry.domain] == [opset]
+    assert opset_of(onnx.load_from_string(content)) == opset
 
 
 def test_a_hundred_thousand_classes_in_chunks():
@@ -209,6 +224,14 @@ def test_what_cannot_be_written_is_refused(words, message, source, tmp_path):
     with pytest.raises(SystemExit, match=message):
         cli.main(["export", source, "--format", "onnx", "--out", str(tmp_path / "mine.onnx"), *words])
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_opset_that_a_refusal_names_is_exported(source, tmp_path):
+    words = ["export", source, "--format", "onnx", "--out", str(tmp_path / "my model.onnx"), "--opset"]
+    nearest = opset_named([*words, "17"])
+    cli.main([*words, str(nearest)])
+    assert opset_of(onnx.load(tmp_path / "my model.onnx")) == nearest
 
 
 @pytest.mark.parametrize("format", ["onnx", "torch"])

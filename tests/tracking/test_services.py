@@ -3,9 +3,11 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -13,13 +15,15 @@ import time
 from pathlib import Path
 
 import pytest
+from damage import paste
 from mlflow import MlflowClient
 from studies import Server
 
+from kiloseg import cli
 from kiloseg.tracking.delivery import Delivery
 from kiloseg.tracking.messages import DELIVERED, LINES
 from kiloseg.tracking.runs import Tracker
-from kiloseg.tracking.services import Postgres
+from kiloseg.tracking.services import NotStartedError, Postgres
 
 ROOT = Path(__file__).parents[2]
 
@@ -33,7 +37,9 @@ def database():
     folder.chmod(0o755)
     try:
         postgres = Postgres(folder / "postgres")
-    except FileNotFoundError as error:
+    except NotStartedError as error:
+        if "not installed" not in str(error):
+            raise
         pytest.skip(str(error))
     yield folder, postgres
     postgres.stop()
@@ -246,3 +252,50 @@ def test_without_a_folder_of_this_machine_a_server_is_needed(monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     with pytest.raises(ValueError, match="set MLFLOW_TRACKING_URI to a tracking server"):
         Tracker.open("away", None)
+
+
+def test_what_the_command_says_helps_until_the_services_run(database, tmp_path):
+    """A port that is taken, and as root a user who does not exist and a folder that PostgreSQL's user may not enter."""
+    folder = Path(tempfile.mkdtemp(prefix="kiloseg-services-"))  # nobody else may enter it
+    words = ["services", "--folder", str(folder / "my services"), "--workers", "1"]
+    try:
+        with socket.create_server(("127.0.0.1", 0)) as other:
+            with pytest.raises(SystemExit) as refused:
+                cli.main([*words, "--port", str(other.getsockname()[1])])
+            words += re.search(r"\(Address already in use\); .* such as (--port \d+)$", str(refused.value))[1].split()
+        if os.getuid() == 0:
+            with pytest.raises(SystemExit, match="--user nosuch: there is no such user"):
+                cli.main([*words, "--user", "nosuch"])
+            with pytest.raises(SystemExit, match=rf"that user may not enter {folder};") as refused:
+                cli.main(words)
+            done = paste(str(refused.value).partition("let everyone pass through: ")[2], tmp_path)
+            assert done.returncode == 0, done.stderr
+        assert not (folder / "my services" / "postgres" / "data").exists()
+        command = [sys.executable, "-m", "kiloseg.tracking.services", *words[1:]]
+        process = subprocess.Popen(
+            command,
+            env=os.environ | {"PYTHONPATH": str(ROOT / "platform")},
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            export, key = re.fullmatch(
+                r"MLflow is ready:  (export .*\S)   \(press Ctrl\+(C) to stop\)\n", process.stdout.readline()
+            ).groups()
+            record = "from kiloseg.tracking.runs import Tracker; print(Tracker.open('mine', None).study_run('one', {}, {}).run_id)"
+            done = paste(f'{export}; {sys.executable} -c "{record}"', tmp_path)
+            assert done.returncode == 0 and re.fullmatch(r"[0-9a-f]{32}", done.stdout.strip().splitlines()[-1]), (
+                done.stderr
+            )
+            assert not list(tmp_path.iterdir()), "nothing is kept outside of the services"
+            process.send_signal({"C": signal.SIGINT}[key])
+            assert process.communicate(timeout=60) == ("stopping\n", None)
+            assert process.returncode == 0
+        finally:
+            process.kill()
+            process.communicate()
+        with socket.create_server(("127.0.0.1", int(words[-1]))):
+            pass
+    finally:
+        shutil.rmtree(folder)

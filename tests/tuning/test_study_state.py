@@ -7,9 +7,15 @@ from pathlib import Path
 
 import pyarrow.fs
 import pytest
+from ray.tune.callback import CallbackList
+from ray.tune.execution.experiment_state import _find_newest_experiment_checkpoint
+from ray.tune.execution.tune_controller import TuneController
+from ray.tune.search import BasicVariantGenerator, Searcher
+from ray.tune.search.search_generator import SearchGenerator
+from ray.tune.utils.util import _load_newest_checkpoint
 
 from kiloseg.storage.errors import DataError
-from kiloseg.tuning.ray_workarounds.damaged_state import check_state
+from kiloseg.tuning.ray_workarounds.damaged_state import PICKLED, STATE, check_state
 from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
 
 
@@ -89,16 +95,33 @@ def state(tmp_path):
     return tmp_path
 
 
-@pytest.mark.parametrize(
-    "name", ["experiment_state", "search_gen_state", "searcher-state", "basic-variant-state", "callback-states"]
-)
-def test_damaged_state_is_refused_by_name(state, name):
-    file = next(path for path in state.glob(f"{name}-2026-11-24_11*") if path.suffix != ".partial")
+@pytest.mark.parametrize("renamed", [False, True], ids=["out of the folder", "to another name"])
+@pytest.mark.parametrize("pattern", [STATE, *PICKLED])
+def test_damaged_state_is_refused_by_name(state, pattern, renamed):
+    """And Tune continues from the one before as soon as it is moved away."""
+    file = state / pattern.replace("*", "2026-11-24_11-00-00")
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(DataError, match=rf"{file.name} is damaged .*; its trials still exist, but move it away"):
+    with pytest.raises(
+        DataError, match=r" is damaged .*; its trials still exist, but move it away to continue"
+    ) as refused:
         check_state(str(state))
-    file.rename(state.parent / "away")
+    damaged = Path(str(refused.value).partition(" is damaged")[0])
+    assert damaged == file
+    damaged.rename(file.with_name(f"{file.name}.damaged") if renamed else state.parent / "away")
     check_state(str(state))
+    earlier = state / pattern.replace("*", "2026-11-24_10-00-00")
+    if pattern == STATE:
+        assert _find_newest_experiment_checkpoint(str(state)) == str(earlier)
+    else:
+        assert _load_newest_checkpoint(str(state), pattern) == {"hour": [10] * 1000}
+    earlier.write_bytes(earlier.read_bytes()[:-1])
+    with pytest.raises(DataError, match=rf"{earlier.name} is damaged .*, but a new study must be started"):
+        check_state(str(state))
+
+
+def test_the_files_are_named_as_tune_finds_them():
+    kinds = (TuneController, SearchGenerator, Searcher, BasicVariantGenerator, CallbackList)
+    assert [kind.CKPT_FILE_TMPL.format("*") for kind in kinds] == [STATE, *PICKLED]
 
 
 def test_study_without_a_state_is_not_begun_anew_by_a_resumption(tmp_path):

@@ -119,10 +119,11 @@ def _answer(arguments: Arguments, known_from: float | None) -> Answer | None:
     below = arguments.unknown_below
     if arguments.unknown and below is None:
         if known_from is None:
+            runs = () if arguments.runs == Path("runs") else ("--runs", arguments.runs)
+            calibrate = shell("kiloseg", "classes", arguments.source, "unknown", "DATA", "--out", "FOLDER", *runs)
             raise ValueError(
-                f"--unknown: {arguments.source} is not calibrated; predict with the model that "
-                f"{shell('kiloseg', 'classes', arguments.source, 'unknown', 'DATA', '--out', 'FOLDER')} writes into FOLDER, DATA "
-                "being a data set, or give --unknown-below"
+                f"--unknown: {arguments.source} is not calibrated; predict with the model that {calibrate} writes into FOLDER, "
+                "DATA being a data set, or give --unknown-below"
             )
         below = known_from
     if arguments.level is None and below is None:

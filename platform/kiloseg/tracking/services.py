@@ -1,6 +1,6 @@
 """Runs MLflow as a service on this machine: a tracking server, PostgreSQL for its numbers and a folder for its artifacts.
 
-    python -m kiloseg.tracking.services --folder runs/services --port 5000
+    kiloseg services --folder runs/services --port 5000
 
 The server listens on loopback only, and PostgreSQL only on a socket in a folder of its own. PostgreSQL refuses to run as
 root: if root starts this, PostgreSQL runs as the user `--user`, who then owns its files.
@@ -12,6 +12,8 @@ import contextlib
 import os
 import shutil
 import signal
+import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -25,6 +27,7 @@ from urllib.request import urlopen
 
 import tyro
 
+from kiloseg.storage.commands import shell
 from kiloseg.storage.sockets import short_folder
 
 try:
@@ -50,6 +53,10 @@ class Services:
     """User who runs PostgreSQL if root starts this."""
 
 
+class NotStartedError(ValueError):
+    """Raised if a service does not start; the message says what helps, or quotes the service's log."""
+
+
 class Postgres:
     """A PostgreSQL server that listens on a socket in a folder and has no network port.
 
@@ -58,19 +65,23 @@ class Postgres:
         user: user who runs it if this process belongs to root.
 
     Raises:
-        FileNotFoundError: PostgreSQL is not installed.
-        RuntimeError: the server does not start; the message quotes its log.
+        NotStartedError: PostgreSQL is not installed, `user` does not exist or cannot enter the folder, or the server does not
+            start; then the message quotes its log.
     """
 
     def __init__(self, folder: Path, user: str = "postgres") -> None:
         self.folder = folder.resolve()
         self._user = user if os.getuid() == 0 else None
+        if self._user:
+            _check_exists(self._user)
         programs = _postgres_programs()
         self._data = self.folder / "data"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        if self._user:
+            self._check_reachable(self._user)
         prefix = "kiloseg-pg-"
         needs = len(f"/{prefix}01234567/.s.PGSQL.5432")
         self._socket = short_folder(prefix, needs=needs) or Path(tempfile.mkdtemp(prefix=prefix))
-        self.folder.mkdir(parents=True, exist_ok=True)
         for path in (self.folder, self._socket):
             if self._user:
                 shutil.chown(path, self._user)
@@ -102,12 +113,30 @@ class Postgres:
             60,
         )
 
+    def _check_reachable(self, user: str) -> None:
+        """Raises NotStartedError if the user who runs the server may not enter a folder above its files."""
+        account = pwd.getpwnam(user)
+        closed = []
+        for path in reversed(self.folder.parents):
+            state = path.stat()
+            if state.st_uid == account.pw_uid:
+                needed = stat.S_IXUSR
+            else:
+                needed = stat.S_IXGRP if state.st_gid in os.getgrouplist(user, account.pw_gid) else stat.S_IXOTH
+            if not state.st_mode & needed:
+                closed.append(path)
+        if closed:
+            raise NotStartedError(
+                f"PostgreSQL runs as user {user}, since it refuses to run as root, and that user may not enter {closed[0]}; give "
+                f"another --folder, or let everyone pass through: {shell('chmod', 'a+x', *closed)}"
+            )
+
     def _run(self, command: list[str | Path]) -> None:
         done = subprocess.run(
             command, user=self._user, cwd=self.folder, capture_output=True, text=True, env=_plain(), check=False
         )
         if done.returncode:
-            raise RuntimeError(f"{command[0]} failed: {done.stderr}{done.stdout}")
+            raise NotStartedError(f"{command[0]} failed: {done.stderr}{done.stdout}")
 
     def stop(self) -> None:
         """Shuts the server down in an orderly way."""
@@ -125,7 +154,7 @@ class TrackingServer:
         workers: number of the server's processes.
 
     Raises:
-        RuntimeError: the server does not start; the message quotes its log.
+        NotStartedError: the server does not start; the message quotes its log.
     """
 
     def __init__(self, folder: Path, database: str, port: int, workers: int = 2) -> None:
@@ -171,7 +200,7 @@ def _postgres_programs() -> Path:
     for folder in candidates:
         if all((folder / name).exists() for name in ("postgres", "initdb", "pg_isready")):
             return folder
-    raise FileNotFoundError("PostgreSQL is not installed; on Debian or Ubuntu: apt install postgresql")
+    raise NotStartedError("PostgreSQL is not installed; on Debian or Ubuntu: apt install postgresql")
 
 
 def _plain() -> Mapping[str, str]:
@@ -191,7 +220,7 @@ def _wait(ready: Callable[[], bool], what: str, process: subprocess.Popen[bytes]
     while not ready():
         if process.poll() is not None or time.monotonic() > deadline:
             process.kill()
-            raise RuntimeError(f"{what} did not start within {seconds:.0f} s; the end of {log}:\n{_tail(log)}")
+            raise NotStartedError(f"{what} did not start within {seconds:.0f} s; the end of {log}:\n{_tail(log)}")
         time.sleep(0.2)
 
 
@@ -209,9 +238,34 @@ def _end(process: subprocess.Popen[bytes], number: int) -> None:
             process.wait()
 
 
+def _check_exists(user: str) -> None:
+    try:
+        pwd.getpwnam(user)
+    except KeyError:
+        raise NotStartedError(
+            f"--user {user}: there is no such user; expected the one who runs PostgreSQL, which refuses to run as root, such as "
+            "postgres or nobody"
+        ) from None
+
+
+def _check_free(port: int) -> None:
+    """Raises NotStartedError if a program listens on the port; it could be taken for the server that is started."""
+    with socket.socket() as here:
+        here.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            here.bind(("127.0.0.1", port))
+        except OSError as error:
+            here.bind(("127.0.0.1", 0))
+            raise NotStartedError(
+                f"--port {port} of 127.0.0.1 cannot be used ({error.strerror}); end the program that uses it, or give another, "
+                f"such as --port {here.getsockname()[1]}"
+            ) from error
+
+
 def main(services: Services) -> None:
-    """Runs the services until SIGINT or SIGTERM."""
+    """Runs the services until SIGINT or SIGTERM; raises NotStartedError if one does not start."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(0))
+    _check_free(services.port)
     database = Postgres(services.folder / "postgres", services.user)
     try:
         server = TrackingServer(services.folder, database.uri, services.port, services.workers)
@@ -227,4 +281,7 @@ def main(services: Services) -> None:
 
 
 if __name__ == "__main__":
-    main(tyro.cli(Services, description=__doc__))
+    try:
+        main(tyro.cli(Services, description=__doc__))
+    except NotStartedError as error:
+        sys.exit(str(error))

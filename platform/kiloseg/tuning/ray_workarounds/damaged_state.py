@@ -9,16 +9,17 @@ damages and those that test_study_without_a_state_is_not_begun_anew_by_a_resumpt
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import pickletools
 import time
 
 from kiloseg.storage.errors import DataError
-from kiloseg.storage.filesystems import WORK, open_folder
+from kiloseg.storage.filesystems import open_folder
 
-STATE = "experiment_state-"
-PICKLED = ("search_gen_state-", "searcher-state-", "basic-variant-state-", "callback-states-")
-"""Prefixes of the names of Ray's files with a study's state. The time at which their process began, in UTC, follows."""
+STATE = "experiment_state-*.json"
+PICKLED = ("search_gen_state-*.json", "searcher-state-*.pkl", "basic-variant-state-*.json", "callback-states-*.pkl")
+"""Names of Ray's files with a study's state, as Ray finds them. The star is the time at which their process began, in UTC."""
 
 
 def check_state(study: str) -> None:
@@ -32,18 +33,18 @@ def check_state(study: str) -> None:
             by this machine's clock, so that the state that is written next would not be the newest.
     """
     folder = open_folder(study)
-    entries = [name for name in folder.entries() if not name.endswith(WORK)]  # left by a crash during a write
-    states = [name for name in entries if name.startswith(STATE) and name.endswith(".json")]
+    entries = folder.entries()
+    states = fnmatch.filter(entries, STATE)
     if not states:
         raise DataError(
             f"{folder.name} has no state to continue from: its study ended right after its start, before Ray saved a state; "
             "start it again without --resume"
         )
-    for prefix in (STATE, *PICKLED):
-        names = [name for name in entries if name.startswith(prefix)]
+    for pattern in (STATE, *PICKLED):
+        names = fnmatch.filter(entries, pattern)
         try:
             for name in names[-1:]:
-                _check_whole(folder.read(name), pickled=prefix != STATE)
+                _check_whole(folder.read(name), pickled=pattern != STATE)
         except ValueError as error:
             remedy = (
                 "move it away to continue from the state before it" if len(names) > 1 else "a new study must be started"
@@ -51,7 +52,7 @@ def check_state(study: str) -> None:
             raise DataError(
                 f"{folder.at(names[-1])} is damaged ({error}); its trials still exist, but {remedy}"
             ) from error
-    newest = states[-1].removeprefix(STATE).removesuffix(".json")
+    newest = states[-1].removeprefix(STATE.partition("*")[0]).removesuffix(".json")
     now = time.strftime("%Y-%m-%d_%H-%M-%S", time.gmtime())
     if newest >= now:
         raise DataError(

@@ -10,6 +10,7 @@ tests/tuning/test_old_studies.py resumes a study with the old names.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import importlib
 import re
 import sys
@@ -19,7 +20,7 @@ from types import ModuleType
 from ray import cloudpickle
 
 from kiloseg.storage.errors import DataError
-from kiloseg.storage.filesystems import WORK, open_folder
+from kiloseg.storage.filesystems import open_folder
 from kiloseg.tuning.ray_workarounds.damaged_state import STATE
 
 OLD_NAMES = {
@@ -58,8 +59,8 @@ def check_readable(study: str, checkpoints: str) -> None:
         DataError: a pickle cannot be loaded; the message says which parts of the study can still be used.
     """
     folder = open_folder(study)
-    names = [name for name in folder.entries() if not name.endswith(WORK)]
-    newest = [max(name for name in names if name.startswith(STATE)), *(name for name in names if name == "tuner.pkl")]
+    names = folder.entries()
+    newest = [max(fnmatch.filter(names, STATE)), *(name for name in names if name == "tuner.pkl")]
     try:
         for name in newest:
             content = folder.read(name)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shlex
 import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -113,7 +114,7 @@ def read_bank(path: Path) -> tuple[Bank, str]:
     Raises:
         DataError: There is no such file, or it is not a complete bank.
     """
-    remedy = "delete it, and datasets/emoji.py will create it again"
+    remedy = f"delete it, and datasets/emoji.py --bank {shlex.quote(str(path))} will create it again"
     try:
         digest = file_sha256(path)
         with tarfile.open(path, "r:") as tar:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import subprocess
 import tarfile
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -114,10 +115,10 @@ def obtain(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> dict[str, 
         DataError: npm is missing or failed, or a tarball is not the expected one.
     """
     tarballs = {package.vendor: folder / package.tarball for package in packages}
-    for package in packages:
+    for number, package in enumerate(packages):
         path = tarballs[package.vendor]
         if not path.is_file():
-            _pack(package, folder)
+            _pack(package, folder, [one for one in packages[number:] if not tarballs[one.vendor].is_file()])
         digest = file_sha256(path)
         if digest != package.sha256:
             raise DataError(
@@ -127,10 +128,10 @@ def obtain(folder: Path, packages: tuple[Package, ...] = PACKAGES) -> dict[str, 
     return tarballs
 
 
-def _pack(package: Package, folder: Path) -> None:
+def _pack(package: Package, folder: Path, missing: Sequence[Package]) -> None:
     remedy = (
-        f"or run `npm pack {package.spec}` on a machine where it works and name the folder of {package.tarball} with "
-        "--tarballs, or copy the bank that a build made there (--bank)"
+        f"or run {shlex.join(['npm', 'pack', *(one.spec for one in missing)])} on a machine where it works and copy what it writes "
+        f"into {folder} (--tarballs), or copy the bank that a build made there (--bank)"
     )
     npm = shutil.which("npm")
     if npm is None:
@@ -149,6 +150,12 @@ def _pack(package: Package, folder: Path) -> None:
             raise DataError(
                 f"npm pack {package.spec} ended with {done.returncode} and said: {said}; expected it to write "
                 f"{package.tarball}; check npm's access to its registry, {remedy}"
+            )
+        digest = file_sha256(packed)
+        if digest != package.sha256:  # which downloading it again would not change
+            raise DataError(
+                f"npm pack {package.spec} wrote a file with sha256 {digest}, expected {package.sha256}, the published one; set "
+                f"npm's registry to one that has it (npm config get registry), {remedy}"
             )
         packed.replace(folder / package.tarball)
 

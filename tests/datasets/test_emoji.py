@@ -1,19 +1,25 @@
 """The emoji builder: on small packages in the exact layout of the real ones, and on the real ones where npm brings them."""
 
 import dataclasses
+import hashlib
+import http.server
 import io
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
 import tarfile
+import threading
+import urllib.parse
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
-from damage import built_again_as_verify_says
+from damage import built_again_as_verify_says, paste
 from PIL import Image, ImageDraw
 
 import emoji
@@ -275,6 +281,87 @@ def test_a_tarball_that_ends_early_is_named(small_packages, tmp_path):
         read_images(path, packages[0])
     with pytest.raises(DataError, match=r"holds no package/emoji\.json"):
         read_table(path)
+
+
+class Registry(http.server.BaseHTTPRequestHandler):
+    """A registry of npm that has the small packages, by the name of the package or of its file."""
+
+    def do_GET(self):
+        wanted = urllib.parse.unquote(self.path[1:])
+        folder, packages = self.server.packages
+        for package in packages:
+            content = (folder / package.tarball).read_bytes()
+            if wanted == package.name:
+                address = f"http://127.0.0.1:{self.server.server_port}/{package.tarball}"
+                dist = {"tarball": address, "shasum": hashlib.sha1(content).hexdigest()}
+                version = {"name": package.name, "version": package.version, "dist": dist}
+                content = json.dumps({"name": package.name, "versions": {package.version: version}}).encode()
+            elif wanted != package.tarball:
+                continue
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+            return
+        self.send_error(404)
+
+    def log_message(self, *words):
+        """Says nothing."""
+
+
+@pytest.fixture
+def registry(small_packages, tmp_path, monkeypatch):
+    """Makes npm ask a registry on this machine, which has the small packages."""
+    if shutil.which("npm") is None:
+        pytest.skip("npm is not installed")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Registry)
+    server.packages = small_packages
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    monkeypatch.setenv("npm_config_registry", f"http://127.0.0.1:{server.server_port}/")
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    yield server
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def test_a_tarball_that_is_deleted_is_downloaded_again_as_the_message_says(small_packages, registry, tmp_path):
+    folder, packages = small_packages
+    damaged = tmp_path / "my tarballs" / packages[2].tarball  # of a name with a scope
+    shutil.copytree(folder, damaged.parent)
+    damaged.write_bytes(damaged.read_bytes()[:-100])
+    with pytest.raises(DataError, match=r"has sha256 .*; delete the file, and npm will download it again") as error:
+        obtain(damaged.parent, packages)
+    Path(str(error.value).partition(" has sha256")[0]).unlink()
+    assert obtain(damaged.parent, packages)["fluent"] == damaged
+    assert damaged.read_bytes() == (folder / damaged.name).read_bytes()
+
+    # Where npm itself brings another file, deleting it would not help, and it is not kept.
+    damaged.unlink()
+    other = (*packages[:2], dataclasses.replace(packages[2], sha256="0" * 64))
+    with pytest.raises(
+        DataError, match=r"npm pack @lobehub/fluent-emoji-3d@1\.1\.0 wrote a file with sha256 .*; set npm's"
+    ):
+        obtain(damaged.parent, other)
+    assert not damaged.exists()
+
+
+def test_without_npm_one_command_elsewhere_brings_all_packages(small_packages, registry, tmp_path, monkeypatch):
+    _, packages = small_packages
+    (tmp_path / "elsewhere").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(DataError) as error:
+        patch.setenv("PATH", str(tmp_path))
+        obtain(tmp_path / "my tarballs", packages)
+    said = re.search(
+        r"or run (npm pack .*) on a machine where it works and copy what it writes into (.*) \(--t", str(error.value)
+    )
+    done = paste(said[1], tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    shutil.copytree(tmp_path / "elsewhere", said[2])
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert set(obtain(tmp_path / "my tarballs", packages)) == {"google", "twitter", "fluent"}
 
 
 def test_names_agree_without_fe0f_and_in_lower_case():
@@ -818,6 +905,37 @@ def test_a_bank_stands_for_its_photographs(built, tmp_path):
     (folder / "a.png").write_text("no picture")
     with pytest.raises(DataError, match=r"a\.png cannot be read as a photograph"):
         in_folder(folder)
+
+
+def test_a_bank_that_is_deleted_is_made_again_as_the_messages_say(built, small_packages, tmp_path):
+    """Because it is damaged, or because it holds other photographs; a new bank or none of one's own helps there, too."""
+    arguments, info = built
+    own = tmp_path / "my photographs"
+    own.mkdir()
+    for number, photograph in enumerate(photographs(2)):
+        photograph.image.save(own / f"{number}.jpg")
+    bank = tmp_path / "my bank.tar"
+    bank.write_bytes(arguments.bank.read_bytes()[:100_000])
+    mine = dataclasses.replace(arguments, bank=bank, out=str(tmp_path / "set"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(RECIPES, 1, dataclasses.replace(RECIPES[1], pictures=small_packages[1]))
+        with pytest.raises(DataError, match=r"is not a complete bank .*; delete it, and") as error:
+            emoji.build_emoji(mine)
+        said = shlex.split(str(error.value).partition("delete it, and ")[2])
+        assert said[:3] == ["datasets/emoji.py", "--bank", str(bank)]
+        bank.unlink()
+        assert emoji.build_emoji(mine).digest == info.digest
+
+        whole = bank.read_bytes()
+        with_own = dataclasses.replace(mine, backgrounds=own)
+        with pytest.raises(DataError, match="delete it, or name a new file with --bank, or omit --backgrounds"):
+            emoji.build_emoji(with_own)
+        assert emoji.build_emoji(dataclasses.replace(with_own, backgrounds=None)).digest == info.digest
+        named = emoji.build_emoji(dataclasses.replace(with_own, bank=tmp_path / "new.tar", out=str(tmp_path / "named")))
+        bank.unlink()
+        deleted = emoji.build_emoji(with_own)
+        assert named.digest == deleted.digest != info.digest and bank.read_bytes() != whole
+        assert emoji.build_emoji(with_own).digest == deleted.digest
 
 
 def test_command_line(built, tmp_path):

@@ -24,7 +24,18 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REQUIREMENTS = (
-    *("filelock", "matplotlib", "numpy", "pandas", "pillow", "platformdirs", "psutil", "pyarrow", "safetensors"),
+    *(
+        "docstring-parser",
+        "filelock",
+        "matplotlib",
+        "numpy",
+        "pandas",
+        "pillow",
+        "platformdirs",
+        "psutil",
+        "pyarrow",
+        "safetensors",
+    ),
     *(
         "segmentation-models-pytorch",
         "simplejpeg",

@@ -113,7 +113,7 @@ def test_fitted_rows_lower_their_loss_and_stay_unit_vectors():
     inside = [F.normalize(pixels + 1.5 * torch.eye(8)[axis], dim=1) for axis, pixels in enumerate(inside)]
     starts = torch.stack([pixels[0] for pixels in inside])
     shares = [[0.5], [0.2, 0.4, 0.2, 0.6]]
-    assert outside_weight(shares) == pytest.approx(2 * (1 - 0.38) / 0.38)
+    assert outside_weight(shares) == pytest.approx(0.5 * (1 - 0.38) / 0.38)
     for logit in ("cosine", "distance"):
         loss = Loss(logit=logit)
 

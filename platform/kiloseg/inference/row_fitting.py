@@ -26,9 +26,10 @@ RATE = 0.02
 """Learning rate of Adam for rows of unit length at the first step; it falls to 0 linearly."""
 BATCH = 2048
 """Most pixels of a step, inside and outside each."""
-OLD_FIRST = 2.0
-"""Weight of pixels outside of the masks against those inside, relative to the areas of both in the examples. Images show other
-things on most of their area; with equal weights of both kinds, new rows take pixels from trained classes (experiments/LOG.md)."""
+OUTSIDE = 0.5
+"""Weight of pixels outside of the masks against those inside, relative to the areas of both in the examples. With equal weights
+of both kinds, whatever their area, new rows take pixels from trained classes; with 2 instead of 0.5, few pixels of the new classes
+are found (experiments/LOG.md)."""
 MAX_WEIGHT = 100.0
 """Largest weight of pixels outside, whatever the area of the masks."""
 HOLD = 1.0
@@ -91,7 +92,7 @@ def fit_rows(
 def outside_weight(shares: Sequence[Sequence[float]]) -> float:
     """Returns the weight of the mean over pixels outside against that over pixels inside, for shares as `fit_rows` takes them."""
     marked = statistics.fmean(itertools.chain.from_iterable(shares))
-    return min(OLD_FIRST * (1 - marked) / marked, MAX_WEIGHT)
+    return min(OUTSIDE * (1 - marked) / marked, MAX_WEIGHT)
 
 
 def _batch(count: int, generator: torch.Generator) -> Tensor:

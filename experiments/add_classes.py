@@ -6,8 +6,8 @@
 SOURCE is a model of the data set's N most frequent classes (`data.num_classes`). The other classes are added as rows of its table
 from examples of split train: as the mean of their pixels' embeddings, and with the new rows fitted. The network and the rows of
 trained classes stay as they are. Trained and new classes are then told apart on split val, and the results go to
-experiments/results/add_classes.csv. Old classes are compared with the model before, for which pixels of new classes were
-background; the background itself does not count.
+experiments/results/add_classes.csv. Old classes are compared on the pixels of old classes, before and after, and new ones on all
+pixels; the background does not count in either mean.
 
 Source: the claim of https://arxiv.org/abs/2012.07489 that classes are points of an embedding space; prototypes of few examples
 are those of https://arxiv.org/abs/1703.05175.
@@ -19,9 +19,10 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -39,7 +40,7 @@ from kiloseg.inference import editing
 from kiloseg.inference.evaluation import evaluate
 from kiloseg.inference.evaluation_files import Evaluation
 from kiloseg.inference.examples import Embedded, embed_examples
-from kiloseg.inference.loading import content_of, model_of
+from kiloseg.inference.loading import classes_of, content_of, model_of
 from kiloseg.models import Segmenter
 from kiloseg.training.evaluation import segmenter_of
 from kiloseg.tuning.result_tables import append_row
@@ -82,8 +83,8 @@ def main(arguments: Arguments) -> None:
     names = [name for name in info.classes if name not in model.classes.names][: arguments.most_new]
     if not names or not arguments.examples:
         raise ValueError(f"{arguments.source} has all classes of {arguments.data}: expected a model of some of them")
-    before = evaluate(model, arguments.data, samples=arguments.samples)
-    auroc = evaluate(model, arguments.data, samples=arguments.samples, by_name=True).metrics["absent_auroc"]
+    trained = evaluate(model, arguments.data, samples=arguments.samples).metrics["miou"]
+    before = evaluate(model, arguments.data, samples=arguments.samples, by_name=True)
     segmenter, _ = segmenter_of(content)
     started = time.process_time()
     embedded = embed_classes(segmenter, arguments.data, info, names, max(arguments.examples), arguments.seed)
@@ -98,6 +99,8 @@ def main(arguments: Arguments) -> None:
             used = sum(map(len, few.values()))
             each_s = embedding_s / total * used / len(few) + adding_s / len(few)
             after = evaluate(model_of(changed, arguments.source), arguments.data, samples=arguments.samples)
+            hidden = model_of(under_other_names(changed, set(few)), arguments.source)
+            after_old = evaluate(hidden, arguments.data, samples=arguments.samples, by_name=True)
             row = {
                 "source": Path(arguments.source).name,
                 "data": info.name,
@@ -108,11 +111,11 @@ def main(arguments: Arguments) -> None:
                 "fit": fit,
                 "seed": arguments.seed,
                 "samples": after.metrics["samples"],
-                "miou_trained": before.metrics["miou"],
-                "absent_auroc": auroc,
+                "miou_trained": trained,
+                "absent_auroc": before.metrics["absent_auroc"],
                 "seconds_per_class": each_s,
                 "seconds_per_100_examples": 100 * embedding_s / total + adding_s / len(few),
-                **old_and_new(before, after, set(few)),
+                **old_and_new(before, after_old, after, set(few)),
             }
             append_row(arguments.results, COLUMNS, row)
             print(", ".join(f"{name} {row[name]}" for name in COLUMNS), flush=True)
@@ -157,19 +160,29 @@ def _position_in_shard(shards: Sequence[str]) -> list[int]:
     return positions
 
 
-def old_and_new(before: Evaluation, after: Evaluation, new: set[str]) -> dict[str, float]:
+def under_other_names(content: dict[str, Any], new: set[str]) -> dict[str, Any]:
+    """Returns the model with names for its new classes that no data set has, so that only pixels of old classes count.
+
+    A pixel of an old class that is taken for a new one is still wrong.
+    """
+    names = [f"{name} (added)" if name in new else name for name in classes_of(content).names]
+    return editing.annotate(content, names=names)
+
+
+def old_and_new(before: Evaluation, after_old: Evaluation, after: Evaluation, new: set[str]) -> dict[str, float]:
     """Returns the mean IoU of the new classes, and of the old ones after and before, without the background."""
     background = None if before.classes.background is None else before.classes.names[before.classes.background]
 
-    def mean(evaluation: Evaluation, wants_new: bool) -> float:
+    def mean(evaluation: Evaluation, wanted: Callable[[str], bool]) -> float:
         rows = [row for row in evaluation.table if row["name"] != background and row["iou"] is not None]
-        kept = [row["iou"] for row in rows if (row["name"] in new) == wants_new]
+        kept = [row["iou"] for row in rows if wanted(row["name"])]
         return float(np.mean(kept)) if kept else float("nan")
 
+    old = set(before.classes.names)
     return {
-        "miou_new": mean(after, True),
-        "miou_old": mean(after, False),
-        "miou_old_before": mean(before, False),
+        "miou_new": mean(after, new.__contains__),
+        "miou_old": mean(after_old, old.__contains__),
+        "miou_old_before": mean(before, old.__contains__),
     }
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from kiloseg.data.description import read_info
 from kiloseg.inference.loading import content_of
@@ -46,6 +47,28 @@ def test_new_classes_get_a_row_for_every_number_of_examples(adding, quick, squar
     whole = adding["Arguments"](source=str(last.checkpoint), data=squares, most_new=0, results=path)
     with pytest.raises(ValueError, match="has all classes of"):
         adding["main"](whole)
+
+
+def test_rows_that_are_never_nearest_change_nothing_of_old_classes(adding, quick, squares):
+    """What is compared before and after is the same: pixels of old classes, on which only a new row that wins is an error."""
+    last = train(override(quick, {"data.num_classes": 4, "trainer.validate_every": 0}), lambda report: None)
+    content = content_of(str(last.checkpoint))
+    segmenter, _ = segmenter_of(content)
+    embedded = adding["embed_classes"](segmenter, squares, read_info(squares), ["square 4", "square 5"], 2, 0)
+    changed = adding["editing"].add_embedded(content, embedded, head=segmenter.head)
+    rows = changed["model"]["head.table.rows_CD"]
+    found = []
+    for new_rows in (rows[:1].expand(2, -1) * 1.0, -embedded["square 4"][0].mean.float().expand(2, -1)):
+        changed["model"]["head.table.rows_CD"] = torch.cat([rows[:4], new_rows])
+        model, hidden, before = (
+            adding["model_of"](each, "model")
+            for each in (changed, adding["under_other_names"](changed, set(embedded)), content)
+        )
+        evaluations = [adding["evaluate"](each, squares, by_name=True) for each in (before, hidden, model)]
+        found.append(adding["old_and_new"](*evaluations, set(embedded)))
+    # Equal rows: ties go to the first, which is the old one.
+    assert found[0]["miou_old"] == pytest.approx(found[0]["miou_old_before"], abs=1e-6)
+    assert all(0 <= each[name] <= 1 for each in found for name in each)
 
 
 def test_examples_show_the_class_and_are_drawn_by_seed(adding, trained, squares):

@@ -14,8 +14,8 @@ needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH"
 
 
 @contextlib.contextmanager
-def shown(path: Path) -> Iterator[Any]:
-    """Opens a self-contained page and yields it once it is ready; at the end, no script has failed and nothing was loaded."""
+def shown(path: Path, ready: str = "body[data-ready=yes]") -> Iterator[Any]:
+    """Opens a self-contained page and yields it once it has `ready`; at the end, no script has failed and nothing was loaded."""
     from playwright.sync_api import sync_playwright
 
     complaints = []
@@ -25,7 +25,7 @@ def shown(path: Path) -> Iterator[Any]:
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
         page.goto(path.as_uri())
-        page.locator("body[data-ready=yes]").wait_for(timeout=60_000)
+        page.locator(ready).first.wait_for(timeout=60_000)
         yield page
         browser.close()
     assert complaints == []

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import shlex
-import shutil
 import subprocess
 import time
 import urllib.error
@@ -11,6 +10,7 @@ import urllib.request
 
 import optuna
 import pytest
+from browser import needs_browser, shown
 from heads import free_ports
 from trial_rows import ROWS
 
@@ -18,57 +18,29 @@ from kiloseg.tuning.journal import JOURNAL, dashboard_command, read_journal, wri
 from kiloseg.tuning.search_figures import LEAST, importance
 from kiloseg.tuning.search_page import search_page
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chromium-browser"))), None)
-
-needs_browser = pytest.mark.skipif(BROWSER is None, reason="no Chromium on PATH")
-
 EVIL = "</script><script>document.title = 'taken over'</script>"
-
-
-@pytest.fixture
-def opened(tmp_path):
-    """Opens a page in a browser, and closes it with the test; complains of errors and of requests."""
-    from playwright.sync_api import sync_playwright
-
-    complaints = []
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
-
-        def of(text):
-            path = tmp_path / "search.html"
-            path.write_text(text)
-            page = browser.new_page()
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on(
-                "request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None
-            )
-            page.goto(path.as_uri())
-            return page
-
-        yield of
-        browser.close()
-    assert complaints == []
 
 
 @needs_browser
 @pytest.mark.timeout(300)
-def test_front_is_drawn_with_settings_under_the_pointer(opened):
+def test_front_is_drawn_with_settings_under_the_pointer(tmp_path):
     rows = [dataclasses.replace(each, overrides={"model.backbone": EVIL, "optimizer.lr": 1e-3}) for each in ROWS]
-    page = opened(search_page(rows, title=f"study {EVIL}", within_gib=12.0))
-    page.locator("#figure-1 .main-svg").first.wait_for(timeout=60_000)
-    assert page.title() == f"study {EVIL}"
-    assert page.locator("h2").all_text_contents() == ["mIoU against peak memory", "mIoU against training time"]
-    memory = page.locator("#figure-0")
-    assert memory.locator(".scatterlayer .trace").count() == 2
-    assert "12 GiB" in memory.locator(".annotation-text").all_text_contents()
-    # Six trials have both numbers; one with NaN and one without a validation are left out.
-    assert memory.locator(".scatterlayer .trace").first.locator("path.point").count() == 6
-    point = memory.locator(".scatterlayer .trace").first.locator("path.point").first.bounding_box()
-    page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
-    hover = memory.locator(".hovertext").first
-    hover.wait_for(timeout=10_000)
-    assert "mIoU 0.8000" in hover.text_content() and "optimizer.lr = 0.001" in hover.text_content()
-    assert EVIL in hover.text_content()
+    path = tmp_path / "search.html"
+    path.write_text(search_page(rows, title=f"study {EVIL}", within_gib=12.0))
+    with shown(path, "#figure-1 .main-svg") as page:
+        assert page.title() == f"study {EVIL}"
+        assert page.locator("h2").all_text_contents() == ["mIoU against peak memory", "mIoU against training time"]
+        memory = page.locator("#figure-0")
+        assert memory.locator(".scatterlayer .trace").count() == 2
+        assert "12 GiB" in memory.locator(".annotation-text").all_text_contents()
+        # Six trials have both numbers; one with NaN and one without a validation are left out.
+        assert memory.locator(".scatterlayer .trace").first.locator("path.point").count() == 6
+        point = memory.locator(".scatterlayer .trace").first.locator("path.point").first.bounding_box()
+        page.mouse.move(point["x"] + point["width"] / 2, point["y"] + point["height"] / 2)
+        hover = memory.locator(".hovertext").first
+        hover.wait_for(timeout=10_000)
+        assert "mIoU 0.8000" in hover.text_content() and "optimizer.lr = 0.001" in hover.text_content()
+        assert EVIL in hover.text_content()
 
 
 def sampled(trials, *, directions=("maximize",)):
@@ -95,28 +67,29 @@ def sampled(trials, *, directions=("maximize",)):
 @needs_browser
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("directions", [("maximize",), ("maximize", "minimize")])
-def test_settings_are_explained_in_a_browser(opened, directions):
-    page = opened(search_page(ROWS, title="study", sampled=sampled(60, directions=directions)))
-    page.locator("#figure-7 .main-svg").first.wait_for(timeout=60_000)
-    assert page.locator("h2").all_text_contents() == [
-        "mIoU against peak memory",
-        "mIoU against training time",
-        "Which settings matter",
-        "mIoU against each setting",
-        "mIoU against model.embed_dim and loss.negatives.count",
-        "mIoU against model.embed_dim and optimizer.lr",
-        "All settings of each trial",
-        "mIoU in the order of the trials",
-    ]
-    importances = page.locator("#figure-2 .ytick text").all_text_contents()
-    assert sorted(importances) == ["loss.negatives.count", "loss.negatives.kind", "model.embed_dim", "optimizer.lr"]
-    assert importances[-1] == "model.embed_dim", "the most important is at the top"
-    slices = page.locator("#figure-3 .xtitle, #figure-3 .x2title, #figure-3 .x3title, #figure-3 .x4title")
-    assert sorted(slices.all_text_contents()) == sorted(importances)
-    assert page.locator("#figure-4 .contourlayer path").count() > 0
-    axes = page.locator("#figure-6 .xtick text").all_text_contents()
-    assert {"model.embed_dim", "optimizer.lr", "validation mIoU"} <= set(axes)
-    assert page.locator("#figure-7 .scatterlayer .trace").count() >= 1
+def test_settings_are_explained_in_a_browser(tmp_path, directions):
+    path = tmp_path / "search.html"
+    path.write_text(search_page(ROWS, title="study", sampled=sampled(60, directions=directions)))
+    with shown(path, "#figure-7 .main-svg") as page:
+        assert page.locator("h2").all_text_contents() == [
+            "mIoU against peak memory",
+            "mIoU against training time",
+            "Which settings matter",
+            "mIoU against each setting",
+            "mIoU against model.embed_dim and loss.negatives.count",
+            "mIoU against model.embed_dim and optimizer.lr",
+            "All settings of each trial",
+            "mIoU in the order of the trials",
+        ]
+        importances = page.locator("#figure-2 .ytick text").all_text_contents()
+        assert sorted(importances) == ["loss.negatives.count", "loss.negatives.kind", "model.embed_dim", "optimizer.lr"]
+        assert importances[-1] == "model.embed_dim", "the most important is at the top"
+        slices = page.locator("#figure-3 .xtitle, #figure-3 .x2title, #figure-3 .x3title, #figure-3 .x4title")
+        assert sorted(slices.all_text_contents()) == sorted(importances)
+        assert page.locator("#figure-4 .contourlayer path").count() > 0
+        axes = page.locator("#figure-6 .xtick text").all_text_contents()
+        assert {"model.embed_dim", "optimizer.lr", "validation mIoU"} <= set(axes)
+        assert page.locator("#figure-7 .scatterlayer .trace").count() >= 1
 
 
 def test_importance_finds_what_matters():

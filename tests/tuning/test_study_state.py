@@ -15,7 +15,8 @@ from ray.tune.search.search_generator import SearchGenerator
 from ray.tune.utils.util import _load_newest_checkpoint
 
 from kiloseg.storage.errors import DataError
-from kiloseg.tuning.ray_workarounds.damaged_state import PICKLED, STATE, check_state
+from kiloseg.tuning.ray_workarounds.damaged_state import check_state
+from kiloseg.tuning.ray_workarounds.state_files import PICKLED, STATE
 from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import math
-import re
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
@@ -13,8 +12,8 @@ import tyro
 
 from kiloseg.config import Config
 from kiloseg.overrides import flatten
-from kiloseg.storage.filesystems import Folder, inside, open_folder
-from kiloseg.tuning.identity import STAMP
+from kiloseg.storage.filesystems import inside, open_folder
+from kiloseg.tuning.identity import newest_with
 
 if TYPE_CHECKING:
     import pandas
@@ -49,13 +48,13 @@ def main(arguments: Arguments) -> None:
     within_gib = math.inf if arguments.under is None else parse_gib(arguments.under, "--under")
     study, table = read_study(arguments.study, arguments.runs)
     table = table[table["val/miou"].notna()]
-    fitting = table[table[["peak_memory_gib", "val/peak_memory_gib"]].max(axis="columns") <= within_gib]
+    needed_gib = table[["peak_memory_gib", "val/peak_memory_gib"]].max(axis="columns")
+    fitting = table[needed_gib <= within_gib]
     if not len(fitting):
-        least = table[["peak_memory_gib", "val/peak_memory_gib"]].max(axis="columns").min()
         raise ValueError(
             f"study {study} has no trial"
             + (
-                f" within {arguments.under}; the smallest needed {least:.3f} GiB"
+                f" within {arguments.under}; the smallest needed {needed_gib.min():.3f} GiB"
                 if len(table)
                 else " with a validation"
             )
@@ -80,15 +79,14 @@ def read_study(study: str, runs: str) -> tuple[str, pandas.DataFrame]:
     """
     import pandas
 
-    root = open_folder(inside(runs, "studies"))
-    pattern = re.compile(f"{re.escape(study)}({STAMP})?")
-    for name in reversed(root.entries()):
-        place: Folder = open_folder(inside(root.location, name))
-        if pattern.fullmatch(name) and "trials.csv" in place.entries():
-            return name, pandas.read_csv(io.BytesIO(place.read("trials.csv")), dtype={"trial": str})
-    raise ValueError(
-        f"no finished study {study!r} in {root.name}; give its name or id, and --runs if results are elsewhere"
-    )
+    storage = inside(runs, "studies")
+    found = newest_with(storage, study, "trials.csv")
+    if found is None:
+        raise ValueError(
+            f"no finished study {study!r} in {open_folder(storage).name}; give its name or id, and --runs if results are elsewhere"
+        )
+    study_id, place = found
+    return study_id, pandas.read_csv(io.BytesIO(place.read("trials.csv")), dtype={"trial": str})
 
 
 def _flag(name: str, value: object) -> list[str]:

@@ -117,18 +117,8 @@ def _write_mlflow(arguments: Arguments) -> None:
     content = content_of(arguments.source, arguments.runs)
     if arguments.out is not None:
         save_mlflow_model(content, out)
-        words = (
-            "mlflow",
-            "models",
-            "serve",
-            "--env-manager",
-            "local",
-            "--host",
-            "127.0.0.1",
-            "--model-uri",
-            out.absolute(),
-        )
-        print(f"{out}: serve it with {shell(*words)}")
+        serve = "mlflow models serve --env-manager local --host 127.0.0.1 --model-uri"
+        print(f"{out}: serve it with {shell(*serve.split(), out.absolute())}")
     if arguments.register is not None:
         run = run_for(arguments.source, arguments.register, content, arguments.runs)
         source, version = register(content, run, arguments.register)

@@ -24,29 +24,25 @@ if TYPE_CHECKING:
 
 PACKAGE = Path(__file__).resolve().parents[1]
 REQUIREMENTS = (
-    *(
-        "docstring-parser",
-        "filelock",
-        "matplotlib",
-        "numpy",
-        "pandas",
-        "pillow",
-        "platformdirs",
-        "psutil",
-        "pyarrow",
-        "safetensors",
-    ),
-    *(
-        "segmentation-models-pytorch",
-        "simplejpeg",
-        "timm",
-        "torch",
-        "torchvision",
-        "tqdm",
-        "tyro",
-        "webdataset",
-        "zlib-ng",
-    ),
+    "docstring-parser",
+    "filelock",
+    "matplotlib",
+    "numpy",
+    "pandas",
+    "pillow",
+    "platformdirs",
+    "psutil",
+    "pyarrow",
+    "safetensors",
+    "segmentation-models-pytorch",
+    "simplejpeg",
+    "timm",
+    "torch",
+    "torchvision",
+    "tqdm",
+    "tyro",
+    "webdataset",
+    "zlib-ng",
 )
 """Packages that a served model needs besides MLflow: those of kiloseg itself, whose code comes with the model, and pandas."""
 EXAMPLE_SIZE = (64, 96)

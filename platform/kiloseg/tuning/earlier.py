@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from optuna.trial import FixedTrial, FrozenTrial, TrialState
 
 from kiloseg.overrides import differences, flatten
 from kiloseg.storage.filesystems import inside, open_folder
-from kiloseg.tuning.identity import PLAN, STAMP
+from kiloseg.tuning.identity import PLAN, newest_with
 from kiloseg.tuning.journal import JOURNAL, read_journal
 from kiloseg.tuning.objectives import OBJECTIVES, Objective
 from kiloseg.tuning.space import Dimension, Space
@@ -114,20 +113,17 @@ def _adapted(trial: FrozenTrial, space: Space, objectives: int) -> FrozenTrial |
 
 def _read(name: str, runs: str) -> tuple[str, optuna.Study, dict[str, Any]]:
     """Returns id, trials and plan of an earlier study."""
-    root = open_folder(inside(runs, "studies"))
-    pattern = re.compile(f"{re.escape(name)}({STAMP})?")
-    for found in reversed(root.entries()):
-        if not pattern.fullmatch(found):
-            continue
-        place = open_folder(inside(root.location, found))
-        if JOURNAL in place.entries():
-            plan = json.loads(place.read(PLAN))
-            with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
-                file = Path(scratch, JOURNAL)
-                file.write_bytes(place.read(JOURNAL))
-                study = read_journal(file)
-                trials = study.get_trials()
-            copy = optuna.create_study(directions=study.directions)
-            copy.add_trials(trials)
-            return found, copy, plan
-    raise ValueError(f"--start-from {name}: no ended study of this name or id in {root.name}")
+    storage = inside(runs, "studies")
+    found = newest_with(storage, name, JOURNAL)
+    if found is None:
+        raise ValueError(f"--start-from {name}: no ended study of this name or id in {open_folder(storage).name}")
+    study_id, place = found
+    plan = json.loads(place.read(PLAN))
+    with tempfile.TemporaryDirectory(prefix="kiloseg-") as scratch:
+        file = Path(scratch, JOURNAL)
+        file.write_bytes(place.read(JOURNAL))
+        study = read_journal(file)
+        trials = study.get_trials()
+    copy = optuna.create_study(directions=study.directions)
+    copy.add_trials(trials)
+    return study_id, copy, plan

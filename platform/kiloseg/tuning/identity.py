@@ -54,6 +54,24 @@ def newest_id(storage: str, name: str) -> str:
     raise ValueError(f"no study named {name!r} to resume in {folder.name}; start one without --resume")
 
 
+def newest_with(storage: str, name: str, file: str) -> tuple[str, Folder] | None:
+    """Returns id and folder of the newest study of a name, or of the study with an id, that holds a file; None without one.
+
+    Args:
+        storage: folder of the studies' own folders, by path or URL.
+        name: name or id of a study.
+        file: name of the file.
+    """
+    root = open_folder(storage)
+    identity = re.compile(f"{re.escape(name)}({STAMP})?")
+    for found in reversed(root.entries()):
+        if identity.fullmatch(found):
+            place = open_folder(inside(root.location, found))
+            if file in place.entries():
+                return found, place
+    return None
+
+
 def write_plan(plan: Mapping[str, Any], place: Folder) -> None:
     """Writes the plan of a new study, for `check_same_study`."""
     place.write(PLAN, json.dumps(plan, indent=1).encode())

@@ -53,6 +53,12 @@ def numbers_of(row: TrialRow) -> dict[str, Any]:
     return {METRIC: row.miou, MEMORY.name: row.peak_memory_gib, "train/images_per_s": row.images_per_s}
 
 
+def priced(rows: Sequence[TrialRow], cost: Objective) -> list[tuple[float, float, TrialRow]]:
+    """Returns cost and mIoU of each trial that has both, and its row."""
+    points = [(cost.of(numbers_of(row)), MIOU.of(numbers_of(row)), row) for row in rows]
+    return [(price, miou, row) for price, miou, row in points if price is not None and miou is not None]
+
+
 def pareto_front(rows: Sequence[TrialRow], cost: Objective) -> list[TrialRow]:
     """Returns the trials that no other trial beats: none has at least their mIoU at less cost, or more mIoU at no more cost.
 
@@ -63,11 +69,9 @@ def pareto_front(rows: Sequence[TrialRow], cost: Objective) -> list[TrialRow]:
     Returns:
         The trials in increasing order of cost and of mIoU. Of trials that are equal in both, it has the first.
     """
-    points = [(cost.of(numbers_of(row)), MIOU.of(numbers_of(row)), row) for row in rows]
-    known = [(price, miou, row) for price, miou, row in points if price is not None and miou is not None]
     front: list[TrialRow] = []
     best = -math.inf
-    for _, miou, row in sorted(known, key=lambda point: (point[0], -point[1])):
+    for _, miou, row in sorted(priced(rows, cost), key=lambda point: (point[0], -point[1])):
         if miou > best:
             front.append(row)
             best = miou

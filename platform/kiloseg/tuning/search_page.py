@@ -11,7 +11,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from kiloseg.plotting import COLORS
-from kiloseg.tuning.objectives import MEMORY, MIOU, TIME, Objective, numbers_of, pareto_front
+from kiloseg.tuning.objectives import MEMORY, MIOU, TIME, Objective, pareto_front, priced
 from kiloseg.tuning.search_figures import Section, sections
 from kiloseg.tuning.trial_row import TrialRow
 
@@ -81,11 +81,10 @@ def front_figure(rows: Sequence[TrialRow], cost: Objective, limit: float | None 
         cost: what is to be small.
         limit: a cost that is marked by a line; None: none is.
     """
-    points = [(cost.of(numbers_of(row)), MIOU.of(numbers_of(row)), row) for row in rows]
-    shown = [(price, miou, row) for price, miou, row in points if price is not None and miou is not None]
+    shown = priced(rows, cost)
     if not shown:
         return None
-    front = pareto_front(rows, cost)
+    steps = priced(pareto_front(rows, cost), cost)
     figure = go.Figure()
     for name, symbol in (("trial", "circle"), ("stopped early", "circle-open")):
         members = [point for point in shown if (point[2].outcome == "stopped") == (name == "stopped early")]
@@ -96,9 +95,9 @@ def front_figure(rows: Sequence[TrialRow], cost: Objective, limit: float | None 
                 hovertemplate="%{text}<extra></extra>", marker={"size": 9, "symbol": symbol, "color": COLORS[0]},
             )  # fmt: skip
     figure.add_scatter(
-        x=[cost.of(numbers_of(row)) for row in front], y=[row.miou for row in front], mode="lines+markers",
+        x=[price for price, _, _ in steps], y=[miou for _, miou, _ in steps], mode="lines+markers",
         line={"shape": "hv", "color": COLORS[1]}, marker={"symbol": "diamond", "size": 9}, name="Pareto front",
-        text=[_settings(row) for row in front], hovertemplate="%{text}<extra></extra>",
+        text=[_settings(row) for _, _, row in steps], hovertemplate="%{text}<extra></extra>",
     )  # fmt: skip
     if limit is not None:
         figure.add_vline(x=limit, line_dash="dash", annotation_text=f"{limit:.4g} GiB")

@@ -22,7 +22,7 @@ from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
 from kiloseg.tuning.confirmation import Confirmation, confirmation_table
 from kiloseg.tuning.journal import JOURNAL, write_journal
-from kiloseg.tuning.objectives import MEMORY, TIME, Objective, numbers_of, pareto_front
+from kiloseg.tuning.objectives import MEMORY, TIME, Objective, pareto_front, priced
 from kiloseg.tuning.ranking import best_row
 from kiloseg.tuning.registering import register_checkpoint
 from kiloseg.tuning.search_page import search_page
@@ -93,11 +93,9 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
 
 def front_figure(rows: Sequence[TrialRow], cost: Objective) -> Figure:
     """Plots mIoU against a cost for all trials, with the Pareto front."""
-    points = [(cost.of(numbers_of(row)), row.miou, row.outcome != "stopped") for row in rows]
-    front = [(cost.of(numbers_of(row)), row.miou) for row in pareto_front(rows, cost)]
     return tradeoff(
-        [(price, miou, ended) for price, miou, ended in points if price is not None and miou is not None],
-        [(price, miou) for price, miou in front if price is not None and miou is not None],
+        [(price, miou, row.outcome != "stopped") for price, miou, row in priced(rows, cost)],
+        [(price, miou) for price, miou, _ in priced(pareto_front(rows, cost), cost)],
         x_label=cost.label,
         title=f"mIoU against {cost.label.rpartition(' (')[0]}",
     )

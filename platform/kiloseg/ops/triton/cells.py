@@ -22,7 +22,7 @@ from torch import Tensor
 
 from kiloseg.ops import triton as triton_kernels
 from kiloseg.ops.tiles import tiles
-from kiloseg.ops.triton.scores import load_pieces, pieces, split
+from kiloseg.ops.triton.scores import load_pieces, pieces, product, split
 from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 ROWS = tl.constexpr(8)
@@ -181,6 +181,15 @@ def load_interpolation(y_weights, x_weights, band, rows, columns, patch, FIRST: 
     y = (row * ROWS + pixels // COLUMNS)[:, None] * (CELL_ROWS + 1) + (cells // CELL_COLUMNS)[None, :]
     x = (column * COLUMNS + pixels % COLUMNS)[:, None] * (CELL_COLUMNS + 1) + (cells % CELL_COLUMNS)[None, :]
     return split(tl.load(y_weights + y) * tl.load(x_weights + x), ROUND=True)
+
+
+@triton.jit
+def score_cells(e1, e2, e3, z1, z2, z3):
+    """Returns the scores of candidates and cells (candidates, k) in three pieces, from three pieces of both.
+
+    Candidates are the rows of this product, because a GPU multiplies 64 rows at a time.
+    """
+    return split(product(e1, e2, e3, tl.trans(z1), tl.trans(z2), tl.trans(z3)), ROUND=True)
 
 
 @triton.jit

@@ -23,6 +23,7 @@ from kiloseg.ops.triton.cells import (
     Patches,
     load_cells,
     load_interpolation,
+    score_cells,
 )
 from kiloseg.ops.triton.scores import load_pieces, logits_of, num_shares, product, split, tuned
 
@@ -184,7 +185,7 @@ def _cells_gradient(
     for start in range(0, S, BLOCK_C):
         ids = start + tl.arange(0, BLOCK_C)
         e1, e2, e3 = load_pieces(candidates_ptr, ids, S, W)
-        s1, s2, s3 = split(product(e1, e2, e3, tl.trans(z1), tl.trans(z2), tl.trans(z3)), ROUND=True)
+        s1, s2, s3 = score_cells(e1, e2, e3, z1, z2, z3)
         n1, n2, n3 = _narrow_halves(
             s1, s2, s3, m1, m2, m3, l1, l2, l3, ids, S, slots,
             inverse_ptr, left_out_ptr, top_ptr, factor_ptr, own_ptr, factor, least, COSINE, ONLINE,
@@ -237,7 +238,7 @@ def _candidates_gradient(
         m1, m2, m3 = load_interpolation(y_weights, x_weights, band, rows, columns, patch, 0, _HALF)
         l1, l2, l3 = load_interpolation(y_weights, x_weights, band, rows, columns, patch, _HALF, _HALF)
         slots = patch * BLOCK_P + tl.arange(0, _HALF)
-        s1, s2, s3 = split(product(e1, e2, e3, tl.trans(z1), tl.trans(z2), tl.trans(z3)), ROUND=True)
+        s1, s2, s3 = score_cells(e1, e2, e3, z1, z2, z3)
         n1, n2, n3 = _narrow_halves(
             s1, s2, s3, m1, m2, m3, l1, l2, l3, ids, S, slots,
             inverse_ptr, left_out_ptr, top_ptr, factor_ptr, own_ptr, factor, least, COSINE, ONLINE,

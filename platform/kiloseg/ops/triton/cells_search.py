@@ -20,9 +20,10 @@ from kiloseg.ops.triton.cells import (
     load_cells,
     load_interpolation,
     load_pixels_of,
+    score_cells,
 )
 from kiloseg.ops.triton.nearest import take_in
-from kiloseg.ops.triton.scores import check, load_pieces, product, split, tuned
+from kiloseg.ops.triton.scores import check, load_pieces, product, tuned
 
 _P = tl.constexpr(PATCH_PIXELS)
 
@@ -112,7 +113,7 @@ def _search(
     for start in range(0, C, BLOCK_C):
         ids = start + tl.arange(0, BLOCK_C)
         e1, e2, e3 = load_pieces(classes_ptr, ids, C, W)
-        s1, s2, s3 = split(product(e1, e2, e3, tl.trans(z1), tl.trans(z2), tl.trans(z3)), ROUND=True)
+        s1, s2, s3 = score_cells(e1, e2, e3, z1, z2, z3)
         scores = product(m1, m2, m3, tl.trans(s1), tl.trans(s2), tl.trans(s3))
         scores = tl.where((ids >= C)[None, :], -float("inf"), scores)
         if EXCLUDES:

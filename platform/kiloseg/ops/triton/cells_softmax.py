@@ -14,9 +14,9 @@ import triton.language as tl
 from torch import Tensor
 
 from kiloseg.ops.logits import LOG2E, MIN_SQUARED_DISTANCE, SAFE_EXPONENT
-from kiloseg.ops.triton.cells import UNSPECIALIZED, Patches, load_cells, load_interpolation
+from kiloseg.ops.triton.cells import UNSPECIALIZED, Patches, load_cells, load_interpolation, score_cells
 from kiloseg.ops.triton.cells_targets import Targets
-from kiloseg.ops.triton.scores import load_pieces, logits_of, product, split, tuned
+from kiloseg.ops.triton.scores import load_pieces, logits_of, product, tuned
 
 
 def cells_softmax_sums(
@@ -103,8 +103,7 @@ def _sums(
     for start in range(0, S, BLOCK_C):
         ids = start + tl.arange(0, BLOCK_C)
         e1, e2, e3 = load_pieces(candidates_ptr, ids, S, W)
-        # Candidates are the rows of this product, because a GPU multiplies 64 rows at a time.
-        s1, s2, s3 = split(product(e1, e2, e3, tl.trans(z1), tl.trans(z2), tl.trans(z3)), ROUND=True)
+        s1, s2, s3 = score_cells(e1, e2, e3, z1, z2, z3)
         cosines = product(m1, m2, m3, tl.trans(s1), tl.trans(s2), tl.trans(s3)) * inverse[:, None]
         excluded = ids[None, :] == left_out[:, None]
         logits, slope = logits_of(cosines, (ids >= S)[None, :], excluded, factor, least, COSINE)

@@ -16,9 +16,7 @@ from ray import cloudpickle, tune
 from ray.tune.schedulers import ASHAScheduler
 
 from kiloseg.storage.filesystems import open_folder
-
-CALLBACKS = "callback-states-"
-"""Start of the names of Tune's files with the states of callbacks. The time at which their process began follows."""
+from kiloseg.tuning.ray_workarounds.state_files import CALLBACKS, newest
 
 
 class Rungs(tune.Callback):
@@ -67,6 +65,6 @@ def saved_rungs(state: str) -> dict[str, Any] | None:
         state: the folder in which Ray saves the study's state, by path or URL.
     """
     place = open_folder(state)
-    names = [name for name in place.entries() if name.startswith(CALLBACKS) and name.endswith(".pkl")]
-    saved = cloudpickle.loads(place.read(names[-1])) if names else {}
+    name = newest(place.entries(), CALLBACKS)
+    saved = {} if name is None else cloudpickle.loads(place.read(name))
     return next((each for each in saved.values() if isinstance(each, dict) and "scheduler" in each), None)

@@ -16,10 +16,7 @@ import time
 
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
-
-STATE = "experiment_state-*.json"
-PICKLED = ("search_gen_state-*.json", "searcher-state-*.pkl", "basic-variant-state-*.json", "callback-states-*.pkl")
-"""Names of Ray's files with a study's state, as Ray finds them. The star is the time at which their process began, in UTC."""
+from kiloseg.tuning.ray_workarounds.state_files import PICKLED, STATE
 
 
 def check_state(study: str) -> None:

@@ -10,7 +10,6 @@ tests/tuning/test_old_studies.py resumes a study with the old names.
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import importlib
 import re
 import sys
@@ -21,7 +20,7 @@ from ray import cloudpickle
 
 from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import open_folder
-from kiloseg.tuning.ray_workarounds.damaged_state import STATE
+from kiloseg.tuning.ray_workarounds.state_files import STATE, newest
 
 OLD_NAMES = {
     # Names from before the package was split into subpackages, 2026-11-28.
@@ -60,9 +59,11 @@ def check_readable(study: str, checkpoints: str) -> None:
     """
     folder = open_folder(study)
     names = folder.entries()
-    newest = [max(fnmatch.filter(names, STATE)), *(name for name in names if name == "tuner.pkl")]
+    state = newest(names, STATE)
+    assert state is not None, "`check_state` refuses a study without a state"
+    read = [state, *(name for name in names if name == "tuner.pkl")]
     try:
-        for name in newest:
+        for name in read:
             content = folder.read(name)
             # Ray's JSON holds pickles as hexadecimal text inside strings of JSON.
             inner = [] if name == "tuner.pkl" else re.findall(rb'"(80[0-9a-f]{20,})\\?"', content)

@@ -19,6 +19,7 @@ from optuna.trial import TrialState
 from ray.tune.search.optuna import OptunaSearch
 
 from kiloseg.storage.filesystems import open_folder
+from kiloseg.tuning.ray_workarounds.state_files import SEARCHER, newest
 
 
 class ResumableOptunaSearch(OptunaSearch):
@@ -69,12 +70,12 @@ def saved_study(state: str) -> optuna.Study | None:
         state: the folder in which Ray saves the study's state, by path or URL.
     """
     place = open_folder(state)
-    names = [name for name in place.entries() if name.startswith("searcher-state-") and name.endswith(".pkl")]
-    if not names:
+    name = newest(place.entries(), SEARCHER)
+    if name is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder, names[-1])
-        file.write_bytes(place.read(names[-1]))
+        file = Path(folder, name)
+        file.write_bytes(place.read(name))
         searcher = ResumableOptunaSearch(space=_nothing, metric="none", mode="max")
         searcher.restore(str(file))
     return searcher.study

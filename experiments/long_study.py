@@ -120,7 +120,8 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
         if paper:
             settings["model.embed_dim"] = 12
         config = override(arguments.run, settings)
-        batch = largest_batch(config, parse_gib(arguments.budget, "--budget"))
+        device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+        batch = largest_batch(config, parse_gib(arguments.budget, "--budget"), device=device)
         if batch < 2:  # batch statistics of one image are meaningless
             print(f"{head}, {num_classes} classes: fewer than 2 images fit into {arguments.budget}", flush=True)
             continue

@@ -135,6 +135,15 @@ def test_blocks_of_patches_left_out_do_not_change_the_peak(monkeypatch, kind, ti
     assert loss_bytes(kind, shapes_only(), side=60) == pytest.approx(every, rel=1e-3)
 
 
+def test_bf16_of_a_cpu_is_planned_with_the_encoder_in_float32():
+    values = {"model.backbone": "test_efficientnet", "trainer.precision": "bf16"}
+    config = override(SMALL, values)
+    on_cpu = plan(config, device="cpu")
+    assert on_cpu == pytest.approx(measured(values)[0], rel=0.01)
+    assert on_cpu > 1.05 * plan(config, device="cuda")
+    assert largest_batch(config, on_cpu, device="cpu") < largest_batch(config, on_cpu, device="cuda")
+
+
 @pytest.mark.parametrize("values", [{}, {"model.head": "dense", "data.num_classes": 300}], ids=["embedding", "dense"])
 def test_largest_batch_fits_and_one_image_more_does_not(values):
     config = override(SMALL, {"loss.negatives.kind": "random", **values})

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -26,8 +27,10 @@ from kiloseg.training.optimizer import build_optimizer
 from kiloseg.training.precision import autocast_of
 from kiloseg.training.step import training_step
 
+DeviceType = Literal["cpu", "cuda"]
 
-def plan(config: Config, *, num_classes: int | None = None) -> float:
+
+def plan(config: Config, *, num_classes: int | None = None, device: DeviceType = "cuda") -> float:
     """Returns the peak GiB of a training step on one worker, without running it or needing a GPU.
 
     Args:
@@ -36,11 +39,12 @@ def plan(config: Config, *, num_classes: int | None = None) -> float:
             checkpoint_activations and precision, where auto is planned as float32. A compiled network is planned as if it were
             not compiled.
         num_classes: the number of classes C instead of the config's; it may exceed the 65,535 that a data set can hold.
+        device: the type of the device to plan for. It matters with bf16, which reaches fewer layers on a CPU.
 
     Raises:
         ValueError: the number of classes is unknown, or the model cannot be built or trained.
     """
-    return _fake_run(config, num_classes).training_gib(config.trainer.batch_size)
+    return _fake_run(config, num_classes, device).training_gib(config.trainer.batch_size)
 
 
 def plan_evaluation(config: Config, *, num_classes: int | None = None, size: tuple[int, int] | None = None) -> float:
@@ -54,11 +58,13 @@ def plan_evaluation(config: Config, *, num_classes: int | None = None, size: tup
     Raises:
         ValueError: as for `plan`.
     """
-    run = _fake_run(config, num_classes)
+    run = _fake_run(config, num_classes, "cuda")
     return run.evaluation_gib(config.data.val_batch_size, size or (config.data.crop, config.data.crop))
 
 
-def largest_batch(config: Config, budget_gib: float, *, num_classes: int | None = None) -> int:
+def largest_batch(
+    config: Config, budget_gib: float, *, num_classes: int | None = None, device: DeviceType = "cuda"
+) -> int:
     """Returns the most images per training step whose planned peak is within `budget_gib`; 0 if not even one fits.
 
     The result is exact: one more image would not fit. For a network that cannot train on a single image (batch
@@ -69,13 +75,14 @@ def largest_batch(config: Config, budget_gib: float, *, num_classes: int | None 
         budget_gib: the budget in GiB, greater than 0. Leave room for memory that is not counted: CUDA's context, convolution
             workspaces, fragmentation.
         num_classes: as for `plan`.
+        device: as for `plan`.
 
     Raises:
         ValueError: as for `plan`, or the budget is not greater than 0.
     """
     if not budget_gib > 0:
         raise ValueError(f"budget_gib = {budget_gib}: expected more than 0 GiB")
-    peak_gib = _fake_run(config, num_classes).training_gib
+    peak_gib = _fake_run(config, num_classes, device).training_gib
     fits, low = 2, peak_gib(2)
     if low > budget_gib:
         return _fits_alone(peak_gib, budget_gib)
@@ -107,25 +114,25 @@ def _fits_alone(peak_gib: Callable[[int], float], budget_gib: float) -> int:
         raise
 
 
-def _fake_run(config: Config, num_classes: int | None) -> _FakeRun:
+def _fake_run(config: Config, num_classes: int | None, device: DeviceType) -> _FakeRun:
     num_classes = num_classes or _count_classes(config)
     # Loaded weights take as much memory as random ones.
-    return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes)
+    return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes, device)
 
 
 @functools.lru_cache(maxsize=1)
-def _made(config: Config, num_classes: int) -> _FakeRun:
+def _made(config: Config, num_classes: int, device: DeviceType) -> _FakeRun:
     """Makes a fake run and caches it for further calls, since making a network takes longer than a step of it."""
-    return _FakeRun(config, num_classes)
+    return _FakeRun(config, num_classes, device)
 
 
 class _FakeRun:
     """Holds model and optimizer of a run on fake tensors, and measures the peaks of their steps."""
 
-    def __init__(self, config: Config, num_classes: int) -> None:
+    def __init__(self, config: Config, num_classes: int, device: DeviceType) -> None:
         self.config = config
         self.mode = FakeTensorMode(allow_non_fake_inputs=True)
-        self.segmenter = build_segmenter(config, num_classes, "meta")
+        self.segmenter = build_segmenter(config, num_classes, "meta", runs_on=device)
         with self.mode:
             # Made on "meta" and then faked, since backbones that read a value back cannot be made in fake mode itself.
             self.segmenter.to_empty(device="cpu")

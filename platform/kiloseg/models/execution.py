@@ -22,7 +22,9 @@ from kiloseg.models.segmenter import Segmenter
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-def build_segmenter(config: Config, num_classes: int, device: torch.device | str = "cpu") -> Segmenter:
+def build_segmenter(
+    config: Config, num_classes: int, device: torch.device | str = "cpu", *, runs_on: str | None = None
+) -> Segmenter:
     """Builds the model of a run on its device, in training mode, with its network run as `config.trainer` says.
 
     The settings are channels_last, checkpoint_activations and compile. The state dict has the names of a plain Segmenter.
@@ -31,13 +33,14 @@ def build_segmenter(config: Config, num_classes: int, device: torch.device | str
         config: the run, of which `model`, `loss` and `trainer` are used.
         num_classes: the number of classes C, which `config.data` may leave to the data set.
         device: the device for the model. On "meta" nothing is allocated.
+        runs_on: the type of the device that the model computes as on, "cpu" or "cuda"; None means that of `device`.
 
     Raises:
         ValueError: `Segmenter` raised it.
     """
     with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
         segmenter = Segmenter(config.model, num_classes, config.loss).to(device)
-    if torch.device(device).type == "cpu" and _has_depthwise(segmenter.network.encoder):
+    if (runs_on or torch.device(device).type) == "cpu" and _has_depthwise(segmenter.network.encoder):
         segmenter.network.encoder.forward = _InFloat32(segmenter.network.encoder)
     if config.trainer.channels_last:
         segmenter.network.to(memory_format=torch.channels_last)

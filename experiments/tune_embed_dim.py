@@ -114,16 +114,7 @@ def main(arguments: Arguments) -> None:
     if shown is not None and shown < held:
         print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
-    space = Space(
-        base,
-        (
-            choice("model.embed_dim", arguments.embed_dims),
-            *negatives(arguments.kinds, num_classes),
-            log("loss.temperature", 5.0, 80.0, when=OF_EMBEDDING),
-            choice("loss.logit", ("distance", "cosine"), when=OF_EMBEDDING),
-            log("optimizer.lr", base.optimizer.lr / 3, base.optimizer.lr * 3),
-        ),
-    ).with_dimensions(*(parse_dimension(text, base) for text in arguments.search))
+    space = search_space(arguments, base, num_classes)
     with search(
         study, space, first=first_trials(arguments, base, num_classes), script="experiments/tune_embed_dim.py"
     ) as result:
@@ -137,6 +128,20 @@ def main(arguments: Arguments) -> None:
             within_gib=study.within_gib,
         )
     report(result, num_classes, info.name, study.within_gib)
+
+
+def search_space(arguments: Arguments, base: Config, num_classes: int) -> Space:
+    """Returns the settings to search, those of --search included."""
+    return Space(
+        base,
+        (
+            choice("model.embed_dim", arguments.embed_dims),
+            *negatives(arguments.kinds, num_classes),
+            log("loss.temperature", 5.0, 80.0, when=OF_EMBEDDING),
+            choice("loss.logit", ("distance", "cosine"), when=OF_EMBEDDING),
+            log("optimizer.lr", base.optimizer.lr / 3, base.optimizer.lr * 3),
+        ),
+    ).with_dimensions(*(parse_dimension(text, base) for text in arguments.search))
 
 
 def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:

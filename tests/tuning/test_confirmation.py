@@ -10,7 +10,7 @@ from trial_rows import row
 from kiloseg.overrides import override
 from kiloseg.tuning.confirmation import confirmation_table, confirmations, points_to_repeat
 from kiloseg.tuning.grid import complete_points
-from kiloseg.tuning.search import Search, _first_rung, _scheduler
+from kiloseg.tuning.search import Search, _first_rung, scheduler_of
 from kiloseg.tuning.space import Space, choice
 
 
@@ -72,7 +72,7 @@ def test_first_rung_is_the_first_validation_after_warm_up(quick, every, warmup, 
     dimensions = (choice("optimizer.warmup_steps", searched),) if searched else ()
     space = Space(base, dimensions)
     assert _first_rung(space) == expected
-    scheduler = _scheduler(Search(name="s"), space)
+    scheduler = scheduler_of(Search(name="s"), space)
     if expected:
         rungs = scheduler._brackets[0]._rungs
         assert min(step for step, _ in rungs) == expected, "ASHA compares no trial before"
@@ -82,7 +82,7 @@ def test_first_rung_is_the_first_validation_after_warm_up(quick, every, warmup, 
 
 def test_nothing_is_stopped_where_warm_up_never_ends(quick):
     base = override(quick, {"trainer.steps": 40, "trainer.validate_every": 10, "optimizer.warmup_steps": 35})
-    assert type(_scheduler(Search(name="s"), Space(base, ()))).__name__ == "FIFOScheduler"
+    assert type(scheduler_of(Search(name="s"), Space(base, ()))).__name__ == "FIFOScheduler"
 
 
 def test_counts_that_make_no_sense_are_refused():

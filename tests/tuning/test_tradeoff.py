@@ -10,7 +10,7 @@ from trial_rows import ROWS, row
 from kiloseg.config import Config
 from kiloseg.tuning.objectives import MEMORY, OBJECTIVES, TIME, pareto_front
 from kiloseg.tuning.ranking import best_row
-from kiloseg.tuning.search import Search, _sampler, _scheduler
+from kiloseg.tuning.search import Search, sampler_of, scheduler_of
 from kiloseg.tuning.searcher import BudgetedSearcher
 from kiloseg.tuning.space import Space, choice, log
 from kiloseg.tuning.summary import front_figure
@@ -57,7 +57,7 @@ def result_of(settings, **more):
 
 def searched(study, tradeoff, trials):
     space = Space(Config(), (log("model.embed_dim", 4, 512), log("optimizer.lr", 1e-5, 1e-1)))
-    searcher = BudgetedSearcher(space, [], _sampler(study), objectives=OBJECTIVES[tradeoff])
+    searcher = BudgetedSearcher(space, [], sampler_of(study), objectives=OBJECTIVES[tradeoff])
     for number in range(trials):
         settings = searcher.suggest(str(number))
         searcher.on_trial_result(str(number), result_of(settings))
@@ -93,6 +93,6 @@ def test_trials_that_fail_are_infeasible():
 
 
 def test_no_trial_is_stopped_for_mious_sake_where_memory_counts_too(quick):
-    stopping = _scheduler(Search(name="s"), Space(quick, ()))
+    stopping = scheduler_of(Search(name="s"), Space(quick, ()))
     assert type(stopping).__name__ == "AsyncHyperBandScheduler"
-    assert type(_scheduler(Search(name="s", tradeoff="memory"), Space(quick, ()))).__name__ == "FIFOScheduler"
+    assert type(scheduler_of(Search(name="s", tradeoff="memory"), Space(quick, ()))).__name__ == "FIFOScheduler"

@@ -167,7 +167,7 @@ class _Search:
             print(start, flush=True)
             first, known = [*start.first, *first], start.known
         known = known or ()
-        sampler = _sampler(study, len(known))
+        sampler = sampler_of(study, len(known))
         chooser = BudgetedSearcher(self.space, first, sampler, objectives=objectives, budget=self.budget, known=known)
         chooser.find_first()
         return chooser
@@ -184,7 +184,7 @@ class _Search:
             rungs: scores of earlier trials that ASHA compares these with.
         """
         study = dataclasses.replace(self.study, resume=False)
-        scheduler = _scheduler(self.study, self.space)
+        scheduler = scheduler_of(self.study, self.space)
         number = num_trials or self.study.num_trials
         rows = run_trials(
             part, study, self.space.base, None, number, lambda at_once: chooser, scheduler, tags={}, rungs=rungs
@@ -196,7 +196,7 @@ class _Search:
         rows: list[TrialRow] = []
         parts = [running, *(part for part in running.parts(MORE) if part.resumable)]
         for part in parts:
-            scheduler = _scheduler(self.study, self.space)
+            scheduler = scheduler_of(self.study, self.space)
             # Tune continues with the searcher and the number of trials that it has saved.
             rows += run_trials(
                 part, self.study, self.space.base, None, self.study.num_trials, _saved, scheduler, tags={}
@@ -230,7 +230,8 @@ def _confirmed(running: RunningStudy, study: Search, base: Config, rows: Sequenc
     return confirmations(best, run_points(part, resumed, base, points, tags=tags))
 
 
-def _sampler(study: Search, num_known: int = 0) -> optuna.samplers.BaseSampler:
+def sampler_of(study: Search, num_known: int = 0) -> optuna.samplers.BaseSampler:
+    """Returns the sampler that chooses the settings of a search's trials, `num_known` of which have ended before it begins."""
     # With the default of 10 random trials, a study of 8 would be a random search. With the same seed, further trials of a study
     # would draw what its first ones drew.
     return optuna.samplers.TPESampler(
@@ -238,7 +239,8 @@ def _sampler(study: Search, num_known: int = 0) -> optuna.samplers.BaseSampler:
     )
 
 
-def _scheduler(study: Search, space: Space) -> TrialScheduler:
+def scheduler_of(study: Search, space: Space) -> TrialScheduler:
+    """Returns the scheduler that stops a search's trials early, or one that stops none if the search does not want that."""
     trainer = space.base.trainer
     first_rung = _first_rung(space)
     if not study.early_stopping or study.tradeoff != "none" or not 0 < first_rung < trainer.steps:

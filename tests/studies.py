@@ -25,7 +25,6 @@ ROOT = Path(__file__).parents[1]
 STEPS, VALIDATE_EVERY = 40, 10
 
 TRAIN_WORKER = "ray::RayTrainWorker"
-CONTROLLER = "ray::TrainController"
 TRIAL_ACTOR = "ray::ImplicitFunc"
 
 SMALL = {"object_store_memory": 80 * 2**20}

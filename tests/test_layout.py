@@ -113,10 +113,9 @@ def test_building_a_data_set_needs_no_torch():
 
 
 def test_processes_around_a_worker_import_no_torch():
-    """Tune's actor and Train's controller, two processes a trial, would each take 2 s longer to start."""
+    """Tune's actor, which also runs Train's controller, would take 2 s longer to start."""
     source = """
 import sys
-from ray.tune.integration.ray_train import TuneReportCallback
 from kiloseg.tuning.cluster import Resources
 from kiloseg.tuning.trial import _trainer_class, run_trial
 _trainer_class(Resources())

@@ -15,7 +15,6 @@ import pandas
 import pytest
 from damage import spoil
 from studies import (
-    CONTROLLER,
     ROOT,
     STEPS,
     TRAIN_WORKER,
@@ -91,7 +90,7 @@ def assert_interrupted(study):
     assert any(0 < step < STEPS for step in steps), f"gone on from {steps}:\n{study.output}"
 
 
-@pytest.mark.parametrize("title", [TRAIN_WORKER, CONTROLLER, TRIAL_ACTOR])
+@pytest.mark.parametrize("title", [TRAIN_WORKER, TRIAL_ACTOR])
 def test_death_of_a_process_of_each_trial(start, nodes, reference, tmp_path, title):
     study = start()
     study.until(REPORTED)

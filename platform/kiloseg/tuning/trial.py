@@ -1,6 +1,6 @@
 """Runs one trial on Ray Train: the function that Tune calls, and the function that runs in the workers.
 
-A trial has three kinds of processes: Tune's actor runs `run_trial`, Ray Train's controller watches the workers, and each
+A trial has two kinds of processes: Tune's actor runs `run_trial`, in which Ray Train's controller watches the workers, and each
 worker runs `_work`, which calls `kiloseg.training.loop.train` with a `report` that sends results to Ray. If any of them dies,
 Tune restarts the trial from its newest checkpoint. A worker that receives SIGTERM writes a checkpoint and exits.
 
@@ -33,7 +33,7 @@ from kiloseg.storage.errors import DataError
 from kiloseg.storage.filesystems import inside, open_folder
 from kiloseg.training import preemption
 from kiloseg.tuning.cluster import Resources
-from kiloseg.tuning.ray_workarounds.datasets_callback import TrainerWithoutDatasets
+from kiloseg.tuning.ray_workarounds.controller import ReportToTune, TrainerInTrial
 from kiloseg.tuning.ray_workarounds.sigterm import SingleWorkerConfig
 from kiloseg.tuning.ray_workarounds.train_snapshot import drop_damaged_snapshot
 from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
@@ -51,14 +51,14 @@ class TrialSettings:
     """Folder for checkpoints that all nodes see, by absolute path or URL."""
     resources: Resources
     """The share of the cluster that each trial gets."""
+    watch: str
+    """Name of the actor that frees what the workers of a trial held if the trial dies."""
     trials_per_node: int = 1
     """How many trials run on one node at once, of which the shared memory of a node must hold the batches."""
 
 
 def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
     """Trains `settings.base` with `overrides` (by dotted names) in its own Ray Train run. Tune calls this in an actor."""
-    from ray.tune.integration.ray_train import TuneReportCallback
-
     name = run_of(tune.get_context().get_trial_id())
     directory = inside(settings.storage, name)
     drop_damaged_snapshot(directory)
@@ -68,6 +68,7 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
         scaling["GPU"] = resources.gpus_per_worker
     trainer = _trainer_class(resources)(
         _work,
+        watch=settings.watch,
         train_loop_config={"overrides": dict(overrides), "settings": settings, "directory": directory},
         scaling_config=ScalingConfig(
             num_workers=resources.workers, use_gpu=resources.gpus_per_worker > 0, resources_per_worker=scaling
@@ -75,7 +76,7 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
         run_config=RunConfig(
             name=name,
             storage_path=settings.storage,
-            callbacks=[TuneReportCallback()],
+            callbacks=[ReportToTune()],
             # Two are kept, so that there is an earlier one if the newest turns out to be damaged.
             checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute=METRIC),
             # A worker that dies ends the run, and Tune restarts the trial from its newest checkpoint. If the controller
@@ -98,13 +99,13 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
 
 def _trainer_class(resources: Resources) -> Callable[..., DataParallelTrainer]:
     if resources.workers == 1:
-        # For a process group of one, Tune's actor and the controller would import torch, which takes 2 s of CPU each.
-        return functools.partial(TrainerWithoutDatasets, backend_config=SingleWorkerConfig())
+        # For a process group of one, Tune's actor would import torch, which takes 2 s of CPU.
+        return functools.partial(TrainerInTrial, backend_config=SingleWorkerConfig())
     from ray.train.torch import TorchTrainer
 
     from kiloseg.tuning.ray_workarounds.sigterm_process_group import ListeningTorchConfig
 
-    class TorchGroup(TrainerWithoutDatasets, TorchTrainer):
+    class TorchGroup(TrainerInTrial, TorchTrainer):
         pass
 
     backend = "nccl" if resources.gpus_per_worker else "gloo"

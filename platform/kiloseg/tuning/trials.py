@@ -23,6 +23,7 @@ from kiloseg.tuning.ray_workarounds.damaged_state import check_state
 from kiloseg.tuning.ray_workarounds.environment import set_tune_variables
 from kiloseg.tuning.ray_workarounds.old_names import check_readable, old_names
 from kiloseg.tuning.ray_workarounds.placement import DRIVER_RESOURCES
+from kiloseg.tuning.ray_workarounds.placement_groups import watched_placement_groups
 from kiloseg.tuning.ray_workarounds.retries import Retries
 from kiloseg.tuning.ray_workarounds.utc_names import utc
 from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
@@ -71,7 +72,6 @@ def run_trials(
         check_state(running.state)
     running.connect_to_ray()
     resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
-    trainable = _trainable(running, study, base, resources)
     # For a resumed study, Tune loads its saved callbacks instead; those that belong to a process unpickle as the ones made here.
     callbacks = [
         JsonLoggerCallback(),
@@ -81,7 +81,8 @@ def run_trials(
         Retries(running.checkpoints),
         *([Rungs(scheduler, rungs)] if isinstance(scheduler, ASHAScheduler) else []),
     ]
-    with old_names(), utc(), waiting_for_copies():
+    with old_names(), utc(), waiting_for_copies(), watched_placement_groups() as watch:
+        trainable = _trainable(running, study, base, resources, watch)
         if study.resume:
             check_readable(running.state, running.checkpoints)
             tuner = Tuner.restore(
@@ -119,12 +120,13 @@ def run_trials(
         return trial_rows(tuner.fit(), base, running.checkpoints)
 
 
-def _trainable(running: RunningStudy, study: Study, base: Config, resources: Resources) -> Any:
+def _trainable(running: RunningStudy, study: Study, base: Config, resources: Resources, watch: str) -> Any:
     """Returns what Tune runs for every trial."""
     settings = TrialSettings(
         base=base,
         storage=running.checkpoints,
         resources=resources,
+        watch=watch,
         trials_per_node=trials_per_node(study.max_concurrent, resources),
     )
     return tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)

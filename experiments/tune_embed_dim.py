@@ -51,7 +51,7 @@ from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.searcher import infeasible_trials
 from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
 from kiloseg.tuning.study import StudyResult
-from kiloseg.tuning.summary import PAGE, table, write_summary
+from kiloseg.tuning.summary import PAGE, PARETO, PREDICTIONS, table, write_summary
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -193,6 +193,9 @@ def report(result: StudyResult, num_classes: int, data: str, within_gib: float |
         print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
     print(f"interactive figures: {result.folder / PAGE}")
     print(f"browse the trials: {dashboard_command(result.folder)}")
+    for title, name in (("mIoU against memory", PARETO), ("predictions of the best", PREDICTIONS)):
+        if (result.folder / name).is_file():
+            print(f"{title}: {result.folder / name}")
     print(f"table, figures and predictions: {open_folder(result.location).name}")
     print(f"compare in MLflow: {result.run.tracker.ui_command()}")
 

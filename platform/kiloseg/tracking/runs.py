@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -89,6 +90,8 @@ class Tracker:
                     "MLFLOW_TRACKING_URI to a tracking server (make services starts one), or to sqlite:////FOLDER/mlflow.db"
                 )
             uri = f"sqlite:///{runs.resolve() / 'mlflow.db'}"
+        # That it makes the tables of a new database reads like a warning.
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         artifacts = None
         try:
             if uri.startswith(SQLITE):

@@ -16,6 +16,7 @@ import ray
 from kiloseg.storage.sockets import PROCESSES_NEED, short_folder
 from kiloseg.tuning.ray_workarounds.environment import LOCAL_VARIABLES, WORKER_VARIABLES, set_defaults
 from kiloseg.tuning.ray_workarounds.loopback import dashboard_port, keep_to_loopback
+from kiloseg.tuning.ray_workarounds.quiet import hide_token_message
 
 PACKAGE = Path(__file__).parents[1]
 
@@ -78,6 +79,7 @@ def start_ray() -> None:
         ray.init(runtime_env=runtime_env, logging_level=logging.WARNING, log_to_driver=False)
         return
     keep_to_loopback()
+    hide_token_message()
     set_defaults(LOCAL_VARIABLES)
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with dashboard_port() as port, _short_temporary_folder() as folder:

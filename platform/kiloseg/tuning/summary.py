@@ -35,6 +35,10 @@ REPEATED = "confirmed.csv"
 """Name of the file in a study's folder that holds the best trials' mean and spread over seeds."""
 PAGE = "search.html"
 """Name of the file in a study's folder that holds its interactive figures."""
+PARETO = "pareto_memory.png"
+"""Name of the file in a study's folder that plots mIoU against peak memory."""
+PREDICTIONS = "best_predictions.png"
+"""Name of the file in a study's folder that shows predictions of the best trial."""
 
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
@@ -86,7 +90,7 @@ def study_figures(rows: Sequence[TrialRow]) -> dict[str, Figure]:
             title="Peak memory against embedding dimension",
             **shared,
         ),
-        "pareto_memory.png": front_figure(rows, MEMORY),
+        PARETO: front_figure(rows, MEMORY),
         "pareto_time.png": front_figure(rows, TIME),
     }
 
@@ -191,7 +195,7 @@ def write_summary(
         )
     if best is not None and best.checkpoint is not None:
         checkpoint = checkpoint_file(best, folder / "best")
-        figures["best_predictions.png"] = best_sheet(best, checkpoint)
+        figures[PREDICTIONS] = best_sheet(best, checkpoint)
         run.log_file(checkpoint, "best")
         if register is not None:
             print(register_checkpoint(checkpoint, run.delivery.study_run, register), end="")

@@ -15,6 +15,7 @@ from ray.tune.search import SearchAlgorithm, Searcher
 
 from kiloseg.config import Config
 from kiloseg.tuning.callbacks.console import Progress
+from kiloseg.tuning.callbacks.live_table import live_table
 from kiloseg.tuning.callbacks.recorder import Recorder
 from kiloseg.tuning.cluster import Resources, concurrency, trial_resources, trials_per_node
 from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
@@ -113,11 +114,13 @@ def run_trials(
                     storage_filesystem=storage_filesystem(running.storage),
                     failure_config=FailureConfig(max_failures=study.retries),
                     callbacks=callbacks,
-                    verbose=0,  # its tables fill the screen; Progress prints a line for every report
+                    verbose=0,  # its tables fill the screen; Progress shows every report
                 ),
             )
         running.has_trials = True
-        return trial_rows(tuner.fit(), base, running.checkpoints)
+        with live_table(num_trials, base.trainer.steps):
+            results = tuner.fit()
+        return trial_rows(results, base, running.checkpoints)
 
 
 def _trainable(running: RunningStudy, study: Study, base: Config, resources: Resources, watch: str) -> Any:

@@ -1,4 +1,4 @@
-"""Prints the progress of a study while it runs."""
+"""Prints the progress of a study while it runs: a table on a terminal, else lines."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 from ray import tune
 from ray.tune.experiment import Trial
 
+from kiloseg.tuning.callbacks.live_table import shown
+from kiloseg.tuning.callbacks.settings_text import settings_text
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, METRIC, RESUMED, STEP, outcome_of
 
 NAMED = 10
@@ -15,7 +17,11 @@ NAMED = 10
 
 
 class Progress(tune.Callback):
-    """Prints a line for each trial that starts, reports a validation, or ends."""
+    """Prints a line for each trial that starts, reports a validation, or ends.
+
+    While this process shows a table (see `kiloseg.tuning.callbacks.live_table`), that has these numbers, and only what it does
+    not have is printed: samples that are left out, interruptions and errors.
+    """
 
     def __init__(self, num_trials: int, steps: int) -> None:
         self.num_trials = num_trials
@@ -24,26 +30,29 @@ class Progress(tune.Callback):
         self.named: set[tuple[str, str]] = set()
 
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Prints the trial's number and settings."""
-        settings = " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in trial.config.items())
-        self._print(trial, f"starts ({trials.index(trial) + 1} of {self.num_trials}): {settings}")
+        """Shows the trial's number and settings."""
+        place = f"{trials.index(trial) + 1} of {self.num_trials}"
+        self._show(trials, trial, f"starts ({place}): {settings_text(trial.config)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
     ) -> None:
-        """Prints the trial's validation or why it ended, and the samples that it newly skips."""
+        """Shows the trial's validation or why it ended, and the samples that it newly skips."""
         new = [text for text in result.get(BAD_SAMPLES, []) if (trial.trial_id, text) not in self.named]
         self.named |= {(trial.trial_id, text) for text in new}
         for text in new[:NAMED]:
             self._print(trial, f"leaves out: {text}")
         if len(new) > NAMED:
             self._print(trial, f"leaves out {len(new) - NAMED} more samples")
+        if (table := shown()) is not None:
+            table.update(trials, trial, result)
         if RESUMED in result:
             self._print(trial, f"continues from step {result[RESUMED]}")
         elif result.get("outcome") in FAILED_OUTCOMES:
             self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
         else:
-            self._print(
+            self._show(
+                trials,
                 trial,
                 f"step {result[STEP]}/{self.steps}  {METRIC} {result[METRIC]:.4f}  loss {result['train/loss']:.3f}  "
                 f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB, "
@@ -51,21 +60,34 @@ class Progress(tune.Callback):
             )
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Prints that the trial is stopped early if the scheduler ended it."""
-        if outcome_of(trial.last_result or {}, self.steps) == "stopped":
+        """Shows that the trial is stopped early if the scheduler ended it."""
+        if (table := shown()) is not None:
+            table.update(trials, trial)
+        elif outcome_of(trial.last_result or {}, self.steps) == "stopped":
             self._print(trial, "is stopped early")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial was interrupted and starts again."""
+        if (table := shown()) is not None:
+            table.update(trials, trial)
         self._print(trial, "was interrupted and starts again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial failed."""
+        if (table := shown()) is not None:
+            table.update(trials, trial)
         self._print(trial, "failed")
 
+    def _show(self, trials: list[Trial], trial: Trial, text: str) -> None:
+        """Updates the table, or prints a line that says the same."""
+        if (table := shown()) is not None:
+            table.update(trials, trial)
+        else:
+            self._print(trial, text)
+
     def _print(self, trial: Trial, text: str) -> None:
-        print(f"{time.time() - self.began:6.0f} s  trial {trial.trial_id}  {text}", flush=True)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+        line = f"{time.time() - self.began:6.0f} s  trial {trial.trial_id}  {text}"
+        if (table := shown()) is not None:
+            table.print(line)
+        else:
+            print(line, flush=True)

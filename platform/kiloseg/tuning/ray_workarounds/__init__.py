@@ -6,6 +6,7 @@ names of Ray that these files use; tests/tuning/test_ray_private_names.py looks 
 """
 
 PRIVATE_NAMES = {
+    "ray._private.authentication.authentication_token_setup._warn_token_auth_enabled": "quiet",
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER": "loopback",
     "ray._private.ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE": "loopback",
     "ray.train._internal.storage._FilesystemSyncer": "waiting_for_copies",

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 
+from kiloseg.tuning.ray_workarounds.quiet import QUIET_VARIABLES
+
 WORKER_VARIABLES = {
     # Every report waits for this interval, which is 2 s by default.
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
@@ -47,7 +49,7 @@ def set_tune_variables(num_trials: int, state: str) -> None:
         num_trials: number of trials of the study.
         state: folder in which Ray saves the study's state, by path or URL.
     """
-    os.environ.update(TUNE_VARIABLES)
+    os.environ.update(TUNE_VARIABLES | QUIET_VARIABLES)
     # How often Tune saves the state that --resume reads; a study that is killed forgets trials that began since. The time to save
     # grows with the number of trials, and an object store needs several requests; the next save must not begin before it ends.
     period_s = max(num_trials / 50, 10 if "://" in state else 1)

@@ -1,0 +1,15 @@
+"""Writes the settings of a trial as one line for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def settings_text(overrides: Mapping[str, Any]) -> str:
+    """Returns a trial's settings as NAME=VALUE with the last part of each name, such as "embed_dim=16 kind=all lr=0.003"."""
+    return " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in overrides.items())
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

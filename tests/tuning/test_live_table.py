@@ -67,12 +67,27 @@ def drawn(trials, height=30):
 def test_table_has_the_last_numbers_of_every_trial():
     table, above = drawn([trial("aaaa", kind="all", lr=0.003), trial("bbbb", kind="nearest", count=7)])
     assert "1 of 2 trials ended, 1 running" in table
-    rows = {words[0]: words for words in (line.strip(" │┃").split() for line in table.splitlines()) if words}
+    rows = {words[0]: words for words in map(str.split, table.splitlines()) if words}
     assert "kind=all" in rows["aaaa"] and "lr=0.003" in rows["aaaa"]
     assert {"240/240", "0.4321", "1.250", "33.3", "0.197", "training"} <= set(rows["aaaa"])
     assert {"kind=nearest", "count=7", "80/240", "0.0567", "stopped"} <= set(rows["bbbb"])
     assert "was interrupted and starts again" in above and "leaves out: a.tar: sample 7 is damaged" in above
     assert shown() is None
+
+
+def test_a_narrow_terminal_keeps_what_matters_most():
+    settings = {"kind": "nearest", "count": 7, "temperature": 20.0, "logit": "distance"}
+    out = Console(file=io.StringIO(), force_terminal=True, width=80)
+    trials = [trial("aaaa", **settings), trial("bbbb", kind="all")]
+    with live_table(2, STEPS, out):
+        play(trials)
+        table = Console(file=io.StringIO(), width=80)
+        table.print(shown().table())
+    text = table.file.getvalue()
+    assert "…" not in text and max(map(len, text.splitlines())) <= 80
+    for word in ("0.4321", "240/240", "0.197", "training", "count=7", "logit=distance"):
+        assert word in text
+    assert "images/s" not in text
 
 
 def test_trials_beyond_the_terminal_are_counted():

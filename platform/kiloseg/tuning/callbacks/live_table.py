@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from ray.tune.experiment import Trial
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -21,6 +23,21 @@ from kiloseg.tuning.reports import FAILED_OUTCOMES, METRIC, STEP, outcome_of
 
 AROUND = 7
 """Lines of the terminal that the table's head and foot and the prompt take."""
+PADDING = 3
+"""Spaces between two columns."""
+WIDE = 110
+"""Characters of a line from which on all columns are shown."""
+COLUMNS = {"trial": 8, "state": 8, "step": 7, "": 10, "mIoU": 6, "loss": 6, "images/s": 8, "peak GiB": 8}
+"""Names of the columns before that of the settings, with their least widths in characters; the one without a name is a bar."""
+LEFT_OUT = ("", "loss", "images/s")
+"""Columns that narrower terminals do not show."""
+NUMBERS = {
+    "mIoU": (METRIC, ".4f"),
+    "loss": ("train/loss", ".3f"),
+    "images/s": ("train/images_per_s", ".1f"),
+    "peak GiB": ("peak_memory_gib", ".3f"),
+}
+"""Which number of a result a column shows, and its format."""
 
 _shown: LiveTable | None = None
 """The table that this process shows."""
@@ -77,40 +94,40 @@ class LiveTable:
         ended = sum(trial.is_finished() for trial in rows)
         best = max(rows, key=self._miou, default=None)
         minutes, seconds = divmod(int(time.monotonic() - self.began), 60)
-        title = f"{ended} of {self.num_trials} trials ended, {len(rows) - ended} running, {minutes}:{seconds:02d} min"
-        table = Table(title=title, title_justify="left", expand=True)
-        for name in ("trial", "settings", "step", "", METRIC, "loss", "images/s", "peak GiB", "state"):
-            settings = name == "settings"
-            number = name in ("step", METRIC, "loss", "images/s", "peak GiB")
+        table = Table(
+            title=f"{ended} of {self.num_trials} trials ended, {len(rows) - ended} running, {minutes}:{seconds:02d} min",
+            title_justify="left",
+            box=SIMPLE_HEAD,
+        )
+        names = [*COLUMNS] if self.console.width >= WIDE else [name for name in COLUMNS if name not in LEFT_OUT]
+        around = sum(COLUMNS[name] + PADDING for name in names)
+        width = max(self.console.width - around - PADDING, 12)
+        for name in names:
             table.add_column(
-                name,
-                no_wrap=True,
-                ratio=1 if settings else None,
-                justify="right" if number else "left",
-                overflow="ellipsis",
+                name, no_wrap=True, min_width=COLUMNS[name], justify="right" if name in NUMBERS else "left"
             )
-        room = max(self.console.height - AROUND, 3)
-        for trial in rows[:room]:
+        table.add_column("settings", width=width)
+        room = self.console.height - AROUND
+        for number, trial in enumerate(rows):
+            cells = self._cells(trial)
+            settings = settings_text(trial.config)
+            room -= len(textwrap.wrap(settings, width)) or 1
+            if room < 0 and number:
+                table.caption = f"and {len(rows) - number} more"
+                break
             style = "bold green" if trial is best and self._miou(trial) >= 0 else None
-            table.add_row(*self._cells(trial), style=style)
-        if len(rows) > room:
-            table.caption = f"and {len(rows) - room} more"
+            table.add_row(*(cells[name] for name in names), settings, style=style)
         return table
 
-    def _cells(self, trial: Trial) -> list[str | ProgressBar]:
+    def _cells(self, trial: Trial) -> dict[str, str | ProgressBar]:
         last = self._last(trial)
         step = int(last.get(STEP, 0))
-        numbers = [
-            format(last[name], pattern) if name in last else ""
-            for name, pattern in (
-                (METRIC, ".4f"),
-                ("train/loss", ".3f"),
-                ("train/images_per_s", ".1f"),
-                ("peak_memory_gib", ".3f"),
-            )
-        ]
-        bar = ProgressBar(total=self.steps, completed=step, width=10)
-        return [trial.trial_id, settings_text(trial.config), f"{step}/{self.steps}", bar, *numbers, self._state(trial)]
+        return {
+            "trial": trial.trial_id,
+            "state": self._state(trial),
+            "step": f"{step}/{self.steps}",
+            "": ProgressBar(total=self.steps, completed=step, width=COLUMNS[""]),
+        } | {name: format(last[key], pattern) if key in last else "" for name, (key, pattern) in NUMBERS.items()}
 
     def _state(self, trial: Trial) -> str:
         last = self._last(trial)

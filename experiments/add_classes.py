@@ -63,6 +63,8 @@ class Arguments:
     """The data set with all classes."""
     examples: tuple[int, ...] = (1, 5, 20)
     """Numbers of examples of each new class; classes that occur in fewer samples get all of them."""
+    means: bool = True
+    """Whether to measure rows that are means of their pixels too, besides fitted ones."""
     most_new: int | None = None
     """Add only the first N of the classes that the model lacks. None: all."""
     samples: int | None = None
@@ -76,7 +78,7 @@ class Arguments:
 
 
 def main(arguments: Arguments) -> None:
-    """Adds a row for every number of examples, with and without fitting."""
+    """Adds a row for every number of examples, with fitting and, unless `means` is False, without."""
     content = content_of(arguments.source, arguments.runs)
     info = read_info(arguments.data)
     model = model_of(content, arguments.source)
@@ -91,7 +93,7 @@ def main(arguments: Arguments) -> None:
     embedding_s = time.process_time() - started
     total = sum(map(len, embedded.values()))
     for count in arguments.examples:
-        for fit in (False, True):
+        for fit in (False, True) if arguments.means else (True,):
             few = {name: each[:count] for name, each in embedded.items()}
             started = time.process_time()
             changed = editing.add_embedded(content, few, head=segmenter.head, fit=fit)

@@ -44,6 +44,14 @@ def test_new_classes_get_a_row_for_every_number_of_examples(adding, quick, squar
         assert all(0 <= float(row[name]) <= 1 for name in ("miou_new", "miou_old", "miou_old_before", "absent_auroc"))
         assert float(row["miou_trained"]) == pytest.approx(last["val/miou"], abs=1e-5)
         assert float(row["seconds_per_class"]) > 0
+    fitted = tmp_path / "fitted.csv"
+    adding["main"](
+        adding["Arguments"](source=str(last.checkpoint), data=squares, examples=(3,), means=False, results=fitted)
+    )
+    (only,) = rows_of(fitted)
+    assert [only[name] for name in ("examples", "fit", "miou_new", "miou_old")] == [
+        rows[3][name] for name in ("examples", "fit", "miou_new", "miou_old")
+    ]
     whole = adding["Arguments"](source=str(last.checkpoint), data=squares, most_new=0, results=path)
     with pytest.raises(ValueError, match="has all classes of"):
         adding["main"](whole)

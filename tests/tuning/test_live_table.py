@@ -96,7 +96,7 @@ def test_trials_beyond_the_terminal_are_counted():
     with live_table(40, STEPS, out):
         progress = Progress(40, STEPS)
         for number, each in enumerate(trials):
-            progress.on_trial_result(0, trials, each, result(80, number / 100))
+            progress.on_trial_result(0, trials, each, result(80, number / 100 if number else float("nan")))
         table = Console(file=io.StringIO(), width=150)
         table.print(shown().table())
     text = table.file.getvalue()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import sys
 import textwrap
@@ -143,7 +144,8 @@ class LiveTable:
         return self.results.get(trial.trial_id, {})
 
     def _miou(self, trial: Trial) -> float:
-        return float(self._last(trial).get(METRIC, -1.0))
+        miou = float(self._last(trial).get(METRIC, -1.0))
+        return -1.0 if math.isnan(miou) else miou
 
 
 def shown() -> LiveTable | None:

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pandas
+import psutil
 import pytest
 from damage import spoil
 from studies import (
@@ -277,6 +278,55 @@ def test_trial_out_of_memory(nodes, squares, tmp_path):
     table = pandas.read_csv(folder / "trials.csv").set_index("model.embed_dim")
     assert dict(table["outcome"]) == {4: "finished", 2_000_000: "oom"}, log.read_text()
     assert table.loc[4, "step"] == 4
+
+
+NEIGHBOR = """
+import sys, time
+held = bytearray(int(sys.argv[1]))
+for page in range(0, len(held), 4096):
+    held[page] = 1
+print("held", flush=True)
+time.sleep(1000)
+"""
+
+
+def memory_in_use():
+    memory = psutil.virtual_memory()
+    return memory.total - memory.available
+
+
+def test_neighbor_that_takes_the_memory(squares, tmp_path):
+    """Ray's memory monitor kills processes of the study for as long as another process holds what is left."""
+    total = psutil.virtual_memory().total
+    limit = memory_in_use() + 6 * 2**30
+    environment = {"RAY_memory_usage_threshold": f"{limit / total:.4f}", "RAY_memory_monitor_refresh_ms": "250"}
+    study = RunningStudy(squares, tmp_path / "runs", log=tmp_path / "log", environment=environment)
+    neighbor = None
+    try:
+        study.until(REPORTED)
+        more = limit - memory_in_use() + 2**30
+        assert more > 0, "the study itself took what was left for it"
+        command = [sys.executable, "-c", NEIGHBOR, str(more)]
+        neighbor = subprocess.Popen(command, stdout=subprocess.PIPE)
+        assert neighbor.stdout.readline() == b"held\n"
+        study.until("lost a process to the memory monitor", seconds=120)
+        time.sleep(10)  # nothing starts again meanwhile, or it would be killed
+        killed = study.output.count("lost a process to the memory monitor")
+        neighbor.kill()
+        assert study.end() == 0, study.output
+    finally:
+        study.kill()
+        if neighbor is not None:
+            neighbor.kill()
+            neighbor.wait()
+    assert killed <= 2, "each of the two trials once"
+    assert "Traceback" not in study.output
+    assert_interrupted(study)
+    found = outcome(tmp_path / "runs")
+    assert set(found.table["outcome"]) == {"finished"}
+    assert set(found.table["step"]) == {STEPS}
+    for numbers in found.numbers.values():
+        assert {len(values) for values in numbers.values()} == {1}
 
 
 def test_two_studies_of_one_name(start, reference, tmp_path):

@@ -41,6 +41,9 @@ from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
 VERDICT = "verdict"
 """Folder of a trial. If there are several workers, one that finds that the trial cannot work writes the result here."""
 
+FINAL = "final.json"
+"""File in that folder with the result of a trial that must not be started again."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrialSettings:
@@ -86,15 +89,33 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
+    verdicts = open_folder(inside(directory, VERDICT))
+    if FINAL in verdicts.entries():
+        tune.report(json.loads(verdicts.read(FINAL)))
+        return
     open_folder(directory).remove(VERDICT)
     try:
         trainer.fit()
     except Exception:
-        verdicts = open_folder(inside(directory, VERDICT))
         names = [name for name in verdicts.entries() if name.endswith(".json")]
         if not names:
             raise  # for example, a process was lost: Tune restarts the trial
         tune.report(json.loads(verdicts.read(names[0])))
+
+
+def end_as_oom(checkpoints: str, trial: str, step: int, reason: str) -> None:
+    """Makes a trial end as out of memory at its next start.
+
+    Args:
+        checkpoints: folder of all trials' checkpoints, by path or URL.
+        trial: the trial's id.
+        step: the step of its last report.
+        reason: the error for the study's table.
+    """
+    reporter = Reporter(rank=0, steps=step, unreported="")
+    reporter.step = step
+    result = reporter.failed("oom", MemoryError(reason))
+    open_folder(inside(checkpoints, f"{run_of(trial)}/{VERDICT}")).write(FINAL, json.dumps(result).encode())
 
 
 def _trainer_class(resources: Resources) -> Callable[..., DataParallelTrainer]:

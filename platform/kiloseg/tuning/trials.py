@@ -22,6 +22,7 @@ from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
 from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
 from kiloseg.tuning.ray_workarounds.damaged_state import check_state
 from kiloseg.tuning.ray_workarounds.environment import set_tune_variables
+from kiloseg.tuning.ray_workarounds.memory_monitor import MemoryKills, surviving_memory_kills
 from kiloseg.tuning.ray_workarounds.old_names import check_readable, old_names
 from kiloseg.tuning.ray_workarounds.placement import DRIVER_RESOURCES
 from kiloseg.tuning.ray_workarounds.placement_groups import watched_placement_groups
@@ -29,10 +30,10 @@ from kiloseg.tuning.ray_workarounds.retries import Retries
 from kiloseg.tuning.ray_workarounds.utc_names import utc
 from kiloseg.tuning.ray_workarounds.waiting_for_copies import waiting_for_copies
 from kiloseg.tuning.ray_workarounds.whole_files import storage_filesystem
-from kiloseg.tuning.reports import METRIC
+from kiloseg.tuning.reports import METRIC, STEP
 from kiloseg.tuning.results import trial_rows
 from kiloseg.tuning.study import RunningStudy, Study
-from kiloseg.tuning.trial import TrialSettings, run_trial
+from kiloseg.tuning.trial import TrialSettings, end_as_oom, run_trial
 from kiloseg.tuning.trial_row import TrialRow
 
 SearcherFactory = Callable[[int], Searcher | SearchAlgorithm]
@@ -73,16 +74,19 @@ def run_trials(
         check_state(running.state)
     running.connect_to_ray()
     resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
+    progress = Progress(num_trials, base.trainer.steps)
+    kills = _memory_kills(running, progress)
     # For a resumed study, Tune loads its saved callbacks instead; those that belong to a process unpickle as the ones made here.
     callbacks = [
         JsonLoggerCallback(),
         CopiedFiles(),
         Recorder(running.delivery, base, tags),
-        Progress(num_trials, base.trainer.steps),
+        progress,
         Retries(running.checkpoints),
+        kills,
         *([Rungs(scheduler, rungs)] if isinstance(scheduler, ASHAScheduler) else []),
     ]
-    with old_names(), utc(), waiting_for_copies(), watched_placement_groups() as watch:
+    with old_names(), utc(), waiting_for_copies(), surviving_memory_kills(kills), watched_placement_groups() as watch:
         trainable = _trainable(running, study, base, resources, watch)
         if study.resume:
             check_readable(running.state, running.checkpoints)
@@ -121,6 +125,15 @@ def run_trials(
         with live_table(num_trials, base.trainer.steps):
             results = tuner.fit()
         return trial_rows(results, base, running.checkpoints)
+
+
+def _memory_kills(running: RunningStudy, progress: Progress) -> MemoryKills:
+    """Returns the callback for trials that Ray's memory monitor kills."""
+
+    def end(trial: Trial, reason: str) -> None:
+        end_as_oom(running.checkpoints, trial.trial_id, (trial.last_result or {}).get(STEP, 0), reason)
+
+    return MemoryKills(end, progress.tell)
 
 
 def _trainable(running: RunningStudy, study: Study, base: Config, resources: Resources, watch: str) -> Any:

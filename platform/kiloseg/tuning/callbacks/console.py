@@ -41,15 +41,15 @@ class Progress(tune.Callback):
         new = [text for text in result.get(BAD_SAMPLES, []) if (trial.trial_id, text) not in self.named]
         self.named |= {(trial.trial_id, text) for text in new}
         for text in new[:NAMED]:
-            self._print(trial, f"leaves out: {text}")
+            self.tell(trial, f"leaves out: {text}")
         if len(new) > NAMED:
-            self._print(trial, f"leaves out {len(new) - NAMED} more samples")
+            self.tell(trial, f"leaves out {len(new) - NAMED} more samples")
         if (table := shown()) is not None:
             table.update(trials, trial, result)
         if RESUMED in result:
-            self._print(trial, f"continues from step {result[RESUMED]}")
+            self.tell(trial, f"continues from step {result[RESUMED]}")
         elif result.get("outcome") in FAILED_OUTCOMES:
-            self._print(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
+            self.tell(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
         else:
             self._show(
                 trials,
@@ -64,28 +64,29 @@ class Progress(tune.Callback):
         if (table := shown()) is not None:
             table.update(trials, trial)
         elif outcome_of(trial.last_result or {}, self.steps) == "stopped":
-            self._print(trial, "is stopped early")
+            self.tell(trial, "is stopped early")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial was interrupted and starts again."""
         if (table := shown()) is not None:
             table.update(trials, trial)
-        self._print(trial, "was interrupted and starts again")
+        self.tell(trial, "was interrupted and starts again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial failed."""
         if (table := shown()) is not None:
             table.update(trials, trial)
-        self._print(trial, "failed")
+        self.tell(trial, "failed")
 
     def _show(self, trials: list[Trial], trial: Trial, text: str) -> None:
         """Updates the table, or prints a line that says the same."""
         if (table := shown()) is not None:
             table.update(trials, trial)
         else:
-            self._print(trial, text)
+            self.tell(trial, text)
 
-    def _print(self, trial: Trial, text: str) -> None:
+    def tell(self, trial: Trial, text: str) -> None:
+        """Prints a line about a trial."""
         line = f"{time.time() - self.began:6.0f} s  trial {trial.trial_id}  {text}"
         if (table := shown()) is not None:
             table.print(line)

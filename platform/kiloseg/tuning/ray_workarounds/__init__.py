@@ -9,6 +9,8 @@ PRIVATE_NAMES = {
     "ray._private.authentication.authentication_token_setup._warn_token_auth_enabled": "quiet",
     "ray._private.ray_constants.ENABLE_RAY_CLUSTER": "loopback",
     "ray._private.ray_constants.RAY_API_SERVER_ADDRESS_ENVIRONMENT_VARIABLE": "loopback",
+    "ray.air.execution._internal.actor_manager.RayActorManager._actor_task_failed": "memory_monitor",
+    "ray.tune.experiment.Trial.handle_error": "memory_monitor",
     "ray.train._internal.storage._FilesystemSyncer": "waiting_for_copies",
     "ray.train._internal.syncer._BackgroundProcess._process": "waiting_for_copies",
     "ray.train.v2.api.data_parallel_trainer.DataParallelTrainer._create_default_callbacks": "controller",

@@ -32,6 +32,9 @@ TUNE_VARIABLES = {
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     # Otherwise Tune treats Ctrl-C as the end of the study and of its trials.
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
+    # Otherwise Tune prints a traceback of 60 lines for every process that is lost; the console has a sentence instead, and the
+    # study's table has the error.
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",
 }
 """Variables to set in the driver before a study runs."""
 

@@ -318,7 +318,7 @@ def test_neighbor_that_takes_the_memory(squares, tmp_path):
         study.kill()
         if neighbor is not None:
             neighbor.kill()
-            neighbor.wait()
+            neighbor.communicate()
     assert killed <= 2, "each of the two trials once"
     assert "Traceback" not in study.output
     assert_interrupted(study)

@@ -147,9 +147,9 @@ def surviving_memory_kills(kills: MemoryKills) -> Iterator[None]:
     """Makes Tune treat a kill by the memory monitor, inside the `with` block, as the preemption of a trial."""
     task_failed, handle_error = RayActorManager._actor_task_failed, Trial.handle_error
 
-    def task_failed_or_killed(manager: RayActorManager, task: Any, exception: Exception) -> None:
+    def task_failed_or_killed(manager: RayActorManager, tracked_actor_task: Any, exception: Exception) -> None:
         message = str(exception) if isinstance(exception, OutOfMemoryError) else None
-        task_failed(manager, task, exception if message is None else MemoryKillError(message))
+        task_failed(manager, tracked_actor_task, exception if message is None else MemoryKillError(message))
 
     def handle_error_or_kill(trial: Trial, exc: Exception | None = None) -> None:
         message = memory_kill(exc)

@@ -48,12 +48,11 @@ from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS
 from kiloseg.training.loop import train
+from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
 from kiloseg.tuning.reports import METRIC, STEP
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 from kiloseg.tuning.search import Search, sampler_of, scheduler_of
 from kiloseg.tuning.searcher import BudgetedSearcher
-from tune_embed_dim import Arguments as Search_
-from tune_embed_dim import first_trials, search_space
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
@@ -175,16 +174,15 @@ def method_of(
     name: str, base: Config, num_classes: int, trials: int, seed: int
 ) -> tuple[Searcher, TrialScheduler, dict[str, Any]]:
     """Returns searcher, scheduler and Tune's space of a method; our searchers have their own."""
-    options = Search_(run=base, study=Search(name="search_efficiency", num_trials=trials, seed=seed))
-    space = search_space(options, base, num_classes)
+    study = Search(name="search_efficiency", num_trials=trials, seed=seed)
+    space = embedding_space(base, num_classes)
     if name == "kiloseg":
-        first = first_trials(options, base, num_classes)
-        return TimedSearcher(space, first, sampler_of(options.study)), scheduler_of(options.study, space), {}
+        return TimedSearcher(space, known_trials(base, num_classes), sampler_of(study)), scheduler_of(study, space), {}
     if name == "random":
         return TimedSearcher(space, (), optuna.samplers.RandomSampler(seed=seed)), FIFOScheduler(), {}
     flat = {
-        "model.embed_dim": tune.choice(list(options.embed_dims)),
-        "loss.negatives.kind": tune.choice(list(options.kinds)),
+        "model.embed_dim": tune.choice(list(EMBED_DIMS)),
+        "loss.negatives.kind": tune.choice(list(KINDS)),
         "loss.negatives.count": tune.lograndint(1, num_classes),
         "loss.temperature": tune.loguniform(5.0, 80.0),
         "loss.logit": tune.choice(["distance", "cosine"]),
@@ -226,12 +224,11 @@ def main(arguments: Arguments) -> None:
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
-    library = os.pathsep.join((str(ROOT / "platform"), str(ROOT / "experiments")))
     ray.init(
         num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,
-        runtime_env={"env_vars": {"PYTHONPATH": library, "OMP_NUM_THREADS": "1"}},
+        runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
     )
     for repeat in range(arguments.repeats):
         base = override(arguments.run, {"data.path": path, "trainer.seed": repeat, "data.num_classes": num_classes})

@@ -29,7 +29,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 
@@ -44,12 +44,13 @@ from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.model_names import split_name
 from kiloseg.tuning.confirmation import confirmation_table
+from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
 from kiloseg.tuning.journal import dashboard_command
 from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.ranking import best_row
 from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.searcher import infeasible_trials
-from kiloseg.tuning.space import OF_EMBEDDING, Space, choice, log, negatives, parse_dimension
+from kiloseg.tuning.space import parse_dimension
 from kiloseg.tuning.study import StudyResult
 from kiloseg.tuning.summary import PAGE, PARETO, PREDICTIONS, table, write_summary
 
@@ -67,9 +68,9 @@ class Arguments(cli.Preset):
     """The settings that all trials share. Without --data.path, the glyphs data set is built and used."""
     glyph_classes: int = 40
     """The number of classes of the glyphs data set that is built if --data.path is not given."""
-    embed_dims: tuple[int, ...] = (8, 16, 32, 64, 128)
+    embed_dims: tuple[int, ...] = EMBED_DIMS
     """The values of model.embed_dim to choose from."""
-    kinds: tuple[NegativesKind, ...] = ("all", "nearest", "random", "mixed")
+    kinds: tuple[NegativesKind, ...] = KINDS
     """The values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
     search: tuple[str, ...] = ()
     """More settings to search, or other ranges: NAME=log:LOW:HIGH, NAME=uniform:LOW:HIGH or NAME=VALUE,VALUE,... with the
@@ -114,10 +115,14 @@ def main(arguments: Arguments) -> None:
     if shown is not None and shown < held:
         print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
-    space = search_space(arguments, base, num_classes)
-    with search(
-        study, space, first=first_trials(arguments, base, num_classes), script="experiments/tune_embed_dim.py"
-    ) as result:
+    added = [parse_dimension(text, base) for text in arguments.search]
+    space = embedding_space(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds).with_dimensions(
+        *added
+    )
+    known = known_trials(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds)
+    names = {dimension.name for dimension in added}
+    first = [{name: value for name, value in trial.items() if name not in names} for trial in known]
+    with search(study, space, first=first, script="experiments/tune_embed_dim.py") as result:
         write_summary(
             result.rows,
             result.folder,
@@ -128,45 +133,6 @@ def main(arguments: Arguments) -> None:
             within_gib=study.within_gib,
         )
     report(result, num_classes, info.name, study.within_gib)
-
-
-def search_space(arguments: Arguments, base: Config, num_classes: int) -> Space:
-    """Returns the settings to search, those of --search included."""
-    return Space(
-        base,
-        (
-            choice("model.embed_dim", arguments.embed_dims),
-            *negatives(arguments.kinds, num_classes),
-            log("loss.temperature", 5.0, 80.0, when=OF_EMBEDDING),
-            choice("loss.logit", ("distance", "cosine"), when=OF_EMBEDDING),
-            log("optimizer.lr", base.optimizer.lr / 3, base.optimizer.lr * 3),
-        ),
-    ).with_dimensions(*(parse_dimension(text, base) for text in arguments.search))
-
-
-def first_trials(arguments: Arguments, base: Config, num_classes: int) -> list[dict[str, Any]]:
-    """Returns the exact softmax and the paper's own choice, which are always among the trials; the sampler continues from
-    there."""
-    shared: dict[str, Any] = {
-        "model.embed_dim": min(arguments.embed_dims, key=lambda dim: (abs(dim - 12), -dim)),
-        "loss.temperature": 20.0,
-        "optimizer.lr": base.optimizer.lr,
-    }
-    trials: dict[str, dict[str, Any]] = {
-        "all": shared | {"loss.negatives.kind": "all", "loss.logit": "cosine"},
-        "nearest": shared
-        | {
-            "loss.negatives.kind": "nearest",
-            "loss.negatives.count": min(7, num_classes - 1),
-            "loss.logit": "distance",
-        },
-    }
-    searched = {text.partition("=")[0] for text in arguments.search}
-    return [
-        {name: value for name, value in trial.items() if name not in searched}
-        for kind, trial in trials.items()
-        if kind in arguments.kinds
-    ]
 
 
 def report(result: StudyResult, num_classes: int, data: str, within_gib: float | None) -> None:

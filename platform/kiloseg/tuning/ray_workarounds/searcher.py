@@ -11,6 +11,7 @@ It can go when tests/tuning/test_resume.py::test_killed_study_goes_on, with 1,00
 from __future__ import annotations
 
 import tempfile
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,10 @@ class ResumableOptunaSearch(OptunaSearch):
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Passes a result on if Optuna considers the trial running."""
         if self._is_under_way(trial_id):
-            super().on_trial_result(trial_id, result)
+            with warnings.catch_warnings():
+                # A trial that starts again counts its results from 1 again; Optuna keeps the first, and no pruner reads them.
+                warnings.filterwarnings("ignore", message="The reported value is ignored")
+                super().on_trial_result(trial_id, result)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Passes the end of a trial on if Optuna considers the trial running."""

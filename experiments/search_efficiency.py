@@ -225,6 +225,7 @@ def main(arguments: Arguments) -> None:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
     ray.init(
+        address="local",  # a cluster that runs on this machine is another study's
         num_cpus=1,
         include_dashboard=False,
         log_to_driver=False,

@@ -116,9 +116,8 @@ def main(arguments: Arguments) -> None:
         print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
     added = [parse_dimension(text, base) for text in arguments.search]
-    space = embedding_space(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds).with_dimensions(
-        *added
-    )
+    space = embedding_space(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds)
+    space = space.with_dimensions(*added)
     known = known_trials(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds)
     names = {dimension.name for dimension in added}
     first = [{name: value for name, value in trial.items() if name not in names} for trial in known]

@@ -1,4 +1,4 @@
-"""The space of a pixel embedding: its dimension, its negatives, temperature, logit and learning rate; and known good points in it."""
+"""The space of a pixel embedding (dimension, negatives, temperature, logit, learning rate) and trials known to work in it."""
 
 from __future__ import annotations
 

@@ -106,7 +106,7 @@ class MemoryKills(tune.Callback):
             self.own.setdefault(trial.trial_id, []).append((trial.last_result or {}).get(STEP, 0))
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-        """Waits for memory before the trial starts again; other trials continue meanwhile."""
+        """Waits for memory before the trial starts again. Workers of other trials train on; their results are read afterwards."""
         message = self.messages.pop(trial.trial_id, None)
         if message is None:
             return

@@ -21,7 +21,7 @@ import ray
 import tyro
 
 from kiloseg.config import Config, Data, Model, Optimizer, Trainer
-from kiloseg.tuning.cluster import concurrency, start_ray, trial_resources
+from kiloseg.tuning.cluster import concurrency, has_gpu, start_ray
 from kiloseg.tuning.search import Search, search
 from kiloseg.tuning.space import Space, log
 
@@ -54,7 +54,7 @@ def main(arguments: Arguments) -> None:
         start_ray()
         ray_seconds = time.perf_counter() - begin
         study = Search(name="orchestration", num_trials=arguments.num_trials, early_stopping=False, runs=folder)
-        at_once = min(concurrency(trial_resources(study.workers, study.cpus_per_worker)), arguments.num_trials)
+        at_once = min(concurrency(study.resources(has_gpu=has_gpu())), arguments.num_trials)
         space = Space(base, (log("optimizer.lr", 1e-4, 1e-3),))
         with search(study, space, first=[], script="benchmarks/orchestration.py") as result:
             pass  # only its printed output is used

@@ -1,6 +1,9 @@
 """Settings that do not fit a memory budget are told to Optuna and never launched: real plans, real samplers, no cluster."""
 
+import os
 import re
+import subprocess
+import sys
 
 import optuna
 import pytest
@@ -8,7 +11,8 @@ import torch
 
 from kiloseg.memory import plan, plan_evaluation
 from kiloseg.overrides import override
-from kiloseg.tuning.memory_budget import _planned_gib, budget_gib, memory_budget
+from kiloseg.tuning.cluster import PACKAGE, UNITS, gpu_share
+from kiloseg.tuning.memory_budget import _planned_gib, budget_gib, memory_budget, trials_per_gpu
 from kiloseg.tuning.ray_workarounds.searcher import saved_study
 from kiloseg.tuning.search import Search
 from kiloseg.tuning.searcher import ATTEMPTS, MEMORY, PLANNED, BudgetedSearcher, infeasible_trials
@@ -153,3 +157,85 @@ def test_saved_study_has_what_was_passed_over(searcher_of, base, tmp_path):
     study = saved_study(str(tmp_path))
     assert len(infeasible_trials(study)) == len(infeasible_trials(searcher.study)) > 0
     assert [trial.params for trial in study.trials] == [trial.params for trial in searcher.study.trials]
+
+
+@pytest.mark.parametrize(
+    ("pack", "budget", "trials"),
+    [
+        ("80GiB", "72GiB", 1),
+        ("80GiB", "36GiB", 2),
+        ("80GiB", "36.1GiB", 1),
+        ("80GiB", "12GiB", 6),
+        ("24GiB", "5GiB", 4),
+    ],
+)
+def test_plans_of_trials_that_share_a_gpu_take_at_most_nine_tenths_of_it(pack, budget, trials):
+    assert trials_per_gpu(pack, budget) == trials
+    resources = Search(name="study", pack=pack, budget=budget).resources(has_gpu=False)
+    assert resources.gpus_per_worker == gpu_share(trials)
+    assert resources.shares_gpu == (trials > 1)
+
+
+def test_shares_fit_on_a_gpu_as_ray_counts_and_one_more_does_not():
+    for trials in range(1, 101):
+        units = round(gpu_share(trials) * UNITS)
+        assert units * trials <= UNITS < units * (trials + 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"pack": "80GiB"}, r"--pack 80GiB: expected a --budget such as 12GiB beside it"),
+        ({"pack": "much", "budget": "1GiB"}, r"--pack 'much': expected an amount such as 24GiB"),
+        (
+            {"pack": "8GiB", "budget": "7.3GiB"},
+            r"--budget 7\.3GiB: expected at most 7\.2GiB, nine tenths of a GPU of 8 GiB",
+        ),
+        (
+            {"pack": "8GiB", "budget": "1GiB", "gpus_per_worker": 1.0},
+            r"gpus_per_worker = 1\.0, pack = '8GiB': expected one of",
+        ),
+        (
+            {"pack": "8GiB", "budget": "1GiB", "workers": 2},
+            r"workers = 2, gpus_per_worker = 0\.1428: expected 1 worker",
+        ),
+        ({"gpus_per_worker": 0.5, "workers": 2}, r"workers = 2, gpus_per_worker = 0\.5: expected 1 worker"),
+        (
+            {"gpus_per_worker": 1.5},
+            r"gpus_per_worker = 1\.5: expected a whole number of GPUs, or a share of one below 1",
+        ),
+        ({"gpus_per_worker": 0.00001}, r"gpus_per_worker = 1e-05: expected 0, or at least 0\.0001"),
+        ({"gpus_per_worker": -1.0}, r"expected at least 1 worker, more than 0 CPUs and 0 or more GPUs"),
+        ({"cpus_per_worker": float("nan")}, r"expected at least 1 worker, more than 0 CPUs and 0 or more GPUs"),
+    ],
+)
+def test_shares_of_a_gpu_that_cannot_be_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        Search(name="study", **options)
+
+
+def test_memory_of_a_gpu_that_is_not_here_has_to_be_given():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    with pytest.raises(ValueError, match=r"--pack device: this machine has no GPU; give the memory .* --pack 24GiB"):
+        Search(name="study", pack="device", budget="1GiB")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_process_that_shares_a_gpu_runs_out_of_memory_at_its_share():
+    """The limit stays with a process, so this is one of its own."""
+    code = """
+import torch
+from kiloseg.tuning.cluster import Resources
+from kiloseg.tuning.trial import keep_to_share
+keep_to_share(Resources(gpus_per_worker=0.1))
+total = torch.cuda.get_device_properties(0).total_memory
+kept = torch.empty(int(0.09 * total), dtype=torch.uint8, device="cuda")
+try:
+    torch.empty(int(0.02 * total), dtype=torch.uint8, device="cuda")
+except torch.OutOfMemoryError:
+    print("ran out of memory")
+"""
+    environment = os.environ | {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment, check=True)
+    assert done.stdout == "ran out of memory\n"

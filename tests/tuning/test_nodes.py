@@ -14,6 +14,8 @@ from copies import copy_tree, note_calls, note_reads, notes, reads
 from heads import running_head, running_nodes
 from studies import runs_of_trials
 
+from kiloseg.tuning.cluster import PACKAGE
+
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(900)]
 
 SHARDS = {"train": [8, 8, 8, 8, 8, 8], "val": [5, 6, 5]}
@@ -87,6 +89,64 @@ def test_a_gpu_has_one_trial_and_all_gpus_are_busy(tree, seen, shared, tmp_path)
         assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans)), "one trial a GPU"
     at_once = max(sum(note["begin"] <= other["begin"] < note["end"] for note in work) for other in work)
     assert at_once == 3, "all three were busy at once"
+
+
+def most_at_once(spans):
+    """The largest number of spans of time that overlap."""
+    return max(sum(begin <= other < end for begin, end in spans) for other, _ in spans)
+
+
+def test_small_trials_share_gpus_and_no_gpu_has_more_than_fit(tree, seen, shared, tmp_path):
+    """Nine tenths of 3.4 GiB hold three trials of 1 GiB: six run on two GPUs at once."""
+    with running_head(cpus=0) as head, running_nodes(head, {"cpus": 1, "gpus": 1}, {"cpus": 1, "gpus": 1}):
+        packed = {"pack": "3.4GiB", "budget": "1GiB", "cpus_per_worker": 0.25}
+        table = run_study(head, tree, shared, tmp_path / "runs", num_trials=7, trainer__steps=40, **packed)
+    assert len(table) == 7
+    work = notes(seen, "_work")
+    assert len(work) == 7, "no trial was started twice"
+    by_gpu = {}
+    for note in work:
+        by_gpu.setdefault((note["node"], *note["gpus"]), []).append((note["begin"], note["end"]))
+    assert len(by_gpu) == 2, "each trial is on one of the two GPUs"
+    together = {gpu: most_at_once(spans) for gpu, spans in by_gpu.items()}
+    assert max(together.values()) <= 3, together
+    assert sum(together.values()) > 3, f"more trials than one GPU holds ran at once: {together}"
+
+
+COUNT_ROOM = """
+import json, sys
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from kiloseg.tuning.cluster import Resources, concurrency, gpu_share, start_ray
+
+start_ray()
+found = {}
+for share in [0.1, 0.4, gpu_share(3), gpu_share(6), gpu_share(7), 1.0, 2.0]:
+    promised = concurrency(Resources(cpus_per_worker=0.1, gpus_per_worker=share))
+    groups = [placement_group([{"CPU": 0.1, "GPU": share}]) for _ in range(promised)]
+    placed = sum(group.wait(60) for group in groups)
+    one_more = placement_group([{"CPU": 0.1, "GPU": share}])
+    found[share] = [promised, placed, one_more.wait(3)]
+    for group in [*groups, one_more]:
+        remove_placement_group(group)
+print("found", json.dumps(list(found.values())))
+"""
+
+
+def test_room_for_trials_is_what_ray_has_room_for(tmp_path):
+    """Ray itself is asked to place as many shares of GPUs as were counted, and one more."""
+    with running_head(cpus=0) as head, running_nodes(head, {"cpus": 4, "gpus": 1}, {"cpus": 4, "gpus": 2}):
+        done = subprocess.run(
+            [sys.executable, "-c", COUNT_ROOM],
+            env=head.environment | {"RAY_ADDRESS": head.address, "PYTHONPATH": str(PACKAGE.parent)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+            check=False,
+        )
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads(done.stdout.rpartition("found ")[2])
+    assert found == [[count, count, False] for count in (30, 6, 9, 18, 21, 3, 1)]
 
 
 def test_workers_of_a_trial_read_each_sample_once_and_agree_with_one_worker(tree, seen, shared, tmp_path):

@@ -131,6 +131,17 @@ def test_flags_of_the_study_to_resume_give_its_settings(quick, tmp_path, setting
         check_same_study("held-1", flatten(found) | plan, place)
 
 
+def test_study_whose_trials_share_gpus_is_not_resumed_with_other_shares(quick, tmp_path):
+    """Tune would go on with the number of trials at once that it has saved. A study from before shares had none."""
+    place = open_folder(tmp_path)
+    plan = flatten(quick) | {"data digest": "0", "workers": 1}
+    write_plan(plan | {"pack": "80GiB"}, place)
+    with pytest.raises(ValueError, match=r"which is another study \(pack was '?80GiB'?, is None\)"):
+        check_same_study("held-1", plan | {"pack": None}, place)
+    write_plan(plan, place)
+    check_same_study("held-1", plan | {"pack": None}, place)
+
+
 def test_resumption_that_is_refused_is_not_advised_again(study, quick, monkeypatch):
     monkeypatch.setattr("kiloseg.tuning.study.newest_id", lambda storage, name: f"{name}-20261128-000000")
     with (

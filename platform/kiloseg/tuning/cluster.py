@@ -20,6 +20,9 @@ from kiloseg.tuning.ray_workarounds.quiet import hide_token_message
 
 PACKAGE = Path(__file__).parents[1]
 
+UNITS = 10_000
+"""Ray counts resources in units of 1 / 10,000 and rounds what is asked for to these."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
@@ -30,11 +33,28 @@ class Resources:
     cpus_per_worker: float = 1.0
     """CPU cores per training process, more than 0."""
     gpus_per_worker: float = 0.0
-    """GPUs per training process, 0 or more."""
+    """GPUs per training process: a whole number, or a share below 1 of a GPU that other trials use too."""
 
     def __post_init__(self) -> None:
-        if self.workers < 1 or self.cpus_per_worker <= 0 or self.gpus_per_worker < 0:
+        gpus = self.gpus_per_worker
+        if self.workers < 1 or not self.cpus_per_worker > 0 or not gpus >= 0:
             raise ValueError(f"{self}: expected at least 1 worker, more than 0 CPUs and 0 or more GPUs a worker")
+        if gpus > 1 and gpus % 1:
+            raise ValueError(f"gpus_per_worker = {gpus}: expected a whole number of GPUs, or a share of one below 1")
+        if 0 < gpus < 1 / UNITS:
+            raise ValueError(
+                f"gpus_per_worker = {gpus}: expected 0, or at least {1 / UNITS}, the smallest share in Ray"
+            )
+        if self.workers > 1 and self.shares_gpu:
+            raise ValueError(
+                f"workers = {self.workers}, gpus_per_worker = {gpus}: expected 1 worker where trials share a GPU, since NCCL "
+                "refuses two workers of a trial on one GPU"
+            )
+
+    @property
+    def shares_gpu(self) -> bool:
+        """Whether a training process gets a share of a GPU that other trials use too."""
+        return 0 < self.gpus_per_worker < 1
 
 
 def check_kept(folder: Path) -> None:
@@ -117,11 +137,17 @@ def _short_temporary_folder() -> Iterator[str | None]:
             del os.environ["TMPDIR"]
 
 
-def trial_resources(workers: int, cpus_per_worker: float, gpus_per_worker: float | None = None) -> Resources:
-    """Returns the resources of a trial. `gpus_per_worker` None: 1 if the cluster has a GPU now, else 0."""
-    if gpus_per_worker is None:
-        gpus_per_worker = 1.0 if ray.cluster_resources().get("GPU", 0) >= 1 else 0.0
-    return Resources(workers=workers, cpus_per_worker=cpus_per_worker, gpus_per_worker=gpus_per_worker)
+def has_gpu() -> bool:
+    """Returns whether the cluster has a GPU now."""
+    return float(ray.cluster_resources().get("GPU", 0)) >= 1
+
+
+def gpu_share(trials: int) -> float:
+    """Returns the share of a GPU that each of `trials` gets, from 1 to 10,000 of them.
+
+    It is rounded down to what Ray can count: of a sixth, which Ray rounds up to 0.1667, only five would fit on a GPU.
+    """
+    return UNITS // trials / UNITS
 
 
 def trials_per_node(max_concurrent: int, resources: Resources) -> int:
@@ -131,10 +157,7 @@ def trials_per_node(max_concurrent: int, resources: Resources) -> int:
         max_concurrent: the most trials of the study at once; 0: as many as fit.
         resources: the share of the cluster that one trial gets.
     """
-    needs = {"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker}
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    workers = [min(int(node.get(name, 0) // need) for name, need in needs.items() if need) for node in nodes]
-    most = max(workers, default=1) // resources.workers
+    most = max(_workers_by_node(resources), default=1) // resources.workers
     return max(min(most, max_concurrent or most), 1)
 
 
@@ -144,12 +167,52 @@ def concurrency(resources: Resources) -> int:
     Raises:
         ValueError: it has no room for a single trial.
     """
-    cluster = ray.cluster_resources()
-    needs = {"CPU": resources.cpus_per_worker * resources.workers, "GPU": resources.gpus_per_worker * resources.workers}
-    fitting = min(int(cluster.get(name, 0) // need) for name, need in needs.items() if need)
+    fitting = sum(_workers_by_node(resources)) // resources.workers
     if fitting < 1:
+        cluster = ray.cluster_resources()
+        needs = {
+            "CPU": resources.cpus_per_worker * resources.workers,
+            "GPU": resources.gpus_per_worker * resources.workers,
+        }
         raise ValueError(
-            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs; on a cluster "
-            "whose workers start on demand, set --gpus-per-worker 1 and --max-concurrent"
+            f"a trial needs {needs}, the cluster has {cluster.get('CPU', 0)} CPUs and {cluster.get('GPU', 0)} GPUs, and each "
+            "worker's share must be on one node; on a cluster whose workers start on demand, set --gpus-per-worker 1 (or --pack) "
+            "and --max-concurrent"
         )
     return fitting
+
+
+def sharing(resources: Resources, at_once: int) -> str:
+    """Returns a sentence that says how many trials share a GPU, and what keeps the cluster's GPUs from being full if they are not.
+
+    Args:
+        resources: the share of the cluster that one trial gets, less than a GPU.
+        at_once: how many trials run at once.
+    """
+    on_gpu = UNITS // _units(resources.gpus_per_worker)
+    gpus = int(ray.cluster_resources().get("GPU", 0))
+    text = f"up to {on_gpu} trials share a GPU, {at_once} run at once"
+    if at_once < gpus * on_gpu:
+        text += (
+            f"; {gpus} GPUs have room for {gpus * on_gpu}: see --max-concurrent, and --cpus-per-worker "
+            f"({resources.cpus_per_worker:g} CPUs a trial) if a node has too few CPUs"
+        )
+    return text
+
+
+def _workers_by_node(resources: Resources) -> list[int]:
+    """Returns how many training processes each node of the cluster has room for."""
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    found = [round(node.get("CPU", 0) * UNITS) // _units(resources.cpus_per_worker) for node in nodes]
+    if resources.shares_gpu:  # a share lies on one GPU
+        on_gpu = UNITS // _units(resources.gpus_per_worker)
+        return [min(by_cpu, int(node.get("GPU", 0)) * on_gpu) for by_cpu, node in zip(found, nodes, strict=True)]
+    if resources.gpus_per_worker:
+        need = resources.gpus_per_worker
+        return [min(by_cpu, int(node.get("GPU", 0) // need)) for by_cpu, node in zip(found, nodes, strict=True)]
+    return found
+
+
+def _units(amount: float) -> int:
+    """Returns an amount in Ray's units, since of floating-point numbers a tenth fits into 1 only nine times."""
+    return max(round(amount * UNITS), 1)

@@ -24,7 +24,7 @@ STAMP = r"-\d{8}-\d{6}(-[0-9a-f]{4})?"
 SPACE = "search"
 """Key in a plan that says how a search chooses settings; longer keys with this prefix describe its space."""
 
-LATER = {"budget": "device", "tradeoff": "none"}
+LATER = {"budget": "device", "tradeoff": "none", "pack": None}
 """Options of a search that did not exist when searches began to have conditions, with their values before they existed."""
 
 

@@ -12,6 +12,7 @@ from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import batch_shapes
 from kiloseg.overrides import flatten, override
+from kiloseg.tuning.cluster import UNITS
 
 logger = logging.getLogger(__name__)
 
@@ -110,16 +111,55 @@ def budget_gib(text: str, *, share: float = 1.0) -> float | None:
     Raises:
         ValueError: the text is anything else.
     """
-    import torch
-
-    from kiloseg.memory import GIB, parse_gib
+    from kiloseg.memory import parse_gib
 
     if text != DEVICE:
         return parse_gib(text, "--budget")
+    smallest = _smallest_gpu_gib()
+    return None if smallest is None else USABLE * share * smallest
+
+
+def trials_per_gpu(pack: str, budget: str) -> int:
+    """Returns how many trials fit side by side on a GPU if none is planned to need more than the budget; 1 or more.
+
+    Args:
+        pack: the memory of a GPU, such as "80GiB", or "device".
+        budget: the memory of a trial, such as "12GiB".
+
+    Raises:
+        ValueError: the budget is no amount, a GPU has no room for one such trial, or this machine has no GPU.
+    """
+    from kiloseg.memory import parse_gib
+
+    if budget == DEVICE:
+        raise ValueError(
+            f"--pack {pack}: expected a --budget such as 12GiB beside it, the most that a trial may take; how many trials share "
+            "a GPU follows from both"
+        )
+    gpu_gib = _smallest_gpu_gib() if pack == DEVICE else parse_gib(pack, "--pack")
+    if gpu_gib is None:
+        raise ValueError(
+            "--pack device: this machine has no GPU; give the memory of the cluster's smallest, such as --pack 24GiB"
+        )
+    # The margin is for the rounding of amounts such as 0.9 * 80 GiB that are whole multiples of the budget.
+    usable = USABLE * gpu_gib
+    fitting = int(usable / parse_gib(budget, "--budget") + 1e-9)
+    if fitting < 1:
+        raise ValueError(
+            f"--budget {budget}: expected at most {usable:.4g}GiB, nine tenths of a GPU of {gpu_gib:.4g} GiB (--pack {pack})"
+        )
+    return min(fitting, UNITS)
+
+
+def _smallest_gpu_gib() -> float | None:
+    import torch
+
+    from kiloseg.memory import GIB
+
     if not torch.cuda.is_available():
         return None
     sizes = [torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())]
-    return USABLE * share * min(sizes) / GIB
+    return min(sizes) / GIB
 
 
 @functools.lru_cache(maxsize=4096)

@@ -19,11 +19,12 @@ from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.memory import parse_gib
 from kiloseg.overrides import override
+from kiloseg.tuning.cluster import Resources, gpu_share
 from kiloseg.tuning.confirmation import Confirmation, confirmations, points_to_repeat
 from kiloseg.tuning.earlier import start_from
 from kiloseg.tuning.grid import complete_points, run_points
 from kiloseg.tuning.identity import SPACE, TRIALS
-from kiloseg.tuning.memory_budget import DEVICE, MemoryBudget, budget_gib, memory_budget
+from kiloseg.tuning.memory_budget import DEVICE, MemoryBudget, budget_gib, memory_budget, trials_per_gpu
 from kiloseg.tuning.objectives import OBJECTIVES, Tradeoff
 from kiloseg.tuning.ranking import best_rows
 from kiloseg.tuning.ray_workarounds.asha_rungs import saved_rungs
@@ -64,6 +65,10 @@ class Search(Study):
     budget: str = DEVICE
     """Memory of a training process, such as 12GiB: settings that are planned to need more are never launched. device: nine
     tenths of the memory of this machine's GPU, and no limit where there is none."""
+    pack: str | None = None
+    """Memory of a GPU of the cluster, of the smallest if they differ, such as 80GiB; device: that of this machine's GPU. As many
+    trials then share a GPU as `budget` allows, which must be an amount: plans take nine tenths of a GPU. None: trials share no
+    GPU."""
     best_under: str | None = None
     """The best trials are those with the highest mIoU among trials whose training and validation needed at most this memory,
     such as 12GiB. None: among all."""
@@ -77,6 +82,11 @@ class Search(Study):
     not, its best settings are tried first."""
 
     def __post_init__(self) -> None:
+        if self.pack is not None and self.gpus_per_worker is not None:
+            raise ValueError(
+                f"gpus_per_worker = {self.gpus_per_worker}, pack = {self.pack!r}: expected one of them, since both say how many "
+                "trials share a GPU"
+            )
         super().__post_init__()
         if self.budget != DEVICE:
             budget_gib(self.budget)
@@ -98,6 +108,13 @@ class Search(Study):
             ValueError: it is no amount.
         """
         return None if self.best_under is None else parse_gib(self.best_under, "--best-under")
+
+    def resources(self, *, has_gpu: bool) -> Resources:
+        """Returns the share of a cluster that each trial gets; with `pack`, the share of a GPU that the budget allows."""
+        if self.pack is None:
+            return super().resources(has_gpu=has_gpu)
+        share = gpu_share(trials_per_gpu(self.pack, self.budget))
+        return Resources(workers=self.workers, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=share)
 
 
 @contextlib.contextmanager
@@ -131,7 +148,8 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
     chooser = None if study.resume else running_search.chooser(first)
     plan = {SPACE: "optuna, by conditions", **space.describe()}
     plan |= {
-        name: getattr(study, name) for name in (TRIALS, "seed", "early_stopping", "reduction", "budget", "tradeoff")
+        name: getattr(study, name)
+        for name in (TRIALS, "seed", "early_stopping", "reduction", "budget", "tradeoff", "pack")
     }
     with running_study(study, base, plan, script=script, tags={}) as running:
         rows, sampled = running_search.resume(running) if chooser is None else running_search.run(running, chooser)

@@ -22,7 +22,7 @@ from kiloseg.storage.filesystems import Folder, LocalFolder, inside, open_folder
 from kiloseg.storage.lease import Lease
 from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tracking.runs import Tracker, source_tags
-from kiloseg.tuning.cluster import PACKAGE, check_kept, ray_connection
+from kiloseg.tuning.cluster import PACKAGE, Resources, check_kept, ray_connection
 from kiloseg.tuning.identity import check_same_study, new_id, newest_id, write_plan
 from kiloseg.tuning.trial_row import TrialRow
 
@@ -45,8 +45,8 @@ class Study:
     cpus_per_worker: float = 1.0
     """CPU cores per training process."""
     gpus_per_worker: float | None = None
-    """GPUs per training process. None: 1 if the cluster has any when the study starts, else 0. If nodes are started on
-    demand, set this to 1 and set max_concurrent too."""
+    """GPUs per training process; a share such as 0.25 lets trials of one worker share a GPU. None: 1 if the cluster has any
+    when the study starts, else 0. If nodes are started on demand, set this to 1 and set max_concurrent too."""
     runs: str = "runs"
     """Folder for results. On a cluster all nodes must see it; it may be a URL that pyarrow supports (s3://BUCKET/FOLDER)."""
     retries: int = 4
@@ -61,8 +61,21 @@ class Study:
             raise ValueError(f"max_concurrent = {self.max_concurrent}: expected 1 or more, or 0 for as many as fit")
         if self.retries < 0:
             raise ValueError(f"retries = {self.retries}: expected 0 or more")
+        self.resources(has_gpu=True)
         if not self.name or set(self.name) & set("/\\'\""):
             raise ValueError(f"name = {self.name!r}: expected a word without slashes and quotes")
+
+    def resources(self, *, has_gpu: bool) -> Resources:
+        """Returns the share of a cluster that each trial gets.
+
+        Args:
+            has_gpu: whether the cluster has a GPU, of which a training process gets one if nothing else was asked for.
+
+        Raises:
+            ValueError: there can be no such trial.
+        """
+        gpus = float(has_gpu) if self.gpus_per_worker is None else self.gpus_per_worker
+        return Resources(workers=self.workers, cpus_per_worker=self.cpus_per_worker, gpus_per_worker=gpus)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,6 +41,9 @@ from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
 VERDICT = "verdict"
 """Folder of a trial. If there are several workers, one that finds that the trial cannot work writes the result here."""
 
+ALLOCATED = 0.95
+"""Part of a process's share of a GPU that its tensors may take, with fragmentation; plans take at most nine tenths."""
+
 FINAL = "final.json"
 """File in that folder with the result of a trial that must not be started again."""
 
@@ -133,6 +136,18 @@ def _trainer_class(resources: Resources) -> Callable[..., DataParallelTrainer]:
     return functools.partial(TorchGroup, torch_config=ListeningTorchConfig(backend=backend))
 
 
+def keep_to_share(resources: Resources) -> None:
+    """Limits the GPU memory of this process if it shares its GPU, so that what needs more fails here and not in a neighbor.
+
+    torch then raises its out-of-memory error at the limit, as on a GPU of that size. CUDA's own memory of a process is not
+    counted by torch; the rest of the share, `1 - ALLOCATED`, is for it.
+    """
+    import torch
+
+    if resources.shares_gpu and torch.cuda.is_available():
+        torch.cuda.set_per_process_memory_fraction(ALLOCATED * resources.gpus_per_worker)
+
+
 def _newest_state(directory: str) -> dict[str, Any] | None:
     """Finds the newest intact checkpoint in a trial's folder; Ray Train knows only those that were reported to it."""
     from kiloseg.training.checkpoint import load_newest
@@ -156,6 +171,7 @@ def _work(given: dict[str, Any]) -> None:
     settings: TrialSettings = given["settings"]
     directory = given["directory"]
     os.environ[TRIALS_VARIABLE] = str(settings.trials_per_node)
+    keep_to_share(settings.resources)
     rank = ray.train.get_context().get_world_rank()
     reporter = Reporter(rank=rank, steps=settings.base.trainer.steps, unreported=inside(directory, UNREPORTED))
     try:

@@ -17,7 +17,7 @@ from kiloseg.config import Config
 from kiloseg.tuning.callbacks.console import Progress
 from kiloseg.tuning.callbacks.live_table import live_table
 from kiloseg.tuning.callbacks.recorder import Recorder
-from kiloseg.tuning.cluster import Resources, concurrency, trial_resources, trials_per_node
+from kiloseg.tuning.cluster import Resources, concurrency, has_gpu, sharing, trials_per_node
 from kiloseg.tuning.ray_workarounds.asha_rungs import Rungs
 from kiloseg.tuning.ray_workarounds.copied_files import CopiedFiles
 from kiloseg.tuning.ray_workarounds.damaged_state import check_state
@@ -73,7 +73,7 @@ def run_trials(
     if study.resume:
         check_state(running.state)
     running.connect_to_ray()
-    resources = trial_resources(study.workers, study.cpus_per_worker, study.gpus_per_worker)
+    resources = study.resources(has_gpu=has_gpu())
     progress = Progress(num_trials, base.trainer.steps)
     kills = _memory_kills(running, progress)
     # For a resumed study, Tune loads its saved callbacks instead; those that belong to a process unpickle as the ones made here.
@@ -99,6 +99,8 @@ def run_trials(
             )
         else:
             at_once = study.max_concurrent or concurrency(resources)
+            if resources.shares_gpu:
+                print(sharing(resources, at_once), flush=True)
             tuner = Tuner(
                 trainable,
                 param_space=dict(space or {}),

@@ -1,5 +1,7 @@
 """Files that appear whole or not at all, the cache folder, and URLs without credentials."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from kiloseg.storage.atomic import whole_file, write_whole
 from kiloseg.storage.cache_folder import cache_folder
 from kiloseg.storage.credentials import require_no_credentials, shown
+from kiloseg.storage.filesystems import LocalFolder
 
 
 @pytest.mark.parametrize("shared", [False, True])
@@ -35,6 +38,24 @@ def test_two_writers_of_one_file_do_not_mix(tmp_path):
         one.write(b"one")
         two.write(b"2")
     assert (tmp_path / "f").read_bytes() == b"one"
+
+
+def test_two_that_write_one_file_of_a_folder_at_once_leave_one_content(tmp_path, monkeypatch):
+    both_opened = threading.Barrier(2)
+    opened = Path.open
+
+    def open_together(path, *given, **more):
+        file = opened(path, *given, **more)
+        both_opened.wait()
+        return file
+
+    contents = [b"1" * 100, b"22"]
+    with monkeypatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr(Path, "open", open_together)
+        for done in [threads.submit(LocalFolder(tmp_path).write, "f", content) for content in contents]:
+            done.result()
+    assert (tmp_path / "f").read_bytes() in contents
+    assert list(tmp_path.iterdir()) == [tmp_path / "f"]
 
 
 def test_one_variable_names_the_cache_folder(monkeypatch):

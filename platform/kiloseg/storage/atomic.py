@@ -41,8 +41,8 @@ def whole_file(path: Path, *, shared: bool = False, durable: bool = False, buffe
         raise
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that appears complete or not at all, and makes its folder. Raises the same errors as `whole_file`."""
+def write_whole(path: Path, content: bytes, *, shared: bool = False) -> None:
+    """Writes a file that appears complete or not at all, and makes its folder. `shared` and errors: as of `whole_file`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with whole_file(path) as file:
+    with whole_file(path, shared=shared) as file:
         file.write(content)

@@ -68,8 +68,8 @@ class LocalFolder:
             return hashlib.file_digest(file, "sha256").hexdigest()
 
     def write(self, name: str, content: bytes) -> None:
-        """Writes a small file."""
-        write_whole(self.path / name, content)
+        """Writes a small file, whole, also if other processes write it at the same time: the last one wins."""
+        write_whole(self.path / name, content, shared=True)
 
     @contextlib.contextmanager
     def scratch(self) -> Iterator[Path]:

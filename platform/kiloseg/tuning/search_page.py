@@ -11,6 +11,7 @@ import plotly.io
 from plotly.offline import get_plotlyjs
 
 from kiloseg.plotting import COLORS
+from kiloseg.tuning.callbacks.settings_text import value_text
 from kiloseg.tuning.objectives import MEMORY, MIOU, TIME, Objective, pareto_front, priced
 from kiloseg.tuning.search_figures import Section, sections
 from kiloseg.tuning.trial_row import TrialRow
@@ -109,6 +110,5 @@ def _settings(row: TrialRow) -> str:
     """Returns a trial's numbers and settings for the box under the pointer, whose lines plotly reads as markup."""
     lines = [f"trial {row.trial}", f"mIoU {row.miou:.4f}"]
     lines += [] if row.peak_memory_gib is None else [f"{row.peak_memory_gib:.3f} GiB"]
-    values = ((name, f"{value:.4g}" if isinstance(value, float) else value) for name, value in row.overrides.items())
-    lines += [f"{name} = {value}" for name, value in values]
+    lines += [f"{name} = {value_text(value)}" for name, value in row.overrides.items()]
     return "<br>".join(html.escape(line) for line in lines)

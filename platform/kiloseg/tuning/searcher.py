@@ -9,6 +9,7 @@ from typing import Any
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
 
+from kiloseg.tuning.callbacks.settings_text import value_text
 from kiloseg.tuning.memory_budget import MemoryBudget
 from kiloseg.tuning.objectives import MIOU, Objective, values_of
 from kiloseg.tuning.ray_workarounds.searcher import ResumableOptunaSearch
@@ -123,9 +124,7 @@ class BudgetedSearcher(ResumableOptunaSearch):
         trial.set_constraint(MEMORY, planned - self.budget.gib)
         if planned <= self.budget.gib:
             return True
-        values = ", ".join(
-            f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in settings.items()
-        )
+        values = ", ".join(f"{name} {value_text(value)}" for name, value in settings.items())
         print(f"not run, planned at {planned:.4g} GiB of {self.budget.gib:.4g}: {values}", flush=True)
         return False
 

@@ -40,12 +40,11 @@ from kiloseg.tuning.reports import METRIC, UNREPORTED, Reporter, run_of
 
 VERDICT = "verdict"
 """Folder of a trial. If there are several workers, one that finds that the trial cannot work writes the result here."""
+FINAL = "final.json"
+"""File in that folder with the result of a trial that must not be started again."""
 
 ALLOCATED = 0.95
 """Part of a process's share of a GPU that its tensors may take, with fragmentation; plans take at most nine tenths."""
-
-FINAL = "final.json"
-"""File in that folder with the result of a trial that must not be started again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +66,11 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
     """Trains `settings.base` with `overrides` (by dotted names) in its own Ray Train run. Tune calls this in an actor."""
     name = run_of(tune.get_context().get_trial_id())
     directory = inside(settings.storage, name)
+    verdicts = open_folder(inside(directory, VERDICT))
+    if FINAL in verdicts.entries():
+        tune.report(json.loads(verdicts.read(FINAL)))
+        return
+    open_folder(directory).remove(VERDICT)
     drop_damaged_snapshot(directory)
     resources = settings.resources
     scaling = {"CPU": resources.cpus_per_worker}
@@ -92,11 +96,6 @@ def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
             failure_config=FailureConfig(max_failures=0, controller_failure_limit=3),
         ),
     )
-    verdicts = open_folder(inside(directory, VERDICT))
-    if FINAL in verdicts.entries():
-        tune.report(json.loads(verdicts.read(FINAL)))
-        return
-    open_folder(directory).remove(VERDICT)
     try:
         trainer.fit()
     except Exception:

@@ -32,7 +32,8 @@ class Progress(tune.Callback):
     def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Shows the trial's number and settings."""
         place = f"{trials.index(trial) + 1} of {self.num_trials}"
-        self._show(trials, trial, f"starts ({place}): {settings_text(trial.config)}")
+        if not self._draw(trials, trial):
+            self.tell(trial, f"starts ({place}): {settings_text(trial.config)}")
 
     def on_trial_result(
         self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
@@ -44,15 +45,13 @@ class Progress(tune.Callback):
             self.tell(trial, f"leaves out: {text}")
         if len(new) > NAMED:
             self.tell(trial, f"leaves out {len(new) - NAMED} more samples")
-        if (table := shown()) is not None:
-            table.update(trials, trial, result)
+        on_table = self._draw(trials, trial, result)
         if RESUMED in result:
             self.tell(trial, f"continues from step {result[RESUMED]}")
         elif result.get("outcome") in FAILED_OUTCOMES:
             self.tell(trial, f"ends as {result['outcome']}: {result.get('error', '')}")
-        else:
-            self._show(
-                trials,
+        elif not on_table:
+            self.tell(
                 trial,
                 f"step {result[STEP]}/{self.steps}  {METRIC} {result[METRIC]:.4f}  loss {result['train/loss']:.3f}  "
                 f"{result['train/images_per_s']:.1f} images/s  peak {result['peak_memory_gib']:.3f} GiB, "
@@ -61,29 +60,26 @@ class Progress(tune.Callback):
 
     def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Shows that the trial is stopped early if the scheduler ended it."""
-        if (table := shown()) is not None:
-            table.update(trials, trial)
-        elif outcome_of(trial.last_result or {}, self.steps) == "stopped":
+        if not self._draw(trials, trial) and outcome_of(trial.last_result or {}, self.steps) == "stopped":
             self.tell(trial, "is stopped early")
 
     def on_trial_recover(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial was interrupted and starts again."""
-        if (table := shown()) is not None:
-            table.update(trials, trial)
+        self._draw(trials, trial)
         self.tell(trial, "was interrupted and starts again")
 
     def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
         """Prints that the trial failed."""
-        if (table := shown()) is not None:
-            table.update(trials, trial)
+        self._draw(trials, trial)
         self.tell(trial, "failed")
 
-    def _show(self, trials: list[Trial], trial: Trial, text: str) -> None:
-        """Updates the table, or prints a line that says the same."""
-        if (table := shown()) is not None:
-            table.update(trials, trial)
-        else:
-            self.tell(trial, text)
+    @staticmethod
+    def _draw(trials: list[Trial], trial: Trial, result: dict[str, Any] | None = None) -> bool:
+        """Updates the trial's row of the table; returns whether there is a table."""
+        table = shown()
+        if table is not None:
+            table.update(trials, trial, result)
+        return table is not None
 
     def tell(self, trial: Trial, text: str) -> None:
         """Prints a line about a trial."""

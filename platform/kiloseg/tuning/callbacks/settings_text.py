@@ -8,8 +8,9 @@ from typing import Any
 
 def settings_text(overrides: Mapping[str, Any]) -> str:
     """Returns a trial's settings as NAME=VALUE with the last part of each name, such as "embed_dim=16 kind=all lr=0.003"."""
-    return " ".join(f"{name.rpartition('.')[2]}={_short(value)}" for name, value in overrides.items())
+    return " ".join(f"{name.rpartition('.')[2]}={value_text(value)}" for name, value in overrides.items())
 
 
-def _short(value: Any) -> str:
+def value_text(value: Any) -> str:
+    """Returns a setting's value, a real number with four digits."""
     return f"{value:.4g}" if isinstance(value, float) else str(value)

@@ -1,8 +1,8 @@
 """How much training does the search save, against random search and against Ray Tune's searcher and scheduler used plainly?
 
     python datasets/glyphs.py --out DIR --num-classes 40
-    python experiments/search_efficiency.py --data.path DIR                 five repeats; about three hours of one core
-    python experiments/search_efficiency.py --data.path DIR --repeats 1
+    python experiments/search_efficiency.py --data.path DIR                 five seeds; about an hour and a half of one core
+    python experiments/search_efficiency.py --data.path DIR --seeds 0
 
 Methods, each with the same number of trials of the same length:
 
@@ -14,7 +14,7 @@ All run on Ray Tune, one trial at a time in one process that is kept, so that wh
 processes. Trial-seconds are processor time of that process while trials train and validate. The question is how many of them a
 method needs to come to the best mIoU that random search has at its end. A method that never comes there has none in the table.
 
-A repeat and method that has a row is not run again. Expected: experiments/results/search_efficiency.csv and experiments/LOG.md.
+A seed and method that has a row is not run again. Expected: experiments/results/search_efficiency.csv and experiments/LOG.md.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS
 from kiloseg.training.loop import train
 from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
+from kiloseg.tuning.ray_workarounds.environment import TUNE_VARIABLES
+from kiloseg.tuning.ray_workarounds.quiet import QUIET_VARIABLES, hide_token_message
 from kiloseg.tuning.reports import METRIC, STEP
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 from kiloseg.tuning.search import Search, sampler_of, scheduler_of
@@ -56,22 +58,23 @@ from kiloseg.tuning.searcher import BudgetedSearcher
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (
-    *("repeat", "method", "trials", "trial_seconds", "best_miou", "random_best_miou", "seconds_to_random_best"),
+    *("seed", "method", "trials", "trial_seconds", "best_miou", "random_best_miou", "seconds_to_random_best"),
     *("search_seconds", "machine"),
 )
-CURVE_COLUMNS = ("repeat", "method", "trial", "step", "miou", "trial_seconds")
+CURVE_COLUMNS = ("seed", "method", "trial", "step", "miou", "trial_seconds")
 SHORT = override(
     GLYPHS,
     {
         "data.num_classes": 16,
         "data.crop": 64,
-        "data.val_samples": 64,
-        "trainer.steps": 120,
-        "trainer.validate_every": 20,
+        "data.val_samples": 48,
+        "trainer.steps": 60,
+        "trainer.validate_every": 10,
+        "optimizer.warmup_steps": 10,
         "trainer.progress": False,
     },
 )
-"""Trials of some twenty-five seconds on one core, with five validations on the way."""
+"""Trials of some ten seconds on one core, with five validations on the way."""
 SECONDS = "trial_seconds"
 
 
@@ -83,10 +86,10 @@ class Arguments:
     """The settings that all trials share."""
     trials: int = 40
     """The number of trials of every method."""
-    repeats: int = 5
-    """The number of repeats, with different seeds of samplers and trials."""
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    """The seeds of samplers and trials; each is a comparison of its own."""
     methods: tuple[str, ...] = ("random", "plain", "kiloseg")
-    """The methods; random must be among them or already have a row for every repeat."""
+    """The methods; random must be among them or already have a row for every seed."""
     machine: str = "one core"
     """The machine it runs on, for the table."""
     results: Path = ROOT / "experiments" / "results" / "search_efficiency.csv"
@@ -96,8 +99,8 @@ class Arguments:
         unknown = set(self.methods) - {"random", "plain", "kiloseg"}
         if unknown:
             raise ValueError(f"--methods {' '.join(sorted(unknown))}: expected random, plain and kiloseg")
-        if self.trials < 1 or self.repeats < 1:
-            raise ValueError(f"--trials {self.trials}, --repeats {self.repeats}: expected 1 or more")
+        if self.trials < 1:
+            raise ValueError(f"--trials {self.trials}: expected 1 or more")
 
 
 def run_trial(settings: dict[str, Any], *, base: Config) -> None:
@@ -218,12 +221,13 @@ def run_method(name: str, base: Config, num_classes: int, trials: int, seed: int
 
 
 def main(arguments: Arguments) -> None:
-    """Runs every method of every repeat that has no row yet."""
+    """Runs every method of every seed that has no row yet."""
     path = str(Path(require_path(arguments.run.data)).resolve())
     num_classes = arguments.run.data.num_classes or read_info(path).num_classes
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    os.environ["TUNE_DISABLE_AUTO_CALLBACK_LOGGERS"] = "1"
+    os.environ.update(TUNE_VARIABLES | QUIET_VARIABLES)
+    hide_token_message()
     ray.init(
         address="local",  # a cluster that runs on this machine is another study's
         num_cpus=1,
@@ -231,25 +235,25 @@ def main(arguments: Arguments) -> None:
         log_to_driver=False,
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT / "platform"), "OMP_NUM_THREADS": "1"}},
     )
-    for repeat in range(arguments.repeats):
-        base = override(arguments.run, {"data.path": path, "trainer.seed": repeat, "data.num_classes": num_classes})
+    for seed in arguments.seeds:
+        base = override(arguments.run, {"data.path": path, "trainer.seed": seed, "data.num_classes": num_classes})
         for name in sorted(arguments.methods, key=["random", "plain", "kiloseg"].index):
-            rows = {(row["repeat"], row["method"]): row for row in read_rows(arguments.results)}
-            if (str(repeat), name) in rows:
+            rows = {(row["seed"], row["method"]): row for row in read_rows(arguments.results)}
+            if (str(seed), name) in rows:
                 continue
-            curve, searching = run_method(name, base, num_classes, arguments.trials, seed=repeat)
+            curve, searching = run_method(name, base, num_classes, arguments.trials, seed=seed)
             best = max(miou for _, _, miou, _ in curve.points)
-            if name != "random" and (str(repeat), "random") not in rows:
+            if name != "random" and (str(seed), "random") not in rows:
                 raise ValueError(
-                    f"--methods {name}: repeat {repeat} of random has no row in {arguments.results}; add random"
+                    f"--methods {name}: seed {seed} of random has no row in {arguments.results}; add random"
                 )
-            target = best if name == "random" else float(rows[str(repeat), "random"]["best_miou"])
+            target = best if name == "random" else float(rows[str(seed), "random"]["best_miou"])
             total = curve.points[-1][3]
             reached = [seconds for _, _, miou, seconds in curve.points if miou >= target]
             for point in curve.points:
-                append_row(curves, CURVE_COLUMNS, dict(zip(CURVE_COLUMNS, (repeat, name, *point), strict=True)))
+                append_row(curves, CURVE_COLUMNS, dict(zip(CURVE_COLUMNS, (seed, name, *point), strict=True)))
             row = {
-                "repeat": repeat,
+                "seed": seed,
                 "method": name,
                 "trials": arguments.trials,
                 "trial_seconds": total,

@@ -1,4 +1,4 @@
-"""The comparison of searches runs every method once per repeat, and counts the training of each."""
+"""The comparison of searches runs every method once per seed, and counts the training of each."""
 
 import subprocess
 import sys
@@ -47,7 +47,7 @@ def compare(squares, results, *flags):
 
 def test_every_method_gets_a_row_and_is_not_run_again(squares, tmp_path):
     results = tmp_path / "found.csv"
-    code, printed = compare(squares, results, "--trials", "4", "--repeats", "1")
+    code, printed = compare(squares, results, "--trials", "4", "--seeds", "0")
     assert code == 0, printed
     rows = pandas.read_csv(results).set_index("method")
     assert list(rows.index) == ["random", "plain", "kiloseg"]
@@ -65,7 +65,7 @@ def test_every_method_gets_a_row_and_is_not_run_again(squares, tmp_path):
     assert rows.loc["random", "seconds_to_random_best"] == pytest.approx(reached.iloc[0])
 
     before = results.read_text()
-    code, printed = compare(squares, results, "--trials", "4", "--repeats", "1")
+    code, printed = compare(squares, results, "--trials", "4", "--seeds", "0")
     assert code == 0, printed
     assert results.read_text() == before
 

@@ -14,7 +14,7 @@ from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.models import build_segmenter
 from kiloseg.models.heads import EmbeddingHead
 from kiloseg.ops.tiles import TILE_BYTES, shapes_only
-from kiloseg.overrides import override
+from kiloseg.overrides import head_overrides, override
 from kiloseg.training.evaluation import evaluate
 from kiloseg.training.optimizer import build_optimizer
 from kiloseg.training.precision import autocast_of
@@ -44,7 +44,11 @@ RUNS = {
     "12 dimensions": {"model.embed_dim": 12},
     "dense": {"model.head": "dense"},
     "dense, 300 classes": {"model.head": "dense", "data.num_classes": 300},
+    "prototypes": head_overrides("prototype"),
+    "one prototype": {**head_overrides("prototype"), "model.prototypes": 1},
+    "prototypes, 300 classes": {**head_overrides("prototype"), "data.num_classes": 300, "model.prototypes": 3},
     "bf16": {"trainer.precision": "bf16"},
+    "prototypes, bf16": {**head_overrides("prototype"), "trainer.precision": "bf16"},
     "dense, bf16": {"model.head": "dense", "trainer.precision": "bf16"},
     "recomputed": {"trainer.checkpoint_activations": True},
     "recomputed, bf16": {"trainer.checkpoint_activations": True, "trainer.precision": "bf16"},

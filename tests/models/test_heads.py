@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from kiloseg.config import HEADS, Config, Loss, Model
 from kiloseg.memory import plan
 from kiloseg.models import Head, HeadLoss, Segmenter, register_head
-from kiloseg.models.heads import DenseHead, EmbeddingHead, OfficialHead, head_class
+from kiloseg.models.heads import DenseHead, EmbeddingHead, OfficialHead, PrototypeHead, head_class
 from kiloseg.overrides import flatten, from_flat, head_name, head_overrides, override
 from kiloseg.training.checkpoint import load_checkpoint, save_checkpoint
 from kiloseg.training.evaluation import load_segmenter
@@ -19,8 +19,8 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SMALL = Model(arch="fpn", backbone="test_resnet", embed_dim=5)
 
 
-@register_head("prototypes")
-class PrototypeHead(Head):
+@register_head("several")
+class SeveralRowsHead(Head):
     """Several embeddings a class; everything that the platform has to know about it stands here."""
 
     PER_CLASS = 3
@@ -50,9 +50,9 @@ class PrototypeHead(Head):
 
 
 def test_a_head_in_this_file_is_planned_trained_evaluated_and_loaded_again(quick):
-    config = override(quick, {"model.head": "prototypes", "trainer.steps": 1, "trainer.validate_every": 0})
-    assert head_name(config) == "prototypes" and override(Config(), head_overrides("prototypes")).model == Model(
-        head="prototypes"
+    config = override(quick, {"model.head": "several", "trainer.steps": 1, "trainer.validate_every": 0})
+    assert head_name(config) == "several" and override(Config(), head_overrides("several")).model == Model(
+        head="several"
     )
     assert plan(config) > plan(override(config, {"trainer.batch_size": 4})) > 0
     reports = []
@@ -60,7 +60,7 @@ def test_a_head_in_this_file_is_planned_trained_evaluated_and_loaded_again(quick
     assert 0 < last["train/loss"] < 100 and 0 <= last["val/miou"] <= 1
 
     segmenter, loaded = load_segmenter(last["checkpoint"])
-    assert isinstance(segmenter.head, PrototypeHead) and loaded == config
+    assert isinstance(segmenter.head, SeveralRowsHead) and loaded == config
     start = Segmenter(config.model, segmenter.num_classes, config.loss).head.rows_CkD
     assert not torch.equal(segmenter.head.rows_CkD, start), "the step reached the head's own parameter"
     labels = segmenter.predict(torch.randint(0, 256, (2, 3, 64, 96), dtype=torch.uint8))
@@ -77,7 +77,10 @@ def test_a_name_is_given_once():
 
 
 def test_heads_of_the_library_are_those_that_a_config_knows():
-    known = {"embedding": EmbeddingHead, "dense": DenseHead, "official": OfficialHead, "prototypes": PrototypeHead}
+    known = {
+        "embedding": EmbeddingHead, "dense": DenseHead, "official": OfficialHead, "prototype": PrototypeHead,
+        "several": SeveralRowsHead,
+    }  # fmt: skip
     assert {name: head_class(name) for name in HEADS} == known
 
 
@@ -156,9 +159,9 @@ def test_candidates_are_the_best_classes_in_order(head, logit):
 
 
 def test_a_head_without_ranks_gives_its_prediction_alone():
-    made = PrototypeHead(Model(embed_dim=6), Loss(), 7)
+    made = SeveralRowsHead(Model(embed_dim=6), Loss(), 7)
     outputs = torch.randn(1, 6, 3, 3)
     found = made.candidates(outputs, (6, 6), 1)
     assert torch.equal(found.labels[0], made.predict(outputs, (6, 6))) and found.familiarity.isnan().all()
-    with pytest.raises(ValueError, match="PrototypeHead predicts only the best class of a pixel, not 3 classes"):
+    with pytest.raises(ValueError, match="SeveralRowsHead predicts only the best class of a pixel, not 3 classes"):
         made.candidates(outputs, (6, 6), 3)

@@ -172,12 +172,11 @@ def _write_page(arguments: Arguments, out: Path) -> None:
 
 
 def _print(content: dict[str, Any]) -> None:
-    from kiloseg.inference.editing import neighbors
+    from kiloseg.inference.editing import has_table, neighbors
     from kiloseg.inference.loading import classes_of
 
     classes = classes_of(content)
-    has_table = any(name.endswith("table.rows_CD") for name in content["model"])
-    near = neighbors(content, 1) if has_table and len(classes) > 1 else [[]] * len(classes)
+    near = neighbors(content, 1) if has_table(content) and len(classes) > 1 else [[]] * len(classes)
     print(f"{'id':>6} {'train samples':>14}  name (and the nearest other class with its cosine)")
     for label, name in enumerate(classes.names):
         samples = "" if classes.train_samples is None else f"{classes.train_samples[label]:,}"

@@ -23,5 +23,9 @@ HEADS = {
         required={"loss.negatives.kind": "nearest", "loss.logit": "distance"},
         usual={"model.normalize_early": True, "loss.separation_weight": 1.0},
     ),
+    # Prototypes get no gradient, so nothing can keep them apart.
+    "prototype": HeadSettings(
+        required={"loss.negatives.kind": "all", "loss.logit": "cosine", "loss.separation_weight": 0.0}
+    ),
 }
 """Every head by the name that `model.head` and command lines use. `kiloseg.models.register_head` adds your own."""

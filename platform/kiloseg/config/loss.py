@@ -43,7 +43,7 @@ class Negatives:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """Settings of the embedding cross-entropy and of the regularizer that keeps classes apart. The dense head ignores them."""
+    """Settings of the losses of heads with class vectors. The dense head uses only `class_weights`."""
 
     negatives: Negatives = field(default_factory=Negatives)
     temperature: float = 20.0
@@ -66,6 +66,14 @@ class Loss:
     """Number of classes, drawn at every step, from which the regularizer is estimated; comparing all classes takes time
     proportional to the square of their number. None: all classes."""
 
+    prototype_momentum: float = 0.999
+    """Of the prototype head: the share of a prototype that stays at each step, 0 to 1; the rest is the mean of the pixels assigned
+    to it. The paper uses 0.999; with 1 the prototypes stay as they were drawn."""
+    prototype_contrast: float = 0.01
+    """Of the prototype head: weight of the cross-entropy of a pixel's own prototype among all prototypes of all classes."""
+    prototype_distance: float = 0.001
+    """Of the prototype head: weight of the squared distance, (1 - cosine)^2, of a pixel to its own prototype."""
+
     def __post_init__(self) -> None:
         require_word("loss.logit", self.logit, Logit)
         require(bool(self.class_weights), "loss.class_weights", self.class_weights, "none, inverse, sqrt or a CSV file")
@@ -77,6 +85,14 @@ class Loss:
             self.separation_margin,
             "0 to 2, a distance of unit vectors",
         )
+        require(
+            0 <= self.prototype_momentum <= 1,
+            "loss.prototype_momentum",
+            self.prototype_momentum,
+            "0 to 1, the share of a prototype that stays at each step",
+        )
+        for name in ("prototype_contrast", "prototype_distance"):
+            require(getattr(self, name) >= 0, f"loss.{name}", getattr(self, name), "a weight of 0 or more")
         if self.separation_sample is not None:
             require(
                 self.separation_sample >= 1,

@@ -8,7 +8,7 @@ from typing import Literal
 from kiloseg.config.checks import require
 from kiloseg.config.heads import HEADS
 
-Head = Literal["embedding", "dense", "official"] | str
+Head = Literal["embedding", "dense", "official", "prototype"] | str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,12 +22,16 @@ class Model:
     head: Head = "embedding"
     """What the network's outputs mean. embedding: embed_dim outputs per pixel and a learned class table. dense: one output
     per class, the softmax baseline. official: like embedding, but with the loss as the paper's code computes it, for
-    comparison; of the `loss` settings it uses only the number of negatives, the temperature and the separation. You can add
-    your own head with `kiloseg.models.register_head`."""
+    comparison; of the `loss` settings it uses only the number of negatives, the temperature and the separation. prototype:
+    like embedding, but each class has several prototypes, which are running means of its pixels and not learned
+    (https://arxiv.org/abs/2203.15102), for comparison. You can add your own head with `kiloseg.models.register_head`."""
     embed_dim: int = 128
     """Outputs per pixel of the embedding head (D), at least 2. At an equal batch, 128 dimensions beat a dense head at 64 and at
     1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
     time when there are many classes, but hardly any memory."""
+    prototypes: int = 10
+    """Prototypes of each class of the prototype head, at least 1; the paper's code has 10. With 1, loss and prediction run in the
+    kernels of the embedding head; with more, the loss takes time in proportion to their number."""
     normalize_early: bool = False
     """Normalize embeddings at the end of the network, before they are upsampled, as the paper's code does. The loss and the
     prediction always normalize after upsampling too."""
@@ -48,4 +52,5 @@ class Model:
         require(
             self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
         )
+        require(self.prototypes >= 1, "model.prototypes", self.prototypes, "at least 1 prototype per class")
         require(bool(self.weights), "model.weights", self.weights, "none, hub, package, a file or a checkpoint")

@@ -3,7 +3,9 @@
 Each function takes the content of a checkpoint (`kiloseg.inference.loading.content_of`) and returns a new one without the
 optimizer's state: a changed model can predict, but cannot continue training.
 
-Shapes: C classes, D embedding, N new classes.
+A model with several prototypes a class keeps them all, as (C, k, D), where classes are renamed, removed or added.
+
+Shapes: C classes, D embedding, N new classes, k prototypes of a class.
 """
 
 from __future__ import annotations
@@ -25,7 +27,9 @@ from kiloseg.models.heads import Head
 from kiloseg.ops.tiles import tile_pixels, tiles
 from kiloseg.training.evaluation import segmenter_of
 
-TABLES = ("head.table.rows_CD", "table.rows_CD")
+PROTOTYPES = "head.table.rows_CkD"
+"""Name of the prototypes in a checkpoint."""
+TABLES = ("head.table.rows_CD", "table.rows_CD", PROTOTYPES)
 """Names of the class table in a checkpoint; the second is used by checkpoints from before the package had heads."""
 
 
@@ -40,7 +44,7 @@ def rename(content: dict[str, Any], old: str, new: str) -> dict[str, Any]:
     label = _label(classes, old)
     names = [new if number == label else name for number, name in enumerate(classes.names)]
     others = [classes.also_called(number) + [old] * (number == label) for number in range(len(classes))]
-    return _changed(content, dataclasses.replace(classes, names=names, other_names=others), class_table(content))
+    return _changed(content, dataclasses.replace(classes, names=names, other_names=others), _rows(content))
 
 
 def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
@@ -56,7 +60,7 @@ def remove(content: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
         raise ValueError(f"removing {len(gone)} of {len(classes)} classes leaves {len(kept)}: expected at least 2")
     lost = [name for label in sorted(gone) for name in (classes.names[label], *classes.also_called(label))]
     left = classes.take(kept, removed=[*classes.removed, *lost])
-    return _changed(content, left, class_table(content)[torch.from_numpy(kept)])
+    return _changed(content, left, _rows(content)[torch.from_numpy(kept)])
 
 
 def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str, Any]:
@@ -64,25 +68,26 @@ def merge(content: dict[str, Any], name: str, others: Sequence[str]) -> dict[str
 
     Raises:
         ValueError: a name does not belong to exactly one class, a class is named twice, no other is named, or fewer than two
-            classes would be left.
+            classes would be left, or the classes have several prototypes.
     """
     classes = classes_of(content)
+    _require_one_row(content, "merge")
     labels = [_label(classes, each) for each in (name, *others)]
     if len(set(labels)) < len(labels) or not others:
         raise ValueError(f"merging {', '.join((name, *others))}: expected two different classes or more")
-    rows_CD = class_table(content).clone()
-    rows_CD[labels[0]] = F.normalize(F.normalize(rows_CD[labels], dim=1).mean(0), dim=0)
+    rows = _rows(content).clone()
+    rows[labels[0]] = F.normalize(F.normalize(rows[labels], dim=-1).mean(0), dim=-1)
     kept = np.array([label for label in range(len(classes)) if label not in labels[1:]])
     if len(kept) < 2:
         raise ValueError(f"merging {len(labels)} of {len(classes)} classes leaves {len(kept)}: expected at least 2")
     joined = [name for label in labels[1:] for name in (classes.names[label], *classes.also_called(label))]
     names = [classes.also_called(label) + joined * (label == labels[0]) for label in range(len(classes))]
     left = dataclasses.replace(classes, other_names=names).take(kept)
-    return _changed(content, left, rows_CD[torch.from_numpy(kept)])
+    return _changed(content, left, rows[torch.from_numpy(kept)])
 
 
 def add(content: dict[str, Any], examples: Mapping[str, Sequence[Example]], *, fit: bool = False) -> dict[str, Any]:
-    """Adds classes from example images: a class's vector is the mean unit embedding of the marked pixels.
+    """Adds classes from example images: a class's vector, or each of its prototypes, is the mean unit embedding of marked pixels.
 
     Args:
         content: content of a checkpoint with an embedding head.
@@ -93,14 +98,16 @@ def add(content: dict[str, Any], examples: Mapping[str, Sequence[Example]], *, f
 
     Raises:
         ValueError: a class of that name exists, there are no examples, or an example is empty, has a mask of another size or
-            cannot be read.
+            cannot be read, or rows of classes with several prototypes are to be fitted.
     """
+    if fit:
+        _require_one_row(content, "add --fit")
     for name, pairs in examples.items():
         _check_new(classes_of(content), name)
         if not pairs:
             raise ValueError(f"class {name!r} needs at least one example: an image and its mask")
     segmenter, _ = segmenter_of(content)
-    class_table(content)  # so that a head without one is refused before the examples are read
+    _rows(content)  # so that a head without one is refused before the examples are read
     every = iter(embed_examples(segmenter, [pair for pairs in examples.values() for pair in pairs]))
     embedded = {name: [next(every) for _ in pairs] for name, pairs in examples.items()}
     return add_embedded(content, embedded, head=segmenter.head, fit=fit)
@@ -112,17 +119,19 @@ def add_embedded(
     """Does the same as `add` with examples that were embedded already, by the network to which `head` belongs.
 
     Raises:
-        ValueError: a class of that name exists.
+        ValueError: a class of that name exists, or rows of classes with several prototypes are to be fitted.
     """
     classes = classes_of(content)
     for name in embedded:
         _check_new(classes, name)
-    rows_CD = class_table(content)
+    rows = _rows(content)
     # Each example has the same weight, regardless of the object's size.
     means = [torch.stack([one.mean for one in each]).sum(0) for each in embedded.values()]
     new_ND = F.normalize(torch.stack(means), dim=1).float()
     if fit:
+        _require_one_row(content, "add --fit")
         new_ND = _fitted(head, new_ND, list(embedded.values()))
+    new = new_ND if rows.dim() == 2 else new_ND[:, None].expand(-1, rows.shape[1], -1)
     added = list(embedded)
     highest = int(classes.ids.max())
     more = dataclasses.replace(
@@ -136,7 +145,7 @@ def add_embedded(
         removed=[name for name in classes.removed if name not in embedded],
         groups=None if classes.groups is None else [*classes.groups, *([] for _ in added)],
     )
-    return _changed(content, more, torch.cat([rows_CD, new_ND.to(rows_CD.dtype)]))
+    return _changed(content, more, torch.cat([rows, new.to(rows.dtype)]))
 
 
 def _fitted(head: Head, means_ND: Tensor, embedded: Sequence[Sequence[Embedded]]) -> Tensor:
@@ -176,7 +185,22 @@ def neighbors(content: dict[str, Any], count: int) -> list[list[tuple[int, float
 
 
 def class_table(content: dict[str, Any]) -> Tensor:
-    """Returns the class table (C, D) of a checkpoint's content. Raises ValueError if its head has none."""
+    """Returns the class table (C, D) of a checkpoint's content, of several prototypes their mean direction.
+
+    Raises:
+        ValueError: its head has no table.
+    """
+    rows = _rows(content)
+    return rows if rows.dim() == 2 else F.normalize(rows.mean(1), dim=1)
+
+
+def has_table(content: dict[str, Any]) -> bool:
+    """Returns whether the head of a checkpoint's content has a class table."""
+    return any(name in content["model"] for name in TABLES)
+
+
+def _rows(content: dict[str, Any]) -> Tensor:
+    """Returns the table as it is stored, (C, D) or (C, k, D). Raises ValueError if the head has none."""
     for name in TABLES:
         if name in content["model"]:
             return content["model"][name]
@@ -186,10 +210,20 @@ def class_table(content: dict[str, Any]) -> Tensor:
     )
 
 
-def _changed(content: dict[str, Any], classes: ModelClasses, rows_CD: Tensor) -> dict[str, Any]:
-    """Returns the content with these classes and the rows of their embeddings."""
+def _require_one_row(content: dict[str, Any], action: str) -> None:
+    """Raises ValueError if classes have several prototypes."""
+    prototypes = content["model"][PROTOTYPES].shape[1] if PROTOTYPES in content["model"] else 1
+    if prototypes > 1:
+        raise ValueError(
+            f"{content['location']} has {prototypes} prototypes a class, and {action} takes one vector a class: train it with "
+            "model.prototypes = 1"
+        )
+
+
+def _changed(content: dict[str, Any], classes: ModelClasses, rows: Tensor) -> dict[str, Any]:
+    """Returns the content with these classes and the rows of their embeddings, as they are stored."""
     (name,) = (name for name in TABLES if name in content["model"])
-    model = {**content["model"], name: rows_CD.clone()}
+    model = {**content["model"], name: rows.clone()}
     left = {key: value for key, value in content.items() if key not in ("optimizer", "location")}
     record = dataclasses.replace(classes, edited=True).record()
     return {**left, "model": model, "num_classes": len(classes), "classes": record}

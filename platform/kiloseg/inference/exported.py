@@ -47,10 +47,12 @@ class Predictor(PaddedNetwork):
         outputs = self.segmenter(images_B3HW)
         table = self.segmenter.head.table
         rows_CD = None if table is None else F.normalize(table(), dim=1)
-        num_classes = self.segmenter.num_classes
-        chunk = max(MIN_CHUNK, -(-num_classes // MAX_CHUNKS))
+        # A class may have several rows, of which the nearest decides.
+        per_class = self.segmenter.head.rows_per_class
+        num_scores = self.segmenter.num_classes * per_class
+        chunk = max(MIN_CHUNK, -(-num_scores // MAX_CHUNKS))
         best_BHW = labels_BHW = None
-        for start in range(0, num_classes, chunk):
+        for start in range(0, num_scores, chunk):
             if rows_CD is None:
                 scores_Bchw = outputs[:, start : start + chunk]
             else:
@@ -65,6 +67,8 @@ class Predictor(PaddedNetwork):
                 best_BHW = torch.where(better_BHW, values_BHW, best_BHW)
                 labels_BHW = torch.where(better_BHW, ids_BHW + start, labels_BHW)
         assert labels_BHW is not None, "a model has classes"
+        if per_class > 1:
+            labels_BHW = labels_BHW.div(per_class, rounding_mode="floor")
         # A slice would make torch.export guard that it leaves something out, as it does in the example.
         for dim in (1, 2):
             labels_BHW = labels_BHW.index_select(dim, torch.arange(images.shape[dim + 1], device=images.device))

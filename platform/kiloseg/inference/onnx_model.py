@@ -71,9 +71,9 @@ def onnx_model(model: TrainedModel, *, opset: int = DEFAULT_OPSET) -> bytes:
             f"--opset {opset}: the exporter wrote opset {found}, since the model has operators that it cannot convert; "
             f"use --opset {found}"
         )
-    table = model.segmenter.head.table
-    rows = None if table is None else numpy_helper.from_array(table().detach().float().cpu().numpy())
-    proto = with_search(proto, rows)
+    head = model.segmenter.head
+    rows = None if head.table is None else numpy_helper.from_array(head.table().detach().float().cpu().numpy())
+    proto = with_search(proto, rows, rows_per_class=head.rows_per_class)
     _name_sizes(proto.graph)
     onnx.helper.set_model_props(proto, _metadata(model))
     if proto.ByteSize() > MAX_BYTES:

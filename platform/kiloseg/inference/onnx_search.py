@@ -47,7 +47,7 @@ search (uint8[batch, 3, height, width] images, float[batch, N, h, w] {outputs} {
     num_chunks = Squeeze (num_chunks_1, zero_axis)
     best_before = ConstantOfShape <value = float[1] {{-3.4e38}}> (shape_3)
     labels_before = ConstantOfShape <value = int64[1] {{0}}> (shape_3)
-    best, labels = Loop (num_chunks, , best_before, labels_before) <body = one_chunk (
+    best, {found} = Loop (num_chunks, , best_before, labels_before) <body = one_chunk (
         int64 number, bool go_on, float[batch, height, width] best_in, int64[batch, height, width] labels_in
     ) => (bool go_on_out, float[batch, height, width] best_out, int64[batch, height, width] labels_out) {{
         go_on_out = Identity (go_on)
@@ -67,6 +67,7 @@ search (uint8[batch, 3, height, width] images, float[batch, N, h, w] {outputs} {
         best_out = Where (better, values, best_in)
         labels_out = Where (better, ids, labels_in)
     }}>
+    {classes}
 }}
 """
 _TABLE_SETUP = """
@@ -91,14 +92,21 @@ _LOGITS_SCORES = """
         chunk_classes = Shape <start = 1, end = 2> (scores_Bchw)
 """
 
+_CLASSES_OF_ROWS = """
+    rows_per_class = Constant <value_ints = [{rows_per_class}]> ()
+    labels = Div (nearest_rows, rows_per_class)
+"""
 
-def search_graph(*, table: bool) -> onnx.GraphProto:
+
+def search_graph(*, table: bool, rows_per_class: int = 1) -> onnx.GraphProto:
     """Returns a graph from "images" (uint8, B 3 H W) and the network's outputs to "labels" (int64, B H W, 0 to C - 1).
 
     Args:
         table: whether the outputs are "embeddings" (float, B D h w), which are compared with the rows of "table" (float, C D);
             else they are "logits" (float, B C h w).
+        rows_per_class: the number of rows of each class in the table, which follow each other; the nearest row decides.
     """
+    several = rows_per_class > 1
     text = _GRAPH.format(
         outputs="embeddings" if table else "logits",
         table=", float[C, D] table" if table else "",
@@ -107,6 +115,8 @@ def search_graph(*, table: bool) -> onnx.GraphProto:
         stride=STRIDE,
         stride_less_one=STRIDE - 1,
         chunk_scores=CHUNK_SCORES,
+        found="nearest_rows" if several else "labels",
+        classes=_CLASSES_OF_ROWS.format(rows_per_class=rows_per_class) if several else "",
     )
     return _prefixed(parser.parse_graph(text), kept={"images", "embeddings", "logits", "table", "labels", ""})
 
@@ -128,21 +138,25 @@ def _prefixed(graph: onnx.GraphProto, kept: set[str]) -> onnx.GraphProto:
     return graph
 
 
-def with_search(model: onnx.ModelProto, table_CD: onnx.TensorProto | None) -> onnx.ModelProto:
+def with_search(
+    model: onnx.ModelProto, table_CD: onnx.TensorProto | None, *, rows_per_class: int = 1
+) -> onnx.ModelProto:
     """Adds the search to a model of the network, whose outputs are kept beside the labels.
 
     Args:
         model: a model from "images" to "embeddings" or "logits"; it is changed.
         table_CD: the class table, which becomes an input named "table" with this default; None for logits.
+        rows_per_class: as `search_graph` takes it.
     """
-    added = search_graph(table=table_CD is not None)
+    added = search_graph(table=table_CD is not None, rows_per_class=rows_per_class)
     graph = model.graph
     graph.node.extend(added.node)
     if table_CD is not None:
         table_CD.name = "table"
         graph.initializer.append(table_CD)
         dim = table_CD.dims[1]
-        graph.input.append(helper.make_tensor_value_info("table", onnx.TensorProto.FLOAT, ["classes", dim]))
+        dim_name = "classes" if rows_per_class == 1 else "rows"
+        graph.input.append(helper.make_tensor_value_info("table", onnx.TensorProto.FLOAT, [dim_name, dim]))
     labels = helper.make_tensor_value_info("labels", onnx.TensorProto.INT64, ["batch", "height", "width"])
     outputs = list(graph.output)
     del graph.output[:]

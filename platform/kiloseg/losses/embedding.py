@@ -94,7 +94,7 @@ def embedding_cross_entropy(
         ValueError: Shapes do not match, labels are not int64 or not classes, or there are more negatives than
             other classes.
     """
-    _check(pixels_BDhw, table_CD, labels_BHW, ignore_index)
+    check_batch(pixels_BDhw, table_CD, labels_BHW, ignore_index)
     device = pixels_BDhw.device
     resolved = resolve_negatives(negatives, len(table_CD))
     setting = _Setting(
@@ -129,7 +129,8 @@ def _choose_backend(
     return "cpu kernel" if not weighted and cpu_backend.supports(pixels_BDhw, negatives) else "torch"
 
 
-def _check(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, ignore_index: int) -> None:
+def check_batch(pixels_BDhw: Tensor, table_CD: Tensor, labels_BHW: Tensor, ignore_index: int) -> None:
+    """Raises ValueError if shapes do not match, or labels are not int64 or not classes."""
     if pixels_BDhw.dim() != 4 or table_CD.dim() != 2 or pixels_BDhw.shape[1] != table_CD.shape[1]:
         raise ValueError(
             f"pixels of shape {tuple(pixels_BDhw.shape)} with a table of shape {tuple(table_CD.shape)}: "
@@ -180,7 +181,9 @@ class _EmbeddingCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         grad_pixels, grad_rows = ctx.saved_tensors
-        return grad_pixels * grad_loss, grad_rows * grad_loss, None, None
+        # A table of prototypes gets no gradient.
+        grad_rows = grad_rows * grad_loss if ctx.needs_input_grad[1] else None
+        return grad_pixels * grad_loss, grad_rows, None, None
 
 
 def _loss_in_blocks(

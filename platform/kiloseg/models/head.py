@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from kiloseg.config import HEADS, HeadSettings, Loss, Model
-from kiloseg.models.class_table import ClassTable
+from kiloseg.models.class_table import ClassTable, PrototypeTable
 
 
 class HeadLoss(NamedTuple):
@@ -58,8 +58,10 @@ class Head(ABC, nn.Module):
         ValueError: the settings cannot work with this many classes.
     """
 
-    table: ClassTable | None
-    """The table with the embedding of every class, or None for heads that have no table."""
+    table: ClassTable | PrototypeTable | None
+    """The table with the embeddings of every class, or None for heads that have no table. Calling it returns the rows."""
+    rows_per_class: int = 1
+    """The number of rows of each class in the table; those of a class follow each other."""
     ranks = False
     """Whether `candidates` can return more than one class."""
 
@@ -137,6 +139,10 @@ class Head(ABC, nn.Module):
         if self.class_weights_C is None:
             return known_BHW.sum().float()
         return self.class_weights_C[labels_BHW.clamp(min=0)].mul_(known_BHW).sum()
+
+    def finish_step(self) -> None:
+        """Updates what is not learned by gradient, after an optimization step. Every worker calls this."""
+        return None
 
     def undecayed(self) -> Iterable[nn.Parameter]:
         """Returns parameters of more than one dimension that are exempt from weight decay."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
+import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -21,8 +22,10 @@ from kiloseg.losses import (
     dense_cross_entropy,
     embedding_cross_entropy,
     official_cross_entropy,
+    prototype_cross_entropy,
+    prototype_terms,
 )
-from kiloseg.models.class_table import ClassTable
+from kiloseg.models.class_table import ClassTable, PrototypeTable
 from kiloseg.models.head import Candidates as Candidates
 from kiloseg.models.head import Head as Head
 from kiloseg.models.head import HeadLoss as HeadLoss
@@ -39,7 +42,7 @@ class EmbeddingHead(Head):
     Source: https://arxiv.org/abs/2012.07489.
     """
 
-    table: ClassTable
+    table: ClassTable | PrototypeTable
     ranks = True
     takes_class_weights = True
 
@@ -47,7 +50,12 @@ class EmbeddingHead(Head):
         super().__init__(model, loss, num_classes)
         loss.negatives.check_classes(num_classes)
         self.normalize_early = model.normalize_early
-        self.table = ClassTable(num_classes, model.embed_dim)
+        self.table = self.make_table(model, num_classes)
+
+    @staticmethod
+    def make_table(model: Model, num_classes: int) -> ClassTable | PrototypeTable:
+        """Returns a new table."""
+        return ClassTable(num_classes, model.embed_dim)
 
     @staticmethod
     def num_outputs(model: Model, num_classes: int) -> int:
@@ -85,19 +93,21 @@ class EmbeddingHead(Head):
     @torch.no_grad()
     def predict(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Tensor:
         """Predicts the nearest class; see `kiloseg.models.nearest_class`."""
-        return nearest_class(outputs_BNhw, self.table(), size=size)
+        return nearest_class(outputs_BNhw, self.table(), size=size, rows_per_class=self.rows_per_class)
 
     @torch.no_grad()
     def predict_confidence(self, outputs_BNhw: Tensor, size: tuple[int, int]) -> Prediction:
         """Predicts the nearest class and its probability against the second nearest under the logits used in training."""
-        nearest = nearest_two(outputs_BNhw, self.table(), size=size)
+        nearest = nearest_two(outputs_BNhw, self.table(), size=size, rows_per_class=self.rows_per_class)
         margin_BHW = self._logits(nearest.cosine) - self._logits(nearest.runner_up_cosine)
         return Prediction(nearest.labels, margin_BHW.sigmoid_())
 
     @torch.no_grad()
     def candidates(self, outputs_BNhw: Tensor, size: tuple[int, int], count: int) -> Candidates:
         """Finds the nearest classes; the familiarity is the cosine of the nearest."""
-        labels_KBHW, cosines_KBHW = nearest_several(outputs_BNhw, self.table(), size=size, count=count)
+        labels_KBHW, cosines_KBHW = nearest_several(
+            outputs_BNhw, self.table(), size=size, count=count, rows_per_class=self.rows_per_class
+        )
         return Candidates(labels_KBHW, self._logits(cosines_KBHW), cosines_KBHW[0])
 
     def _logits(self, cosine: Tensor) -> Tensor:
@@ -121,6 +131,70 @@ class OfficialHead(EmbeddingHead):
             temperature=self.settings.temperature,
             class_weights_C=self.class_weights_C,
         )
+
+
+@register_head("prototype")
+class PrototypeHead(EmbeddingHead):
+    """Uses several prototypes per class, which are running means of its pixels, and predicts the class of the nearest prototype.
+
+    Prototypes get no gradient. In each step, the labeled feature cells are assigned to the prototypes of their class; those that
+    the model labels rightly, as in the paper's code, are averaged, and the prototypes follow the means (`finish_step`).
+
+    Source: https://arxiv.org/abs/2203.15102. docs/method.md says what differs from its code.
+    """
+
+    table: PrototypeTable
+
+    def __init__(self, model: Model, loss: Loss, num_classes: int) -> None:
+        super().__init__(model, loss, num_classes)
+        self.rows_per_class = model.prototypes
+        self._sums_CkD: Tensor | None = None
+        """The sums of unit embeddings that prototypes follow after the step; None before the first part of its batch."""
+
+    @staticmethod
+    def make_table(model: Model, num_classes: int) -> PrototypeTable:
+        """Returns a table of prototypes that are drawn at random."""
+        return PrototypeTable(num_classes, model.prototypes, model.embed_dim)
+
+    def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
+        """Computes cross-entropy over classes, and the terms that draw feature cells to their own prototypes.
+
+        In training mode, the cells are also summed up for `finish_step`.
+        """
+        settings, rows_CkD, weights_C = self.settings, self.table.rows_CkD, self.class_weights_C
+        loss = prototype_cross_entropy(
+            outputs_BNhw, rows_CkD, labels_BHW, temperature=settings.temperature, class_weights_C=weights_C
+        )
+        terms = prototype_terms(
+            outputs_BNhw, rows_CkD, labels_BHW, temperature=settings.temperature, class_weights_C=weights_C
+        )
+        if self.training:
+            self._add_cells(outputs_BNhw.detach(), terms.row_Bhw)
+        loss = loss + settings.prototype_contrast * terms.contrast + settings.prototype_distance * terms.distance
+        return HeadLoss(loss, None)
+
+    @torch.no_grad()
+    def _add_cells(self, outputs_BNhw: Tensor, row_Bhw: Tensor) -> None:
+        """Adds the cells that the model labels rightly to the sums of their rows."""
+        rows_CkD = self.table.rows_CkD
+        if self._sums_CkD is None:
+            self._sums_CkD = torch.zeros_like(rows_CkD)
+        height, width = row_Bhw.shape[1:]
+        own_Bhw = row_Bhw.div(self.rows_per_class, rounding_mode="floor")
+        right_P = (self.predict(outputs_BNhw, (height, width)) == own_Bhw).flatten()
+        units_PD = F.normalize(outputs_BNhw.to(rows_CkD.dtype), dim=1).permute(0, 2, 3, 1).flatten(0, 2)
+        # Cells without a label have row -1, and no prediction is equal to that.
+        self._sums_CkD.flatten(0, 1).index_add_(0, row_Bhw.flatten().clamp(min=0), units_PD * right_P[:, None])
+
+    @torch.no_grad()
+    def finish_step(self) -> None:
+        """Moves prototypes towards the means of the cells of all parts of the batch and all workers."""
+        sums_CkD, self._sums_CkD = self._sums_CkD, None
+        if sums_CkD is None:
+            return
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.all_reduce(sums_CkD)
+        self.table.follow(sums_CkD, self.settings.prototype_momentum)
 
 
 @register_head("dense")

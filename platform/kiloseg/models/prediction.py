@@ -36,7 +36,7 @@ class Nearest(NamedTuple):
 
 
 @torch.no_grad()
-def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Tensor:
+def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int], rows_per_class: int = 1) -> Tensor:
     """Finds every pixel's nearest class at full resolution: argmin_c ||o - e_c||, for unit vectors argmax_c o.e_c.
 
     It works in blocks of rows and tiles of classes: a C-channel map never exists at any resolution, and besides the labels,
@@ -47,10 +47,16 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
         pixels_BDhw: the output of the embedding head.
         table_CD: the class table; rows are normalized here.
         size: (H, W) of the labels.
+        rows_per_class: the number of rows of a class, which follow each other in the table; the nearest row decides.
 
     Returns:
         int64 labels of shape (B, H, W).
     """
+    rows_BHW = _nearest_row(pixels_BDhw, table_CD, size)
+    return rows_BHW if rows_per_class == 1 else rows_BHW.div_(rows_per_class, rounding_mode="floor")
+
+
+def _nearest_row(pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int]) -> Tensor:
     if upsampled_search.supports(pixels_BDhw, size, 1, len(table_CD)):
         labels_KBHW, _ = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, 1, wants_cosines=False)
         return labels_KBHW[0]
@@ -61,21 +67,24 @@ def nearest_class(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int
 
 
 @torch.no_grad()
-def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int]) -> Nearest:
+def nearest_two(pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int], rows_per_class: int = 1) -> Nearest:
     """Finds the nearest class as `nearest_class` does, and the second nearest, each with its cosine.
 
     Raises:
         ValueError: the table has fewer than 2 classes.
     """
-    if len(table_CD) < 2:
-        raise ValueError(f"a table of {len(table_CD)} class: expected at least 2, since one class has no runner-up")
-    labels_KBHW, cosines_KBHW = nearest_several(pixels_BDhw, table_CD, size=size, count=2)
+    num_classes = len(table_CD) // rows_per_class
+    if num_classes < 2:
+        raise ValueError(f"a table of {num_classes} class: expected at least 2, since one class has no runner-up")
+    labels_KBHW, cosines_KBHW = nearest_several(
+        pixels_BDhw, table_CD, size=size, count=2, rows_per_class=rows_per_class
+    )
     return Nearest(labels_KBHW[0], cosines_KBHW[0], labels_KBHW[1], cosines_KBHW[1])
 
 
 @torch.no_grad()
 def nearest_several(
-    pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int], count: int
+    pixels_BDhw: Tensor, table_CD: Tensor, *, size: tuple[int, int], count: int, rows_per_class: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Finds the `count` nearest classes of every pixel, as `nearest_class` finds one.
 
@@ -84,6 +93,8 @@ def nearest_several(
         table_CD: the class table; rows are normalized here.
         size: (H, W) of the labels.
         count: the number K of classes, 1 to C.
+        rows_per_class: the number of rows of a class, which follow each other in the table; the cosine of a class is that of its
+            nearest row. More than one are compared at every pixel, without a kernel.
 
     Returns:
         int64 labels and float32 cosines, both (K, B, H, W), the nearest class first.
@@ -91,16 +102,17 @@ def nearest_several(
     Raises:
         ValueError: the table does not have that many classes.
     """
-    if not 1 <= count <= len(table_CD):
-        raise ValueError(f"count = {count}: expected 1 to {len(table_CD)}, the number of classes in the table")
-    if upsampled_search.supports(pixels_BDhw, size, count, len(table_CD)):
+    num_classes = len(table_CD) // rows_per_class
+    if not 1 <= count <= num_classes:
+        raise ValueError(f"count = {count}: expected 1 to {num_classes}, the number of classes in the table")
+    if rows_per_class == 1 and upsampled_search.supports(pixels_BDhw, size, count, len(table_CD)):
         found = upsampled_search.best_classes(pixels_BDhw, _unit_rows(table_CD), size, count, wants_cosines=True)
         assert found[1] is not None
         return found[0], found[1]
     shape = (count, len(pixels_BDhw), *size)
     labels_KBHW = torch.empty(shape, dtype=torch.int64, device=pixels_BDhw.device)
     cosines_KBHW = torch.empty(shape, dtype=torch.float32, device=pixels_BDhw.device)
-    for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, count):
+    for image, rows, norm_P1, scores_Pk, ids_Pk in _search(pixels_BDhw, table_CD, size, count, rows_per_class):
         # There are only a few values per pixel: sorting them is cheaper than having the search return them in order.
         cosine_Pk, order_Pk = (scores_Pk / norm_P1).sort(dim=1, descending=True, stable=True)
         labels_KBHW[:, image, rows] = ids_Pk.gather(1, order_Pk).T.reshape(count, -1, size[1])
@@ -118,9 +130,9 @@ def _empty(pixels_BDhw: Tensor, size: tuple[int, int], dtype: torch.dtype) -> Te
 
 
 def _search(
-    pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int], count: int
+    pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int], count: int, rows_per_class: int = 1
 ) -> Iterator[tuple[int, slice, Tensor, Tensor, Tensor]]:
-    """Yields for each block: image, rows, pixel lengths (P, 1), dot products with the nearest table rows, and their ids."""
+    """Yields for each block: image, rows, pixel lengths (P, 1), dot products with the nearest classes, and their ids."""
     B, D, h, w = pixels_BDhw.shape
     with torch.autocast(pixels_BDhw.device.type, enabled=False):
         pixels_BDhw = pixels_BDhw if pixels_BDhw.dtype == torch.float64 else pixels_BDhw.float()
@@ -133,5 +145,5 @@ def _search(
                 # A pixel's own length scales all its scores equally, so the search need not divide by it.
                 pixels_PD = upsampling.rows(columns_hWD, rows, cells)
                 norm_P1 = torch.linalg.vector_norm(pixels_PD, dim=1, keepdim=True).clamp_(min=1e-12)
-                scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count)
+                scores_Pk, ids_Pk = nearest_classes(pixels_PD, rows_DC, count, rows_per_class=rows_per_class)
                 yield one.start, rows, norm_P1, scores_Pk, ids_Pk

@@ -28,6 +28,7 @@ def nearest_classes(
     *,
     exclude_P: Tensor | None = None,
     tile_bytes: int | None = None,
+    rows_per_class: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """Finds the `count` classes with the largest dot product with each pixel, in no particular order; the result is exact.
 
@@ -41,21 +42,26 @@ def nearest_classes(
         exclude_P: a class for each pixel, int64, that must not be found.
         tile_bytes: the target size of the one matrix of scores that is alive at a time; None means
             kiloseg.ops.tiles.TILE_BYTES.
+        rows_per_class: the number of rows of a class, which follow each other in the table; the score of a class is that of its
+            best row. More than one are compared without a kernel, and a second matrix holds the scores of the classes.
 
     Returns:
         The dot products (P, K) and class ids, int64 (P, K).
     """
-    P, C = len(pixels_PD), rows_DC.shape[1]
-    if _cpu_kernel_supports(pixels_PD, rows_DC, count):
+    P, num_rows = len(pixels_PD), rows_DC.shape[1]
+    C = num_rows // rows_per_class
+    if rows_per_class == 1 and _cpu_kernel_supports(pixels_PD, rows_DC, count):
         return _search_by_cpu_kernel(pixels_PD, rows_DC, count, exclude_P)
     found_PK = pixels_PD.new_empty((P, count))
     ids_PK = torch.empty((P, count), dtype=torch.int64, device=pixels_PD.device)
-    size = tile_pixels(C, pixels_PD, tile_bytes)
+    size = tile_pixels(num_rows, pixels_PD, tile_bytes)
     # All tiles share one buffer: fresh memory of this size costs more in page faults than the product itself.
-    scores = pixels_PD.new_empty(min(size, P) * C)
+    scores = pixels_PD.new_empty(min(size, P) * num_rows)
     for tile in tiles(P, size):
         num = tile.stop - tile.start
-        scores_PC = torch.mm(pixels_PD[tile], rows_DC, out=scores[: num * C].view(num, C))
+        scores_PC = torch.mm(pixels_PD[tile], rows_DC, out=scores[: num * num_rows].view(num, num_rows))
+        if rows_per_class > 1:
+            scores_PC = scores_PC.unflatten(1, (C, rows_per_class)).amax(2)
         if exclude_P is not None:
             scores_PC.scatter_(1, exclude_P[tile, None], -torch.inf)
         if count == 1:

@@ -68,6 +68,7 @@ def training_step(
         torch.nn.utils.clip_grad_norm_(model.parameters(), config.optimizer.clip_norm)
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
+    segmenter.head.finish_step()
     return total
 
 

@@ -78,8 +78,8 @@ class Arguments(cli.Preset):
     classes: tuple[int, ...] = (64, 256, 1024, 1536)
     """The class counts, including the background."""
     heads: tuple[str, ...] = ("embedding:random", "dense", "official", "official:paper")
-    """The heads: dense; embedding:KIND; official, the paper's loss with the embedding dimension of the run; official:paper, with
-    the 12 dimensions and 7 negatives of the paper."""
+    """The heads: dense; embedding:KIND; prototype; official, the paper's loss with the embedding dimension of the run;
+    official:paper, with the 12 dimensions and 7 negatives of the paper."""
     seeds: tuple[int, ...] = (0,)
     """The seeds; each gets its own run."""
     hours: float = 6.0
@@ -237,7 +237,7 @@ def main(arguments: Arguments) -> None:
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
     done = {tuple(row[name] for name in COLUMNS[:4]) for row in read_rows(arguments.results)}
     for head, config in cells(arguments):
-        dim = config.model.embed_dim if config.model.head == "embedding" else ""
+        dim = config.model.embed_dim if config.model.head in ("embedding", "prototype") else ""
         kind, count = config.loss.negatives.kind, config.loss.negatives.count
         negatives = "" if dim == "" else kind if kind == "all" else f"{kind} {count}"
         key = {

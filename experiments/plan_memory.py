@@ -62,7 +62,7 @@ class Arguments:
     classes: tuple[int, ...] = (19, 150, 1_284, 10_000, 100_000)
     """The class counts."""
     heads: tuple[str, ...] = ("embedding", "dense")
-    """The heads: dense; embedding, with the run's negatives; or embedding:KIND with a kind of negatives."""
+    """The heads: dense; prototype; embedding, with the run's negatives; or embedding:KIND with a kind of negatives."""
     fit: str = "24GiB"
     """The memory of the card, for the largest batch that fits."""
     size: tuple[int, int] | None = None

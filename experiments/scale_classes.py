@@ -85,7 +85,7 @@ class Arguments(cli.Preset):
     classes: tuple[int, ...] = (16, 64, 256, 1024, 1536)
     """The class counts, including the background."""
     heads: tuple[str, ...] = ("dense", "embedding:all", "embedding:nearest", "embedding:random", "official")
-    """The heads: dense, embedding:KIND with negatives of that kind, or official."""
+    """The heads: dense, embedding:KIND with negatives of that kind, official, or prototype."""
     seeds: tuple[int, ...] = (0, 1, 2)
     """The seeds; each gets its own run."""
     budget: str = "4GiB"

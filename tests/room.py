@@ -2,19 +2,23 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from kiloseg.config import Config, Model
 from kiloseg.models import Segmenter
-from kiloseg.overrides import flatten
+from kiloseg.overrides import flatten, override
 from kiloseg.training.checkpoint import save_checkpoint
 
 
-def save_room(folder: Path, names: Sequence[str]) -> str:
-    """Saves a checkpoint of a network that has not been trained, and returns its path; the first of the names is the background."""
+def save_room(folder: Path, names: Sequence[str], **changes: Any) -> str:
+    """Saves a checkpoint of a network that has not been trained, and returns its path; the first of the names is the background.
+
+    `changes` are settings by dotted names.
+    """
     torch.manual_seed(0)
-    config = Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6))
+    config = override(Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6)), changes)
     classes = {
         "ids": [0, 3, 4, 8, 9], "names": names, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
     }  # fmt: skip

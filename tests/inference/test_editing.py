@@ -14,6 +14,7 @@ from kiloseg.inference import editing
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.loading import classes_of, content_of, model_of
 from kiloseg.inference.row_fitting import fit_rows, outside_weight
+from kiloseg.overrides import head_overrides
 from kiloseg.training.checkpoint import load_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,6 +158,42 @@ def test_fitting_spares_the_pixels_of_trained_classes():
     found = [((each[20:] @ torch.cat([old, fitted]).T).argmax(1) == 9 + n).float().mean() for n, each in enumerate(new)]
     assert share_taken(starts) > 0.3 and share_taken(fitted) < 0.01
     assert min(found) > 0.9
+
+
+@pytest.mark.parametrize("k", [1, 3])
+def test_classes_of_several_prototypes(k, tmp_path, capsys):
+    """They are listed, renamed, removed and added to with all their prototypes; what takes one vector a class says so."""
+    source = save_room(tmp_path / "model", NAMES, **head_overrides("prototype"), **{"model.prototypes": k})
+    content = content_of(source)
+    before = content["model"]["head.table.rows_CkD"]
+    cli.main(["classes", source, "list"])
+    shown = capsys.readouterr().out.splitlines()
+    means = F.normalize(before.mean(1), dim=1)
+    cosine = (means @ means.T).fill_diagonal_(-2)
+    assert f"({NAMES[cosine[1].argmax()]}, {cosine[1].max():.2f})" in shown[2]
+
+    pixels, mask = scene(np.random.default_rng(3), (250, 20, 20))
+    fewer = editing.rename(editing.remove(content, ["lamp"]), "cup", "mug")
+    changed = editing.add(fewer, {"brick": [(pixels, mask)]})
+    rows = changed["model"]["head.table.rows_CkD"]
+    assert torch.equal(rows[:4], before[[0, 1, 2, 4]]) and rows.shape == (5, k, 6)
+    assert torch.equal(rows[4], rows[4, :1].expand(k, -1))
+    model = model_of(changed, source)
+    result = model(pixels)
+    assert model.classes.names == ["background", "mug", "chair", "plant", "brick"]
+    assert (result.labels[mask > 0] == 4).mean() > 0.5 and result.confidence.min() >= 0.5
+
+    if k == 1:
+        merged = editing.merge(content, "cup", ["lamp"])["model"]["head.table.rows_CkD"]
+        torch.testing.assert_close(merged[1, 0], F.normalize(before[1, 0] + before[3, 0], dim=0))
+        assert editing.add(content, {"x": [(pixels, mask)]}, fit=True)["num_classes"] == 6
+        return
+    with pytest.raises(ValueError, match="has 3 prototypes a class, and merge takes one vector a class: train it with"):
+        editing.merge(content, "cup", ["lamp"])
+    with pytest.raises(
+        ValueError, match="has 3 prototypes a class, and add --fit takes one vector a class: train it with"
+    ):
+        editing.add(content, {"x": [(pixels, mask)]}, fit=True)
 
 
 def test_names_of_changed_classes_are_kept_for_data_that_has_them(source, tmp_path):

@@ -133,7 +133,7 @@ def opset_of(proto):
     return version
 
 
-@pytest.mark.parametrize(("head", "refused"), [("embedding", 17), ("dense", 24)])
+@pytest.mark.parametrize(("head", "refused"), [("embedding", 17), ("dense", 24), ("prototype", 24)])
 def test_heads_and_the_opsets_that_a_refusal_names(head, refused, source, tmp_path):
     opset = opset_named(["export", source, "--format", "onnx", "--out", str(tmp_path / "x"), "--opset", str(refused)])
     model = model_of(head, 40)
@@ -192,7 +192,7 @@ def test_metadata_describe_the_classes(file):
     )
 
 
-@pytest.mark.parametrize("head", ["embedding", "dense"])
+@pytest.mark.parametrize("head", ["embedding", "dense", "prototype"])
 def test_a_program_of_torch(head, tmp_path):
     from kiloseg.inference.exported import torch_program
 

@@ -20,7 +20,7 @@ from kiloseg.data.description import read_info, write_info
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import validation_batches
 from kiloseg.memory import plan, plan_evaluation
-from kiloseg.models.heads import EmbeddingHead
+from kiloseg.models.heads import EmbeddingHead, PrototypeHead
 from kiloseg.overrides import override
 from kiloseg.storage.errors import DataError
 from kiloseg.training import loop
@@ -394,11 +394,11 @@ def test_bad_samples_of_all_workers_are_named(quick, squares, tmp_path, on_two_w
 class PerPixel(torch.nn.Module):
     """A network without batch statistics, so that halves of a batch give the same outputs as the whole."""
 
-    def __init__(self, loss):
+    def __init__(self, loss, head=EmbeddingHead):
         super().__init__()
         torch.manual_seed(0)
         self.network = torch.nn.Conv2d(3, 4, 1)
-        self.head = EmbeddingHead(Model(embed_dim=4), loss, 5)
+        self.head = head(Model(embed_dim=4, prototypes=1), loss, 5)
 
     def forward(self, images):
         return self.head(self.network(images.float()))
@@ -416,20 +416,23 @@ def stepped(model, batch, config, world):
     mean_loss = RunningMean(torch.device("cpu"))
     mean_loss.add(training_step(config, model, torch.optim.SGD(model.parameters(), lr=1.0), *batch, world=world))
     mean_loss.average(world)
-    return [mean_loss.value(1), *(parameter.detach().tolist() for parameter in model.parameters())]
+    return [mean_loss.value(1), *(tensor.tolist() for tensor in model.state_dict().values())]
 
 
-def step_in_group(rank, world, config):
+def step_in_group(rank, world, config, head):
     images, labels = uneven_batch()
     mine = slice(2 * rank, 2 * rank + 2)
-    return stepped(DistributedDataParallel(PerPixel(config.loss)), Batch(images[mine], labels[mine]), config, world)
+    model = DistributedDataParallel(PerPixel(config.loss, head))
+    return stepped(model, Batch(images[mine], labels[mine]), config, world)
 
 
+@pytest.mark.parametrize("head", [EmbeddingHead, PrototypeHead])
 @pytest.mark.parametrize("parts", [None, 1])
-def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick, on_two_workers, parts):
-    whole = stepped(PerPixel(quick.loss), uneven_batch(), quick, 1)
-    start = [None, *(parameter.detach().tolist() for parameter in PerPixel(quick.loss).parameters())]
-    first, second = on_two_workers(step_in_group, override(quick, {"trainer.micro_batch_size": parts}))
+def test_step_of_two_workers_equals_one_worker_with_the_whole_batch(quick, on_two_workers, parts, head):
+    quick = override(quick, {"loss.prototype_momentum": 0.5})
+    whole = stepped(PerPixel(quick.loss, head), uneven_batch(), quick, 1)
+    start = [None, *(tensor.tolist() for tensor in PerPixel(quick.loss, head).state_dict().values())]
+    first, second = on_two_workers(step_in_group, override(quick, {"trainer.micro_batch_size": parts}), head)
     for mine, other, expected, before in zip(first, second, whole, start, strict=True):
         torch.testing.assert_close(torch.tensor(mine), torch.tensor(expected), rtol=1e-5, atol=1e-6)
         assert mine == other

@@ -32,11 +32,11 @@ def begun(config):
 
 @pytest.fixture(scope="module")
 def trained(squares, tmp_path_factory):
-    """Checkpoints of an embedding and of a dense head, by its name."""
+    """Checkpoints of an embedding, a dense and a prototype head, by its name."""
     from conftest import quick_run
 
     runs = {}
-    for head in ("embedding", "dense"):
+    for head in ("embedding", "dense", "prototype"):
         config = quick_run(squares, tmp_path_factory.mktemp(head) / "train")
         runs[head] = override(config, {"model.head": head, "trainer.steps": 2, "trainer.validate_every": 0})
         train(runs[head], lambda report: None)
@@ -60,19 +60,20 @@ def content(config):
     return load_checkpoint(Path(config.trainer.output) / f"step-{config.trainer.steps:08d}.pt")
 
 
-def test_rows_of_the_table_follow_the_names(trained, renamed):
-    source = trained["embedding"]
+@pytest.mark.parametrize(("head", "table"), [("embedding", "head.table.rows_CD"), ("prototype", "head.table.rows_CkD")])
+def test_rows_of_the_table_follow_the_names(trained, renamed, head, table):
+    source = trained[head]
     config = override(source, {"data.path": renamed, "model.weights": source.trainer.output, "trainer.seed": 5})
     model, origin = begun(config)
     plain, _ = begun(override(config, {"model.weights": "none"}))
     stored = content(source)["model"]
-    rows, there, fresh = (state["head.table.rows_CD"] for state in (model, stored, plain))
+    rows, there, fresh = (state[table] for state in (model, stored, plain))
     for mine, theirs in {0: 0, 1: 5, 3: 1, 5: 2}.items():
         assert torch.equal(rows[mine], there[theirs])
     for new in (2, 4):
         assert torch.equal(rows[new], fresh[new]) and not torch.equal(rows[new], there[new])
     for name, tensor in model.items():
-        if name != "head.table.rows_CD":
+        if name != table:
             assert torch.equal(tensor, stored[name]), name
     assert origin.startswith(f"starts from {source.trainer.output}/step-00000002.pt (fpn over test_resnet at step 2)")
     assert "4 of 6 classes start from the 6 there, by name" in origin

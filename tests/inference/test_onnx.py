@@ -192,11 +192,11 @@ def test_metadata_describe_the_classes(file):
     )
 
 
-@pytest.mark.parametrize("head", ["embedding", "dense", "prototype"])
-def test_a_program_of_torch(head, tmp_path):
+@pytest.mark.parametrize(("head", "num_classes"), [("embedding", 150), ("dense", 150), ("prototype", 15)])
+def test_a_program_of_torch(head, num_classes, tmp_path):
     from kiloseg.inference.exported import torch_program
 
-    model = model_of(head, 150)
+    model = model_of(head, num_classes)  # prototypes are ten a class
     (tmp_path / "mine.pt2").write_bytes(torch_program(model))
     extra = {"classes.json": ""}
     program = torch.export.load(tmp_path / "mine.pt2", extra_files=extra)

@@ -48,13 +48,14 @@ from kiloseg.data.description import read_info
 from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS
 from kiloseg.training.loop import train
+from kiloseg.tuning.early_stopping import scheduler_of
 from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
 from kiloseg.tuning.ray_workarounds.environment import TUNE_VARIABLES
 from kiloseg.tuning.ray_workarounds.quiet import QUIET_VARIABLES, hide_token_message
 from kiloseg.tuning.reports import METRIC, STEP
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
-from kiloseg.tuning.search import Search, sampler_of, scheduler_of
-from kiloseg.tuning.searcher import BudgetedSearcher
+from kiloseg.tuning.search import Search
+from kiloseg.tuning.searcher import BudgetedSearcher, sampler_of
 
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS = (

@@ -18,6 +18,7 @@ choices are dimension 12, 7 nearest negatives, temperature 20 and distance logit
     python experiments/tune_embed_dim.py ... --confirm 3          train the best three again with three seeds each
     python experiments/tune_embed_dim.py ... --resume             the same flags: go on with the newest study
     python experiments/tune_embed_dim.py ... --resume --num-trials 60
+    python experiments/tune_embed_dim.py ... --share mine         the same flags on several machines: one search
 
 Expected: see experiments/LOG.md.
 """
@@ -143,6 +144,8 @@ def report(result: StudyResult, num_classes: int, data: str, within_gib: float |
             print(f"\ntrial {row.trial} ({row.outcome}): {row.error.strip().splitlines()[-1]}")
     if result.sampled is not None and (passed_over := len(infeasible_trials(result.sampled))):
         print(f"\n{passed_over} settings did not fit the memory budget and were not launched")
+    if result.shared is not None:
+        print(f"\n{result.shared}")
     if best_row(result.rows) is None:
         raise SystemExit("\nno trial reached a validation; see the errors above")
     if result.confirmed:

@@ -9,8 +9,9 @@ from trial_rows import row
 
 from kiloseg.overrides import override
 from kiloseg.tuning.confirmation import confirmation_table, confirmations, points_to_repeat
+from kiloseg.tuning.early_stopping import first_rung, scheduler_of
 from kiloseg.tuning.grid import complete_points
-from kiloseg.tuning.search import Search, _first_rung, scheduler_of
+from kiloseg.tuning.search import Search
 from kiloseg.tuning.space import Space, choice
 
 
@@ -71,7 +72,7 @@ def test_first_rung_is_the_first_validation_after_warm_up(quick, every, warmup, 
     base = override(quick, {"trainer.steps": 200, "trainer.validate_every": every, "optimizer.warmup_steps": warmup})
     dimensions = (choice("optimizer.warmup_steps", searched),) if searched else ()
     space = Space(base, dimensions)
-    assert _first_rung(space) == expected
+    assert first_rung(space) == expected
     scheduler = scheduler_of(Search(name="s"), space)
     if expected:
         rungs = scheduler._brackets[0]._rungs

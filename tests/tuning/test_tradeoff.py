@@ -8,10 +8,11 @@ import pytest
 from trial_rows import ROWS, row
 
 from kiloseg.config import Config
+from kiloseg.tuning.early_stopping import scheduler_of
 from kiloseg.tuning.objectives import MEMORY, OBJECTIVES, TIME, pareto_front
 from kiloseg.tuning.ranking import best_row
-from kiloseg.tuning.search import Search, sampler_of, scheduler_of
-from kiloseg.tuning.searcher import BudgetedSearcher
+from kiloseg.tuning.search import Search
+from kiloseg.tuning.searcher import BudgetedSearcher, sampler_of
 from kiloseg.tuning.space import Space, choice, log
 from kiloseg.tuning.summary import front_figure
 

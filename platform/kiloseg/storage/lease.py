@@ -116,6 +116,15 @@ class Lease:
         self._folder.write(FILE, json.dumps(sign).encode())
 
 
+def is_held(folder: Folder) -> bool:
+    """Returns whether a process seems to hold the lease of a study's folder: it lives, or renewed its lease within a minute."""
+    holder = _read(folder)
+    if holder is None:
+        return False
+    age_s = time.time() - holder["time"]
+    return not _is_gone(holder, age_s) if holder["host"] == _machine() else age_s < LAPSES_AFTER_S
+
+
 _REMEDY = "wait for it to end, or start your own study without --resume"
 
 

@@ -8,15 +8,18 @@ import re
 import secrets
 import shlex
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from kiloseg.config import Config
 from kiloseg.overrides import MAY_DIFFER, differences, flatten, renamed
 from kiloseg.storage.filesystems import Folder, inside, open_folder
+from kiloseg.storage.lease import is_held
 
 PLAN = "study.json"
 """Name of the file in a study's folder that holds the study's plan."""
+TABLE = "trials.csv"
+"""Name of the file in an ended study's folder that holds the table of its trials."""
 TRIALS = "num_trials"
 """Key in the plan of a search that holds its number of trials."""
 STAMP = r"-\d{8}-\d{6}(-[0-9a-f]{4})?"
@@ -24,7 +27,7 @@ STAMP = r"-\d{8}-\d{6}(-[0-9a-f]{4})?"
 SPACE = "search"
 """Key in a plan that says how a search chooses settings; longer keys with this prefix describe its space."""
 
-LATER = {"budget": "device", "tradeoff": "none", "pack": None}
+LATER = {"budget": "device", "tradeoff": "none", "pack": None, "share": None}
 """Options of a search that did not exist when searches began to have conditions, with their values before they existed."""
 
 
@@ -44,14 +47,41 @@ def newest_id(storage: str, name: str) -> str:
     Raises:
         ValueError: there is no such study.
     """
+    return next(_resumable_ids(storage, name))
+
+
+def idle_id(runs: str, name: str) -> str:
+    """Returns the id of the newest study called `name` that no process runs, of those that have not ended if there are any.
+
+    So drivers of one search, which have one name, are resumed one after the other. If all are being run, it is the newest.
+
+    Args:
+        runs: folder of results, by path or URL.
+        name: as for `new_id`.
+
+    Raises:
+        ValueError: there is no such study.
+    """
+    found = list(_resumable_ids(inside(runs, "ray"), name))
+    places = {study_id: open_folder(inside(runs, f"studies/{study_id}")) for study_id in found}
+    idle = [study_id for study_id in found if not is_held(places[study_id])]
+    unended = [study_id for study_id in idle if TABLE not in places[study_id].entries()]
+    return [*unended, *idle, *found][0]
+
+
+def _resumable_ids(storage: str, name: str) -> Iterator[str]:
+    """Yields the ids of the studies of a name that Ray can resume, the newest first; raises ValueError if there is none."""
     from ray import tune  # takes seconds, and commands that only read a study's table need no Ray
 
     folder = open_folder(storage)
     identity = re.compile(re.escape(name) + STAMP)
-    for found in reversed(folder.entries()):
-        if identity.fullmatch(found) and tune.Tuner.can_restore(inside(storage, found)):
-            return found
-    raise ValueError(f"no study named {name!r} to resume in {folder.name}; start one without --resume")
+    found = [study_id for study_id in folder.entries() if identity.fullmatch(study_id)]
+    resumable = (study_id for study_id in reversed(found) if tune.Tuner.can_restore(inside(storage, study_id)))
+    newest = next(resumable, None)
+    if newest is None:
+        raise ValueError(f"no study named {name!r} to resume in {folder.name}; start one without --resume")
+    yield newest
+    yield from resumable
 
 
 def newest_with(storage: str, name: str, file: str) -> tuple[str, Folder] | None:

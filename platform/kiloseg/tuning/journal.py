@@ -7,15 +7,19 @@ from pathlib import Path
 import optuna
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
 
 from kiloseg.storage.commands import shell
+from kiloseg.tuning.shared_trials import TRIAL
 
 JOURNAL = "optuna.journal"
 """Name of the file in a study's folder."""
 
 
 def write_journal(study: optuna.Study, path: Path, name: str) -> None:
-    """Writes the ended trials of a study, with settings that were not launched, in place of an earlier file.
+    """Writes the ended trials of a study, with settings that did not fit the budget, in place of an earlier file.
+
+    Settings that other drivers of a shared study had tried first are left out: they are failed trials without a trial's id.
 
     Args:
         study: the study as Optuna knows it.
@@ -26,7 +30,8 @@ def write_journal(study: optuna.Study, path: Path, name: str) -> None:
     copy = optuna.create_study(
         study_name=name, storage=JournalStorage(JournalFileBackend(str(path))), directions=study.directions
     )
-    copy.add_trials([trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()])
+    ended = [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    copy.add_trials([trial for trial in ended if trial.state != TrialState.FAIL or TRIAL in trial.user_attrs])
 
 
 def read_journal(path: Path) -> optuna.Study:

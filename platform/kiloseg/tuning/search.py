@@ -11,9 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import optuna
-from optuna.trial import FrozenTrial
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
@@ -21,28 +18,21 @@ from kiloseg.memory import parse_gib
 from kiloseg.overrides import override
 from kiloseg.tuning.cluster import Resources, gpu_share
 from kiloseg.tuning.confirmation import Confirmation, confirmations, points_to_repeat
-from kiloseg.tuning.earlier import start_from
 from kiloseg.tuning.grid import complete_points, run_points
-from kiloseg.tuning.identity import SPACE, TRIALS
-from kiloseg.tuning.memory_budget import DEVICE, MemoryBudget, budget_gib, memory_budget, trials_per_gpu
-from kiloseg.tuning.objectives import OBJECTIVES, Tradeoff
+from kiloseg.tuning.identity import SPACE, TRIALS, idle_id
+from kiloseg.tuning.memory_budget import DEVICE, budget_gib, trials_per_gpu
+from kiloseg.tuning.objectives import Tradeoff
 from kiloseg.tuning.ranking import best_rows
-from kiloseg.tuning.ray_workarounds.asha_rungs import saved_rungs
-from kiloseg.tuning.ray_workarounds.searcher import saved_study
-from kiloseg.tuning.reports import STEP
-from kiloseg.tuning.searcher import BudgetedSearcher, infeasible_trials
+from kiloseg.tuning.search_run import SearchRun
+from kiloseg.tuning.searcher import infeasible_trials
+from kiloseg.tuning.shared_result import shared_result
+from kiloseg.tuning.shared_storage import check_share
 from kiloseg.tuning.space import Space
 from kiloseg.tuning.study import RunningStudy, Study, StudyResult, running_study
 from kiloseg.tuning.trial_row import TrialRow
-from kiloseg.tuning.trials import run_trials
 
 INFEASIBLE = "infeasible_suggestions"
 """Metric of a study in MLflow: how many settings did not fit the memory budget and were not launched."""
-
-
-WARMUP = "optimizer.warmup_steps"
-MORE = "more-"
-"""Start of the names of the parts of a study that hold further trials of a resumption; the number of trials before follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +67,11 @@ class Search(Study):
     luckiest trial. 0: none."""
     confirm_seeds: int = 3
     """How many times to train each of them, 1 or more."""
+    share: str | None = None
+    """Where several drivers meet that search together, each started with the same command: a word, for a journal in the folder of
+    results, which all of them see; or the URL of a database, such as postgresql+psycopg2://HOST/DATABASE#NAME. `num_trials` is
+    then the number of trials of all drivers together; early stopping and `confirm` compare this driver's trials alone. None: this
+    driver searches alone."""
     start_from: str | None = None
     """Name or id of an earlier study. Its results are known to the search if they were made with the same data and settings; if
     not, its best settings are tried first."""
@@ -96,6 +91,8 @@ class Search(Study):
             raise ValueError(
                 f"confirm = {self.confirm}, confirm_seeds = {self.confirm_seeds}: expected 0 or more trials and 1 or more seeds"
             )
+        if self.share is not None:
+            check_share(self.share)
         _ = self.within_gib
         if self.reduction < 2:
             raise ValueError(f"reduction = {self.reduction}: expected 2 or more")
@@ -134,8 +131,9 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
 
     Raises:
         ValueError: a setting or value in `space` or `first` is impossible, there is nothing to resume, the study to resume has
-            another plan, runs are at a URL and there is no MLflow server, or no settings fit the budget.
-        ConnectionError: MLflow cannot be reached.
+            another plan, runs are at a URL and there is no MLflow server, no settings fit the budget, or other drivers of a shared
+            study search something else or need no further trials.
+        ConnectionError: MLflow, or the database of a shared study, cannot be reached.
         StudyRunningError: another process runs the study to resume.
     """
     base = space.base
@@ -144,93 +142,23 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
         override(base, space.required(values) | dict(values))
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # of its trials the console of the study says more
-    running_search = _Search(study, space)
-    chooser = None if study.resume else running_search.chooser(first)
+    run = SearchRun(study, space)
+    chooser = None if study.resume else run.chooser(first)
     plan = {SPACE: "optuna, by conditions", **space.describe()}
     plan |= {
         name: getattr(study, name)
-        for name in (TRIALS, "seed", "early_stopping", "reduction", "budget", "tradeoff", "pack")
+        for name in (TRIALS, "seed", "early_stopping", "reduction", "budget", "tradeoff", "pack", "share")
     }
-    with running_study(study, base, plan, script=script, tags={}) as running:
-        rows, sampled = running_search.resume(running) if chooser is None else running_search.run(running, chooser)
+    study_id = idle_id(study.runs, study.name) if study.resume and study.share is not None else None
+    with running_study(study, base, plan, script=script, tags={}, study_id=study_id) as running:
+        rows, sampled = run.trials(running, chooser)
         if sampled is not None:
             running.delivery.study.log_metrics({INFEASIBLE: len(infeasible_trials(sampled))}, step=0)
-        yield running.result(rows, sampled, _confirmed(running, study, base, rows))
-
-
-class _Search:
-    """Runs the trials of a search in one or several parts: those of its start, and further ones of a resumption."""
-
-    def __init__(self, study: Search, space: Space) -> None:
-        self.study = study
-        self.space = space
-        self.budget: MemoryBudget | None = memory_budget(
-            study.budget, space.base, workers=study.workers, gpus_per_worker=study.gpus_per_worker
-        )
-
-    def chooser(
-        self, first: Sequence[Mapping[str, Any]] = (), known: Sequence[FrozenTrial] | None = None
-    ) -> BudgetedSearcher:
-        """Returns what chooses the settings of trials.
-
-        Args:
-            first: settings of the first trials.
-            known: ended trials to learn from; None: those of the study to start from.
-        """
-        study = self.study
-        objectives = OBJECTIVES[study.tradeoff]
-        if known is None and study.start_from is not None:
-            base = self.space.base
-            start = start_from(study.start_from, study.runs, self.space, read_info(base.data.path).digest, objectives)
-            print(start, flush=True)
-            first, known = [*start.first, *first], start.known
-        known = known or ()
-        sampler = sampler_of(study, len(known))
-        chooser = BudgetedSearcher(self.space, first, sampler, objectives=objectives, budget=self.budget, known=known)
-        chooser.find_first()
-        return chooser
-
-    def run(
-        self, part: RunningStudy, chooser: BudgetedSearcher, num_trials: int = 0, rungs: dict[str, Any] | None = None
-    ) -> tuple[list[TrialRow], optuna.Study | None]:
-        """Runs new trials and returns them, and the study as Optuna then knows it.
-
-        Args:
-            part: the study, or the part of it that the trials belong to.
-            chooser: chooses their settings.
-            num_trials: how many trials; 0: as many as the study has.
-            rungs: scores of earlier trials that ASHA compares these with.
-        """
-        study = dataclasses.replace(self.study, resume=False)
-        scheduler = scheduler_of(self.study, self.space)
-        number = num_trials or self.study.num_trials
-        rows = run_trials(
-            part, study, self.space.base, None, number, lambda at_once: chooser, scheduler, tags={}, rungs=rungs
-        )
-        return rows, saved_study(part.state)
-
-    def resume(self, running: RunningStudy) -> tuple[list[TrialRow], optuna.Study | None]:
-        """Ends the trials that an interruption left, then runs further ones until there are as many as the study has now."""
-        rows: list[TrialRow] = []
-        parts = [running, *(part for part in running.parts(MORE) if part.resumable)]
-        for part in parts:
-            scheduler = scheduler_of(self.study, self.space)
-            # Tune continues with the searcher and the number of trials that it has saved.
-            rows += run_trials(
-                part, self.study, self.space.base, None, self.study.num_trials, _saved, scheduler, tags={}
-            )
-        sampled = saved_study(parts[-1].state)
-        missing = self.study.num_trials - len(rows)
-        if missing <= 0 or sampled is None:
-            return rows, sampled
-        chooser = self.chooser(known=[trial for trial in sampled.get_trials() if trial.state.is_finished()])
-        part = running.part(f"{MORE}{len(rows):06d}")
-        added, sampled = self.run(part, chooser, missing, saved_rungs(parts[-1].state))
-        return rows + added, sampled
-
-
-def _saved(at_once: int) -> Searcher:
-    raise AssertionError("a resumed study has a searcher already")
+        confirmed = _confirmed(running, study, base, rows)
+        shared = None if run.shared is None else shared_result(run.shared, space, study.within_gib)
+        if shared is not None:
+            running.delivery.study.set_tags(shared.tags())
+        yield running.result(rows, sampled, confirmed, shared)
 
 
 def _confirmed(running: RunningStudy, study: Search, base: Config, rows: Sequence[TrialRow]) -> list[Confirmation]:
@@ -246,37 +174,3 @@ def _confirmed(running: RunningStudy, study: Search, base: Config, rows: Sequenc
     resumed = dataclasses.replace(study, resume=study.resume and part.resumable)
     tags = {"repeats": ", ".join(row.trial for row in best)}
     return confirmations(best, run_points(part, resumed, base, points, tags=tags))
-
-
-def sampler_of(study: Search, num_known: int = 0) -> optuna.samplers.BaseSampler:
-    """Returns the sampler that chooses the settings of a search's trials, `num_known` of which have ended before it begins."""
-    # With the default of 10 random trials, a study of 8 would be a random search. With the same seed, further trials of a study
-    # would draw what its first ones drew.
-    return optuna.samplers.TPESampler(
-        n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=study.seed + num_known
-    )
-
-
-def scheduler_of(study: Search, space: Space) -> TrialScheduler:
-    """Returns the scheduler that stops a search's trials early, or one that stops none if the search does not want that."""
-    trainer = space.base.trainer
-    first_rung = _first_rung(space)
-    if not study.early_stopping or study.tradeoff != "none" or not 0 < first_rung < trainer.steps:
-        return FIFOScheduler()
-    return ASHAScheduler(
-        time_attr=STEP,  # Tune's own training_iteration restarts at 1 when a controller is restarted
-        max_t=trainer.steps,
-        grace_period=first_rung,
-        reduction_factor=study.reduction,
-    )
-
-
-def _first_rung(space: Space) -> int:
-    """Returns the step of the first validation after the warm-up of every trial; 0 if there are no validations on the way.
-
-    Before, the learning rates of trials differ from those that were chosen, and so does what their mIoU says.
-    """
-    every = space.base.trainer.validate_every
-    searched = [edge for each in space.dimensions if each.name == WARMUP for edge in each.edges]
-    warmup = max(searched or [space.base.optimizer.warmup_steps])
-    return every * max(-(-warmup // every), 1) if every else 0

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import zlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import optuna
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -13,7 +15,12 @@ from kiloseg.tuning.callbacks.settings_text import value_text
 from kiloseg.tuning.memory_budget import MemoryBudget
 from kiloseg.tuning.objectives import MIOU, Objective, values_of
 from kiloseg.tuning.ray_workarounds.searcher import ResumableOptunaSearch
+from kiloseg.tuning.shared_study import SharedStudy
+from kiloseg.tuning.shared_trials import FIRST
 from kiloseg.tuning.space import Space
+
+if TYPE_CHECKING:
+    from kiloseg.tuning.search import Search
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +50,9 @@ class BudgetedSearcher(ResumableOptunaSearch):
         known: ended trials of Optuna from which the sampler learns.
     """
 
+    shared: SharedStudy | None = None
+    """The study that several drivers search together; None if this driver searches alone."""
+
     def __init__(
         self,
         space: Space,
@@ -64,7 +74,15 @@ class BudgetedSearcher(ResumableOptunaSearch):
         self._next: tuple[Trial, dict[str, Any]] | None = None
         self.study.add_trials(known)
         for values in first:
-            self.study.enqueue_trial(dict(values))
+            self.study.enqueue_trial(dict(values), user_attrs={FIRST: json.dumps(dict(values), sort_keys=True)})
+
+    def share(self, shared: SharedStudy, sampler: optuna.samplers.BaseSampler) -> None:
+        """Searches together with other drivers, with a sampler that draws what no other driver draws."""
+        self.shared = shared
+        self.study.sampler = sampler
+        if self._next is not None and FIRST not in self._frozen(self._next[0]).user_attrs:
+            self.study.tell(self._next[0], state=TrialState.FAIL)  # drawn by a sampler that all drivers have
+            self._next = None
 
     def find_first(self) -> None:
         """Chooses the settings of the first trial ahead of time, so that a budget that is too small ends no study.
@@ -83,14 +101,33 @@ class BudgetedSearcher(ResumableOptunaSearch):
 
     def suggest(self, trial_id: str) -> dict[str, Any] | str:
         """Returns the settings of the next trial by dotted names, or that there are no more."""
-        found = self._next or self._find()
-        self._next = None
+        found = self._chosen(trial_id)
         if found is None:
-            logger.warning("the search ends early: none of %d settings in a row fits the memory budget", ATTEMPTS)
             return str(self.FINISHED)
         trial, settings = found
         self.hold(trial_id, trial)
         return settings
+
+    def _chosen(self, trial_id: str) -> tuple[Trial, dict[str, Any]] | None:
+        """Returns the settings of the next trial, which is no other driver's; None if there are no more."""
+        while True:
+            if self.shared is not None:
+                self.shared.pull(self.study)
+                if not self.shared.has_room():
+                    return None
+            found, self._next = self._next or self._find(), None
+            if found is None:
+                logger.warning("the search ends early: none of %d settings in a row fits the memory budget", ATTEMPTS)
+                return None
+            claim = "granted" if self.shared is None else self.shared.claim(trial_id, self._frozen(found[0]))
+            if claim == "granted":
+                return found
+            self.study.tell(found[0], state=TrialState.FAIL)
+            if claim == "full":
+                return None
+
+    def _frozen(self, trial: Trial) -> FrozenTrial:
+        return self.study.get_trials(deepcopy=False)[trial.number]
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Tells Optuna the values of an ended trial.
@@ -98,6 +135,12 @@ class BudgetedSearcher(ResumableOptunaSearch):
         Of several objectives, a trial that failed or ran out of memory has no values that could be compared, so that it counts
         as infeasible.
         """
+        under_way = self._is_under_way(trial_id)
+        self._end(trial_id, result, error)
+        if self.shared is not None and under_way:
+            self.shared.tell(trial_id, self._frozen(self.trial(trial_id)), result)
+
+    def _end(self, trial_id: str, result: dict[str, Any] | None, error: bool) -> None:
         if len(self.objectives) == 1 or error or not self._is_under_way(trial_id):
             super().on_trial_complete(trial_id, result, error)
             return
@@ -132,3 +175,17 @@ class BudgetedSearcher(ResumableOptunaSearch):
 def infeasible_trials(study: optuna.Study) -> list[FrozenTrial]:
     """Returns Optuna's trials whose settings did not fit the memory budget; none of them was launched."""
     return [trial for trial in study.get_trials(deepcopy=False) if trial.constraints.get(MEMORY, 0.0) > 0]
+
+
+def sampler_of(study: Search, num_known: int = 0, driver: str = "") -> optuna.samplers.BaseSampler:
+    """Returns the sampler that chooses the settings of a search's trials.
+
+    Args:
+        study: the search.
+        num_known: how many trials have ended before it begins.
+        driver: id of the driver's study if several drivers search together; each then draws other settings.
+    """
+    # With the default of 10 random trials, a study of 8 would be a random search. With the same seed, further trials of a study
+    # would draw what its first ones drew.
+    seed = (study.seed + num_known + zlib.crc32(driver.encode())) % 2**32
+    return optuna.samplers.TPESampler(n_startup_trials=max(study.num_trials // 2, 1), constant_liar=True, seed=seed)

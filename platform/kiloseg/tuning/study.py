@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import optuna
 
     from kiloseg.tuning.confirmation import Confirmation
+    from kiloseg.tuning.shared_result import SharedResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +96,8 @@ class StudyResult:
     """The study as Optuna knows it, with settings that were not launched; None for a grid."""
     confirmed: Sequence[Confirmation] = ()
     """The best trials of a search that were repeated with other seeds, the highest mean first."""
+    shared: SharedResult | None = None
+    """The trials of all drivers of a shared study; None if this one searched alone."""
 
 
 class RunningStudy:
@@ -156,9 +159,13 @@ class RunningStudy:
         return [self.part(name.removeprefix(f"{self.study_id}.")) for name in names]
 
     def result(
-        self, rows: list[TrialRow], sampled: optuna.Study | None = None, confirmed: Sequence[Confirmation] = ()
+        self,
+        rows: list[TrialRow],
+        sampled: optuna.Study | None = None,
+        confirmed: Sequence[Confirmation] = (),
+        shared: SharedResult | None = None,
     ) -> StudyResult:
-        """Returns the study's result with these trials, the study as Optuna knows it, and its repeated trials."""
+        """Returns the study's result with these trials; its other arguments are as in `StudyResult`."""
         return StudyResult(
             rows=rows,
             run=self.delivery.study,
@@ -167,6 +174,7 @@ class RunningStudy:
             seconds=time.perf_counter() - self._began,
             sampled=sampled,
             confirmed=confirmed,
+            shared=shared,
         )
 
     def publish(self) -> None:
@@ -178,7 +186,13 @@ class RunningStudy:
 
 @contextlib.contextmanager
 def running_study(
-    study: Study, base: Config, plan: Mapping[str, Any], *, script: str, tags: Mapping[str, str]
+    study: Study,
+    base: Config,
+    plan: Mapping[str, Any],
+    *,
+    script: str,
+    tags: Mapping[str, str],
+    study_id: str | None = None,
 ) -> Iterator[RunningStudy]:
     """Starts a study, or resumes the newest of its name, for the duration of a `with` block.
 
@@ -191,6 +205,7 @@ def running_study(
         plan: what else defines this study, by names, in values that JSON supports.
         script: name of the script that started the study, for MLflow.
         tags: tags of the study's run in MLflow.
+        study_id: id of the study to resume; None: the newest of its name.
 
     Raises:
         ValueError: there is nothing to resume, the study to resume has another plan, runs are at a URL and there is no
@@ -204,7 +219,8 @@ def running_study(
         check_kept(root.path.resolve())
         runs = str(root.path.resolve())
     storage = inside(runs, "ray")
-    study_id = newest_id(storage, study.name) if study.resume else new_id(study.name)
+    if study_id is None:
+        study_id = newest_id(storage, study.name) if study.resume else new_id(study.name)
     info = read_info(base.data.path)
     require_labeled(base.data, info)
     place = open_folder(inside(runs, f"studies/{study_id}"))

@@ -21,6 +21,7 @@ from kiloseg.tracking.delivery import RunWriter
 from kiloseg.training.checkpoint_names import PATTERN
 from kiloseg.training.evaluation import load_segmenter, predict_samples
 from kiloseg.tuning.confirmation import Confirmation, confirmation_table
+from kiloseg.tuning.identity import TABLE as TABLE
 from kiloseg.tuning.journal import JOURNAL, write_journal
 from kiloseg.tuning.objectives import MEMORY, TIME, Objective, pareto_front, priced
 from kiloseg.tuning.ranking import best_row
@@ -29,8 +30,6 @@ from kiloseg.tuning.search_page import search_page
 from kiloseg.tuning.trial_row import TrialRow
 
 SHEET_SAMPLES = 6
-TABLE = "trials.csv"
-"""Name of the file in a study's folder that holds the table of its trials."""
 REPEATED = "confirmed.csv"
 """Name of the file in a study's folder that holds the best trials' mean and spread over seeds."""
 PAGE = "search.html"

@@ -1,6 +1,7 @@
 """Heads under equal memory and time: what is equal, and a study that is broken off and goes on."""
 
 import csv
+import dataclasses
 import runpy
 from pathlib import Path
 
@@ -33,8 +34,9 @@ def arguments(quick, tmp_path):
 
 
 def test_every_head_gets_the_largest_batch_in_the_budget(arguments):
-    found = dict(cells(arguments))
-    assert list(found) == ["embedding:random", "dense", "official:paper"]
+    found = dict(cells(dataclasses.replace(arguments, heads=(*arguments.heads, "prototype"))))
+    assert list(found) == ["embedding:random", "dense", "official:paper", "prototype"]
+    assert (found["prototype"].model.head, found["prototype"].loss.negatives.kind) == ("prototype", "all")
     for config in found.values():
         assert plan(config) <= 0.046 < plan(override(config, {"trainer.batch_size": config.trainer.batch_size + 1}))
     paper = found["official:paper"]

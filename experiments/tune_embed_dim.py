@@ -18,6 +18,7 @@ choices are dimension 12, 7 nearest negatives, temperature 20 and distance logit
     python experiments/tune_embed_dim.py ... --confirm 3          train the best three again with three seeds each
     python experiments/tune_embed_dim.py ... --resume             the same flags: go on with the newest study
     python experiments/tune_embed_dim.py ... --resume --num-trials 60
+    python experiments/tune_embed_dim.py ... --resume --trainer.steps 40000 --continue-best 5
     python experiments/tune_embed_dim.py ... --share mine         the same flags on several machines: one search
 
 Expected: see experiments/LOG.md.

@@ -107,6 +107,14 @@ def write_plan(plan: Mapping[str, Any], place: Folder) -> None:
     place.write(PLAN, json.dumps(plan, indent=1).encode())
 
 
+def read_plan(place: Folder) -> dict[str, Any]:
+    """Returns the plan of a study; empty if the study began before plans were written."""
+    try:
+        return renamed(json.loads(place.read(PLAN)))
+    except FileNotFoundError:
+        return {}
+
+
 def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> None:
     """Refuses to resume a study with other settings, because Ray would continue the trials that it has saved.
 
@@ -117,9 +125,8 @@ def check_same_study(study_id: str, plan: Mapping[str, Any], place: Folder) -> N
     Raises:
         ValueError: the study was started with another plan; the message names the differences.
     """
-    try:
-        begun = renamed(json.loads(place.read(PLAN)))
-    except FileNotFoundError:  # the study began before this file existed
+    begun = read_plan(place)
+    if not begun:
         return
     defaults = flatten(Config())
     begun = defaults | {name: plan[name] for name in ("data digest", "workers")} | LATER | begun

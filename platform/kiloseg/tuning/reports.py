@@ -94,7 +94,7 @@ class Reporter:
             return
         self.step = last.step
         more = {RESUMED: stored[STEP]}
-        if last.step == stored[STEP]:
+        if last.step == stored[STEP] and "location" in stored:  # it has none if it belongs to another trial
             more[CHECKPOINT] = holder(stored["location"])[0].location
         self._send(last, last.validation, None, **more)
 

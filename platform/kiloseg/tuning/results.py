@@ -31,6 +31,7 @@ def _row(result: Result, base: Config, checkpoints: str) -> TrialRow:
     trial = Path(result.path).name
     outcome = "failed" if result.error else outcome_of(last, base.trainer.steps)
     best = None if outcome in FAILED_OUTCOMES else _best_validation(result)
+    folder = inside(checkpoints, run_of(trial))
     return TrialRow(
         trial=trial,
         outcome=outcome,
@@ -44,7 +45,8 @@ def _row(result: Result, base: Config, checkpoints: str) -> TrialRow:
         seconds=float(last.get("time_total_s", 0.0)),
         train_seconds=float(last.get("train_s", 0.0)),
         error=str(result.error or last.get("error", "")),
-        checkpoint=None if best is None else best.checkpoint_in(inside(checkpoints, run_of(trial))),
+        checkpoint=None if best is None else best.checkpoint_in(folder),
+        folder=folder,
     )
 
 

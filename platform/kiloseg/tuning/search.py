@@ -16,10 +16,12 @@ from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.memory import parse_gib
 from kiloseg.overrides import override
+from kiloseg.storage.filesystems import inside, open_folder
 from kiloseg.tuning.cluster import Resources, gpu_share
 from kiloseg.tuning.confirmation import Confirmation, confirmations, points_to_repeat
+from kiloseg.tuning.continuation import STEPS, begun_steps, continued
 from kiloseg.tuning.grid import complete_points, run_points
-from kiloseg.tuning.identity import SPACE, TRIALS, idle_id
+from kiloseg.tuning.identity import SPACE, TRIALS, idle_id, newest_id, read_plan
 from kiloseg.tuning.memory_budget import DEVICE, budget_gib, trials_per_gpu
 from kiloseg.tuning.objectives import Tradeoff
 from kiloseg.tuning.ranking import best_rows
@@ -67,6 +69,9 @@ class Search(Study):
     luckiest trial. 0: none."""
     confirm_seeds: int = 3
     """How many times to train each of them, 1 or more."""
+    continue_best: int = 0
+    """With resume and more `trainer.steps` than before: how many of the finished trials go on to these, those with the highest
+    mIoU. 0: all that finished."""
     share: str | None = None
     """Where several drivers meet that search together, each started with the same command: a word, for a journal in the folder of
     results, which all of them see; or the URL of a database, such as postgresql+psycopg2://HOST/DATABASE#NAME. `num_trials` is
@@ -91,6 +96,8 @@ class Search(Study):
             raise ValueError(
                 f"confirm = {self.confirm}, confirm_seeds = {self.confirm_seeds}: expected 0 or more trials and 1 or more seeds"
             )
+        if self.continue_best < 0:
+            raise ValueError(f"continue_best = {self.continue_best}: expected 0 or more")
         if self.share is not None:
             check_share(self.share)
         _ = self.within_gib
@@ -141,6 +148,16 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
     for values in first:
         override(base, space.required(values) | dict(values))
 
+    longer, study_id = base, None
+    if study.continue_best and not study.resume:
+        raise ValueError(
+            f"--continue-best {study.continue_best}: expected only with --resume, and more trainer.steps than before"
+        )
+    if study.resume:
+        study_id, steps = _begun(study, space)
+        base = override(base, {STEPS: steps})
+        space = dataclasses.replace(space, base=base)
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)  # of its trials the console of the study says more
     run = SearchRun(study, space)
     chooser = None if study.resume else run.chooser(first)
@@ -149,16 +166,34 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
         name: getattr(study, name)
         for name in (TRIALS, "seed", "early_stopping", "reduction", "budget", "tradeoff", "pack", "share")
     }
-    study_id = idle_id(study.runs, study.name) if study.resume and study.share is not None else None
     with running_study(study, base, plan, script=script, tags={}, study_id=study_id) as running:
         rows, sampled = run.trials(running, chooser)
         if sampled is not None:
             running.delivery.study.log_metrics({INFEASIBLE: len(infeasible_trials(sampled))}, step=0)
-        confirmed = _confirmed(running, study, base, rows)
+        if study.resume:
+            rows = continued(running, study, longer, rows, best=study.continue_best)
+        confirmed = _confirmed(running, study, longer, rows)
         shared = None if run.shared is None else shared_result(run.shared, space, study.within_gib)
         if shared is not None:
             running.delivery.study.set_tags(shared.tags())
         yield running.result(rows, sampled, confirmed, shared)
+
+
+def _begun(study: Search, space: Space) -> tuple[str, int]:
+    """Returns the id of the study to resume, and the number of steps that its trials were begun with.
+
+    Raises:
+        ValueError: there is no such study, or no trial of it can have the number of steps that is asked for.
+    """
+    runs = open_folder(study.runs).location
+    study_id = newest_id(inside(runs, "ray"), study.name) if study.share is None else idle_id(runs, study.name)
+    place = open_folder(inside(runs, f"studies/{study_id}"))
+    steps = begun_steps(read_plan(place), place, space.base.trainer.steps)
+    if steps < space.base.trainer.steps and STEPS in {each.name for each in space.dimensions}:
+        raise ValueError(
+            f"{STEPS} is searched, so that no trial of {study_id} goes on to more; resume with its own steps"
+        )
+    return study_id, steps
 
 
 def _confirmed(running: RunningStudy, study: Search, base: Config, rows: Sequence[TrialRow]) -> list[Confirmation]:

@@ -122,6 +122,8 @@ class RunningStudy:
         """That folder if it is on this machine, else a temporary folder in its place."""
         self.delivery = delivery
         """Delivers messages to MLflow."""
+        self.continues: Mapping[str, str] = {}
+        """Folders of earlier trials' checkpoints from which the trials of this part go on, as in `TrialSettings`."""
         self.has_trials = False
         """Whether there are trials that --resume could continue."""
         self._resources = resources

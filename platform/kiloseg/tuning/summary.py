@@ -41,7 +41,11 @@ PREDICTIONS = "best_predictions.png"
 
 
 def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
-    """Returns a table of the trials, the best first, with a column for each setting by its dotted name."""
+    """Returns a table of the trials, the best first, with a column for each setting by its dotted name.
+
+    If trials of fewer steps were continued, a column names them.
+    """
+    continued = any(row.continues for row in rows)
     ranked = sorted(rows, key=lambda row: -1.0 if row.miou is None or math.isnan(row.miou) else row.miou, reverse=True)
     return pandas.DataFrame(
         [
@@ -56,6 +60,7 @@ def table(rows: Sequence[TrialRow]) -> pandas.DataFrame:
                 "seconds": round(row.seconds, 1),
                 "train_seconds": round(row.train_seconds, 1),
                 "outcome": row.outcome,
+                **({"continues": row.continues} if continued else {}),
             }
             for row in ranked
         ]

@@ -17,7 +17,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,15 @@ class TrialSettings:
     """The share of the cluster that each trial gets."""
     watch: str
     """Name of the actor that frees what the workers of a trial held if the trial dies."""
+    continues: Mapping[str, str] = field(default_factory=dict)
+    """Folders of trials that these trials continue, by path or URL, by `settings_key` of their settings."""
     trials_per_node: int = 1
     """How many trials run on one node at once, of which the shared memory of a node must hold the batches."""
+
+
+def settings_key(overrides: Mapping[str, Any]) -> str:
+    """Returns a trial's settings by dotted names as a key for dictionaries."""
+    return json.dumps(dict(overrides), sort_keys=True)
 
 
 def run_trial(overrides: Mapping[str, Any], settings: TrialSettings) -> None:
@@ -157,6 +164,22 @@ def _newest_state(directory: str) -> dict[str, Any] | None:
     return load_newest(*(inside(directory, name) for name in folders))
 
 
+def _earlier_state(directory: str, steps: int) -> dict[str, Any]:
+    """Returns the newest intact checkpoint of a trial of fewer steps, as one of a trial of `steps` steps.
+
+    The learning rate follows from the step and the number of steps (`learning_rate_factor`), and so jumps up again.
+
+    Raises:
+        ValueError: the trial has no intact checkpoint.
+    """
+    state = _newest_state(directory)
+    if state is None:
+        raise ValueError(f"there is no intact checkpoint in {open_folder(directory).name} to go on from")
+    state["config"] = {**state["config"], "trainer.steps": steps}
+    del state["location"]  # Ray would look for it among this trial's checkpoints
+    return state
+
+
 def _work(given: dict[str, Any]) -> None:
     """Trains in one worker. Errors that would recur at a retry are results of the trial, not crashes.
 
@@ -179,6 +202,9 @@ def _work(given: dict[str, Any]) -> None:
                 settings.base, {**given["overrides"], "trainer.output": scratch, "trainer.progress": False}
             )
             state = _newest_state(directory)
+            earlier = settings.continues.get(settings_key(given["overrides"]))
+            if state is None and earlier is not None:
+                state = _earlier_state(earlier, settings.base.trainer.steps)
             reporter.begin(began)
             if state is not None:
                 reporter.resume(state)

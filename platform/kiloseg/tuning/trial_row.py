@@ -33,3 +33,7 @@ class TrialRow:
     error: str = ""
     checkpoint: str | None = None
     """Folder of the best checkpoint, by path or URL; None if there is none."""
+    continues: str = ""
+    """The trial of fewer steps that this one went on from; empty if it began anew."""
+    folder: str = ""
+    """Folder of all its checkpoints, by path or URL."""

@@ -145,6 +145,7 @@ def _trainable(running: RunningStudy, study: Study, base: Config, resources: Res
         storage=running.checkpoints,
         resources=resources,
         watch=watch,
+        continues=running.continues,
         trials_per_node=trials_per_node(study.max_concurrent, resources),
     )
     return tune.with_resources(functools.partial(run_trial, settings=settings), DRIVER_RESOURCES)

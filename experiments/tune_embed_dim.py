@@ -11,7 +11,7 @@ drawn in a cut of the font that training never sees.
 Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489, whose own
 choices are dimension 12, 7 nearest negatives, temperature 20 and distance logits.
 
-    python experiments/tune_embed_dim.py                          40 classes of glyphs, built first; about 10 minutes on 2 cores
+    python experiments/tune_embed_dim.py                          40 classes of glyphs, built first; some minutes on 2 cores
     python experiments/tune_embed_dim.py --data.path DIR --data.crop 512 --model.arch deeplabv3plus --num-trials 50
     python experiments/tune_embed_dim.py ... --search optimizer.weight_decay=log:1e-5:1e-1 model.head=embedding,dense
     python experiments/tune_embed_dim.py ... --tradeoff memory --budget 24GiB --best-under 12GiB

@@ -1,7 +1,7 @@
 """How much training does the search save, against random search and against Ray Tune's searcher and scheduler used plainly?
 
     python datasets/glyphs.py --out DIR --num-classes 40
-    python experiments/search_efficiency.py --data.path DIR                 five seeds; about an hour and a half of one core
+    python experiments/search_efficiency.py --data.path DIR                 five seeds; four to five hours of one core
     python experiments/search_efficiency.py --data.path DIR --seeds 0
 
 Methods, each with the same number of trials of the same length:
@@ -69,13 +69,12 @@ SHORT = override(
         "data.num_classes": 16,
         "data.crop": 64,
         "data.val_samples": 48,
-        "trainer.steps": 60,
-        "trainer.validate_every": 10,
-        "optimizer.warmup_steps": 10,
+        "trainer.steps": 120,
+        "trainer.validate_every": 20,
         "trainer.progress": False,
     },
 )
-"""Trials of some ten seconds on one core, with five validations on the way."""
+"""Trials of 25 to 50 seconds on one core, with five validations on the way."""
 SECONDS = "trial_seconds"
 
 

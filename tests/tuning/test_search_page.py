@@ -99,6 +99,11 @@ def test_importance_finds_what_matters():
     assert sum(found.values()) == pytest.approx(1)
 
 
+def test_a_short_search_prints_no_warning():
+    names = ["model.embed_dim", "optimizer.lr", "loss.negatives.kind", "loss.negatives.count"]
+    assert set(importance(sampled(4), names)) == set(names)  # one trial has a count; a warning would be an error here
+
+
 @pytest.mark.parametrize("trials", [0, 1, LEAST - 1])
 def test_page_of_few_trials_says_what_is_missing(trials):
     text = search_page([], title="study", sampled=sampled(trials))

@@ -48,7 +48,8 @@ def sections(study: optuna.Study) -> list[Section]:
         found = [
             Section(
                 "Which settings matter",
-                "The share of each setting in whether a trial is among the best by mIoU (PED-ANOVA), where it applies.",
+                "The share of each setting in whether a trial is among the best by mIoU (PED-ANOVA), where it applies. "
+                "That of a setting which few trials have is rough.",
                 show.plot_param_importances(
                     study, evaluator=PedAnovaImportanceEvaluator(), params=varied, target=_loss, target_name=TARGET
                 ),
@@ -98,6 +99,8 @@ def _without_notes() -> Iterator[None]:
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         # It reminds of the sign of a target, which `_loss` has.
         warnings.filterwarnings("ignore", message="PedAnovaImportanceEvaluator computes the importances")
+        # The page says this of all searches: in a short one, few trials have negatives that are counted.
+        warnings.filterwarnings("ignore", message="Some regimes for parameter")
         yield
 
 

@@ -22,10 +22,11 @@ def shown(path: Path, ready: str = "body[data-ready=yes]") -> Iterator[Any]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=BROWSER, args=["--no-sandbox"])
         page = browser.new_page()
+        page.set_default_timeout(120_000)  # 30 s, the default, have passed before a busy machine had opened the page
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.on("request", lambda request: complaints.append(request.url) if request.url.startswith("http") else None)
         page.goto(path.as_uri())
-        page.locator(ready).first.wait_for(timeout=60_000)
+        page.locator(ready).first.wait_for()
         yield page
         browser.close()
     assert complaints == []

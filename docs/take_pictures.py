@@ -102,7 +102,9 @@ def browser_page(browser: str | None) -> Iterator[Page]:
     with sync_playwright() as playwright:
         chromium = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
-            yield chromium.new_page(viewport=SIZE, device_scale_factor=1)
+            page = chromium.new_page(viewport=SIZE, device_scale_factor=1)
+            page.set_default_timeout(120_000)  # 30 s, the default, have passed before a busy machine had opened MLflow
+            yield page
         finally:
             chromium.close()
 

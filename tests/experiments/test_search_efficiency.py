@@ -45,6 +45,7 @@ def compare(squares, results, *flags):
     return ran.returncode, ran.stdout + ran.stderr
 
 
+@pytest.mark.slow
 def test_every_method_gets_a_row_and_is_not_run_again(squares, tmp_path):
     results = tmp_path / "found.csv"
     code, printed = compare(squares, results, "--trials", "4", "--seeds", "0")

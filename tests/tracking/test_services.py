@@ -82,6 +82,7 @@ print("exit codes", *codes)
 """The writers are processes of their own, which only their imports have had in common."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["server", "sqlite"])
 def test_eight_studies_write_at_once(request, tmp_path, kind):
     """Into a database that does not exist when they begin, and none is told that it is locked."""
@@ -290,7 +291,7 @@ def test_what_the_command_says_helps_until_the_services_run(database, tmp_path):
             )
             assert not list(tmp_path.iterdir()), "nothing is kept outside of the services"
             process.send_signal({"C": signal.SIGINT}[key])
-            assert process.communicate(timeout=60) == ("stopping\n", None)
+            assert process.communicate(timeout=300) == ("stopping\n", None)
             assert process.returncode == 0
         finally:
             process.kill()

@@ -107,7 +107,12 @@ def test_two_processes_share_trials_and_none_is_run_twice(tmp_path, kind, first)
         )
         for name in ("one", "two")
     ]
-    one, two = (json.loads(driver.communicate(timeout=120)[0].splitlines()[-1]) for driver in drivers)
+    try:
+        one, two = (json.loads(driver.communicate(timeout=400)[0].splitlines()[-1]) for driver in drivers)
+    finally:
+        for driver in drivers:  # one that dies leaves the other waiting
+            driver.kill()
+            driver.wait()
     assert len(one["mine"]) + len(two["mine"]) == 9, "as many as were asked for, of both together"
     assert one["mine"] and two["mine"]
     chosen = [*one["mine"].values(), *two["mine"].values()]

@@ -45,6 +45,7 @@ from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS, PRESETS
 from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.model_names import split_name
+from kiloseg.tuning.callbacks.settings_text import flags_text
 from kiloseg.tuning.confirmation import confirmation_table
 from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
 from kiloseg.tuning.journal import dashboard_command
@@ -158,8 +159,7 @@ def report(result: StudyResult, num_classes: int, data: str, within_gib: float |
             f"\nno trial stayed within --best-under {within_gib:g}GiB; see peak_memory_gib and val/peak_memory_gib above"
         )
     else:
-        flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in best.overrides.items())
-        print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags}")
+        print(f"\nbest: trial {best.trial}, val/miou {best.miou:.4f}: {flags_text(best.overrides)}")
     print(f"interactive figures: {result.folder / PAGE}")
     print(f"browse the trials: {dashboard_command(result.folder)}")
     for title, name in (("mIoU against memory", PARETO), ("predictions of the best", PREDICTIONS)):

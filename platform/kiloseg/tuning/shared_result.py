@@ -10,6 +10,7 @@ from typing import Any
 
 from optuna.trial import FrozenTrial, TrialState
 
+from kiloseg.tuning.callbacks.settings_text import flags_text
 from kiloseg.tuning.shared_study import SharedStudy
 from kiloseg.tuning.shared_trials import PEAKS, STUDY, TRIAL
 from kiloseg.tuning.space import Space
@@ -46,7 +47,7 @@ class SharedResult:
         running = f", {self.num_running} of which have not ended yet" if self.num_running else ""
         lines = [f"shared study {self.place}: {sum(self.trials.values())} trials ({drivers}){running}"]
         if self.best is not None:
-            flags = " ".join(f"--{name.replace('_', '-')} {value}" for name, value in self.best.settings.items())
+            flags = flags_text(self.best.settings)
             lines.append(
                 f"best of all drivers: trial {self.best.trial} of study {self.best.study_id}, val/miou {self.best.miou:.4f} at "
                 f"its end: {flags}"

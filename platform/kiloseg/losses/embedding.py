@@ -22,11 +22,10 @@ from kiloseg.losses import cpu_backend, reference_cells, triton_backend, triton_
 from kiloseg.losses.negatives import ResolvedNegatives, draw_candidates, resolve_negatives
 from kiloseg.losses.pixel_weights import mean_weights
 from kiloseg.losses.reference import BlockLoss, Comparison
+from kiloseg.losses.row_blocks import loss_by_rows
 from kiloseg.losses.table import Candidates, Table
 from kiloseg.ops import cpu
-from kiloseg.ops.tiles import tiles
 from kiloseg.ops.triton import available as triton_available
-from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 BLOCK_BYTES = 2**20
 """The target size of one P x D matrix of a block on a CPU, in bytes; about ten are alive at once. A GPU uses
@@ -190,10 +189,8 @@ def _loss_in_blocks(
     pixels_BDhw: Tensor, rows_CD: Tensor, labels_BHW: Tensor, setting: _Setting, wants_grad: bool
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """Computes the loss and its gradients with torch's operations or Triton's kernels, one block of rows at a time."""
-    B, D, h, w = pixels_BDhw.shape
     _, H, W = labels_BHW.shape
     triton = setting.backend == "triton"
-    upsampling = BlockwiseUpsampling((h, w), (H, W), pixels_BDhw)
     # Writing the mean over labeled pixels as a weight for each pixel avoids reading a value back from the device.
     counts_BHW = labels_BHW != setting.ignore_index
     weights_BHW, whole = mean_weights(setting.class_weights_C, labels_BHW, counts_BHW)
@@ -206,27 +203,17 @@ def _loss_in_blocks(
         loss, grad_pixels = at_cells.embedding_loss(pixels_BDhw, target_BHW, weight * weights_BHW, table, comparison)
         return loss, grad_pixels, table.grad() if wants_grad else None
     search = triton_cells.nearest_search(pixels_BDhw, rows_CD, (H, W), setting.negatives) if triton else None
-    loss = pixels_BDhw.new_zeros(())
-    grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
+
+    def block_loss(image: int, rows: slice, pixels_PD: Tensor) -> tuple[Tensor, Tensor | None]:
+        counts_P = counts_BHW[image, rows].reshape(-1)
+        target_P = labels_BHW[image, rows].reshape(-1).where(counts_P, 0)
+        pixels = (pixels_PD, table, target_P, weight * weights_BHW[image, rows].reshape(-1), comparison)
+        found = None if search is None else search.find(image, rows, target_P)
+        block = triton_backend.TritonBlockLoss(*pixels, found=found) if triton else BlockLoss(*pixels)
+        return block.loss, block.grad_raw() if wants_grad else None
+
     block_bytes = BLOCK_BYTES if pixels_BDhw.is_cpu and not triton else triton_backend.BLOCK_BYTES
-    max_rows = max(block_bytes // (pixels_BDhw.element_size() * D * W), 1)
-    for one in tiles(B, 1):
-        image = one.start
-        columns_hWD = upsampling.columns(pixels_BDhw[image])
-        grad_hWD = torch.zeros_like(columns_hWD) if wants_grad else None
-        for rows, cells in upsampling.blocks(max_rows):
-            counts_P = counts_BHW[image, rows].reshape(-1)
-            target_P = labels_BHW[image, rows].reshape(-1).where(counts_P, 0)
-            pixels_PD = upsampling.rows(columns_hWD, rows, cells)
-            weight_P = weight * weights_BHW[image, rows].reshape(-1)
-            pixels = (pixels_PD, table, target_P, weight_P, comparison)
-            found = None if search is None else search.find(image, rows, target_P)
-            block = triton_backend.TritonBlockLoss(*pixels, found=found) if triton else BlockLoss(*pixels)
-            loss += block.loss
-            if grad_hWD is not None:
-                upsampling.add_rows_gradient(grad_hWD, block.grad_raw(), rows, cells)
-        if grad_pixels is not None and grad_hWD is not None:
-            grad_pixels[image] = upsampling.columns_gradient(grad_hWD)
+    loss, grad_pixels = loss_by_rows(pixels_BDhw, (H, W), block_bytes, block_loss, wants_grad=wants_grad)
     return loss, grad_pixels, table.grad() if wants_grad else None
 
 

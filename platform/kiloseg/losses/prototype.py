@@ -20,8 +20,8 @@ from kiloseg.config import Negatives
 from kiloseg.losses import triton_backend
 from kiloseg.losses.embedding import BLOCK_BYTES, check_batch, embedding_cross_entropy
 from kiloseg.losses.pixel_weights import mean_weights
+from kiloseg.losses.row_blocks import loss_by_rows
 from kiloseg.ops.tiles import tile_pixels, tiles
-from kiloseg.ops.upsampling import BlockwiseUpsampling
 
 SMOOTHNESS = 0.05
 """The paper's kappa: the smaller it is, the closer an assignment is to that of lowest cost."""
@@ -113,28 +113,16 @@ class _Setting(NamedTuple):
 class _PrototypeCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels_BDhw: Tensor, target_BHW: Tensor, weight_BHW: Tensor, setting: _Setting) -> Tensor:
-        B, D, h, w = pixels_BDhw.shape
-        H, W = target_BHW.shape[1:]
         wants_grad = ctx.needs_input_grad[0]
-        upsampling = BlockwiseUpsampling((h, w), (H, W), pixels_BDhw)
         scores = _TileScores(setting)
-        loss = pixels_BDhw.new_zeros(())
-        grad_pixels = torch.empty_like(pixels_BDhw) if wants_grad else None
+
+        def block_loss(image: int, rows: slice, raw_PD: Tensor) -> tuple[Tensor, Tensor | None]:
+            target_P, weight_P = (each[image, rows].reshape(-1) for each in (target_BHW, weight_BHW))
+            return scores.loss(raw_PD, target_P, weight_P, wants_grad=wants_grad)
+
         block_bytes = BLOCK_BYTES if pixels_BDhw.is_cpu else triton_backend.BLOCK_BYTES
-        max_rows = max(block_bytes // (pixels_BDhw.element_size() * D * W), 1)
-        for one in tiles(B, 1):
-            image = one.start
-            columns_hWD = upsampling.columns(pixels_BDhw[image])
-            grad_hWD = torch.zeros_like(columns_hWD) if wants_grad else None
-            for rows, cells in upsampling.blocks(max_rows):
-                target_P, weight_P = (each[image, rows].reshape(-1) for each in (target_BHW, weight_BHW))
-                raw_PD = upsampling.rows(columns_hWD, rows, cells)
-                part, grad_PD = scores.loss(raw_PD, target_P, weight_P, wants_grad=wants_grad)
-                loss += part
-                if grad_hWD is not None and grad_PD is not None:
-                    upsampling.add_rows_gradient(grad_hWD, grad_PD, rows, cells)
-            if grad_pixels is not None and grad_hWD is not None:
-                grad_pixels[image] = upsampling.columns_gradient(grad_hWD)
+        height, width = target_BHW.shape[1:]
+        loss, grad_pixels = loss_by_rows(pixels_BDhw, (height, width), block_bytes, block_loss, wants_grad=wants_grad)
         if grad_pixels is not None:
             ctx.save_for_backward(grad_pixels)
         return loss

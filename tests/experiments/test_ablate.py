@@ -55,6 +55,7 @@ def test_arms_that_need_more_classes_are_left_out(capsys):
     assert "left out, since there are 40 classes:" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_two_arms(squares, tmp_path):
     names = ("20", "40")

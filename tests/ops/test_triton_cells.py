@@ -167,6 +167,16 @@ def answers(tmp_path_factory):
     return answers_of("test_triton_cells", tmp_path_factory.mktemp("triton"))
 
 
+FEW = {"loss": "C65 D6", "nearest": "(3, 4) to (13, 9) cosine", "search": "C4"}
+"""The cases that `make test` computes; the interpreter takes minutes for all of them."""
+
+
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    names = [f"{kind} {name}" for kind, name in FEW.items()]
+    return answers_of("test_triton_cells", tmp_path_factory.mktemp("triton"), names)
+
+
 def expect(got, want, tolerance):
     """Within `tolerance` of the largest value of each."""
     for one, other in zip(got, want, strict=True):
@@ -181,24 +191,28 @@ def dense(pixels, table, labels, kind, count, logit, tau, weights=None):
     return loss_and_gradients(lambda: reference(*wide, labels, kind, count, tau, logit, weights), *wide)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSSES)
 def test_loss_equals_dense_reference(name, answers):
     one, two = LOSSES[name]
     expect(answers[f"loss {name}"], dense(*batch(*one), *two), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEAREST)
 def test_loss_of_nearest_equals_dense_reference(name, answers):
     one, two = NEAREST[name]
     expect(answers[f"nearest {name}"], dense(*batch(*one), *two), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in LOSSES if "tau" in name])
 def test_loss_equals_that_without_triton(name, answers):
     one, two = LOSSES[name]
     expect(answers[f"loss {name}"], compute(*batch(*one), *two), 1e-5)
 
 
+@pytest.mark.slow
 def test_blocks_of_images_and_bands_change_rounding_only(answers):
     """An image has eight patches: a row of two, two rows, and two images at a time."""
     want = compute(*batch(*BLOCKS[0]), *BLOCKS[1])
@@ -206,30 +220,36 @@ def test_blocks_of_images_and_bands_change_rounding_only(answers):
         expect(answers[f"blocks {number}"], want, 1e-5)
 
 
+@pytest.mark.slow
 def test_equal_input_gives_equal_bits(answers):
     first, second = answers["twice"]
     assert all(torch.equal(one, two) for one, two in zip(first, second, strict=True))
 
 
+@pytest.mark.slow
 def test_weights_of_classes(answers):
     weights = class_weights().double()
     expect(answers["weighted"], dense(*batch(21, 5), "all", 1, "cosine", 20.0, weights), 1e-5)
 
 
+@pytest.mark.slow
 def test_no_gradient_is_made_where_none_is_wanted(answers):
     want = dense(*batch(21, 5), "all", 1, "cosine", 20.0)[0]
     torch.testing.assert_close(answers["without gradients"].double(), want, rtol=1e-6, atol=0)
 
 
+@pytest.mark.slow
 def test_a_pixel_of_no_length_between_opposite_cells_is_finite(answers):
     assert all(values.isfinite().all() for values in answers["opposite"])
 
 
+@pytest.mark.slow
 def test_nan_stays_nan(answers):
     loss, grad_pixels, grad_table = answers["damaged"]
     assert loss.isnan() and grad_pixels[0].isnan().any() and grad_table.isnan().any()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SEARCHES)
 def test_search_equals_brute_force(name, answers):
     one, size = SEARCHES[name]
@@ -248,6 +268,13 @@ def test_search_equals_brute_force(name, answers):
     torch.testing.assert_close(several_cosines.double(), best.movedim(1, 0), rtol=0, atol=1e-6)
     found = cosines.gather(1, several.movedim(0, 1))
     torch.testing.assert_close(found, best, rtol=0, atol=1e-6)
+
+
+def test_a_few_cases(few):
+    """A loss, one of nearest negatives and a search, each as in its own test."""
+    test_loss_equals_dense_reference(FEW["loss"], few)
+    test_loss_of_nearest_equals_dense_reference(FEW["nearest"], few)
+    test_search_equals_brute_force(FEW["search"], few)
 
 
 KERNELS = {

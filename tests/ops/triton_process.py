@@ -37,8 +37,11 @@ TYPES = {
 """The types of kernels' arguments; those of others are float32."""
 
 
-def answers_of(module, folder):
-    """What `cases()` of a test module gives in the other process: name, name of a function of the module, its arguments."""
+def answers_of(module, folder, names=()):
+    """What `cases()` of a test module gives in the other process: name, name of a function of the module, its arguments.
+
+    `names` are those of the cases that are wanted, if not all of them.
+    """
     path = folder / "answers.pt"
     environment = {
         **os.environ,
@@ -47,18 +50,20 @@ def answers_of(module, folder):
     environment.pop("KILOSEG_TRITON", None)
     if DEVICE == "cpu":
         environment["TRITON_INTERPRET"] = "1"
-    source = f"import triton_process; triton_process.answer_all({module!r}, {str(path)!r})"
+    source = f"import triton_process; triton_process.answer_all({module!r}, {str(path)!r}, {tuple(names)!r})"
     done = subprocess.run([sys.executable, "-c", source], env=environment, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
     return torch.load(path)
 
 
-def answer_all(module, path):
+def answer_all(module, path, names):
     """What the other process does: answers every case, with its tensors on the device and back."""
     torch.set_num_threads(1)
     tests = importlib.import_module(module)
     answers = {
-        name: move(getattr(tests, function)(*move(args, DEVICE)), "cpu") for name, function, args in tests.cases()
+        name: move(getattr(tests, function)(*move(args, DEVICE)), "cpu")
+        for name, function, args in tests.cases()
+        if not names or name in names
     }
     torch.save(answers, path)
 

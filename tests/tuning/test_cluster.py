@@ -60,8 +60,13 @@ def test_workers_hold_one_gpu_and_start_from_none():
 
 
 @pytest.mark.parametrize(("trials", "refused", "expected"), [(3, [], "gpu_spot"), (3, ["gpu_spot"], "gpu_on_demand")])
-def test_on_demand_machines_take_the_place_of_spot_machines_that_the_cloud_refuses(trials, refused, expected):
+def test_on_demand_machines_take_the_place_of_spot_machines_that_the_cloud_refuses(
+    trials, refused, expected, tmp_path, monkeypatch
+):
     """Ray's own scheduler of nodes, asked for a machine a trial: a placement group of one worker each, as Ray Train makes."""
+    monkeypatch.setenv("HOME", str(tmp_path))  # Ray reads the token that it mounts, which a machine has from its first cluster on
+    (tmp_path / ".ray").mkdir()
+    (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     config = AutoscalingConfig(prepare_config(load("cluster.yaml")))
     trial = GangResourceRequest(requests=[ResourceRequest(resources_bundle={"CPU": 1, "GPU": 1})])
     availability = dict.fromkeys(refused, 0.0)

@@ -5,11 +5,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from scripts import words_of
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_study_runs_whatever_the_length_of_tmpdir(squares, tmp_path):
     """Sockets of Ray's processes and of the trial's loader processes have paths of at most 107 bytes."""
     folder = tmp_path / ("job" * 30) / "scratch"

@@ -157,6 +157,7 @@ def test_ended_study_gets_more_trials_and_its_best_is_trained_again(study_of, tm
     assert {"confirmed.csv", "confirmed.png"} <= artifacts
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_path):
     """One diverges, one asks for more classes than there are, one for terabytes, one is fine."""

@@ -15,8 +15,8 @@ export DO_NOT_TRACK := 1
 demo: $(READY)  ## build the glyphs data set, search embedding dimension and negatives, print the best
 	$(BIN)/python experiments/tune_embed_dim.py
 
-test: $(READY)  ## the tests, in two processes of one thread each, which is what two cores have room for
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2
+test: $(READY)  ## the tests, in three processes of one thread each: one of them is for Ray and often waits
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 3
 
 test-all: $(READY)  ## what `make test` leaves out: tests of more than a minute, and those on clusters of several Ray nodes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "slow or cluster"

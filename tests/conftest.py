@@ -1,5 +1,6 @@
 """A small real data set, and a run that is quick on it."""
 
+import os
 from pathlib import Path
 from urllib.request import Request, urlopen
 
@@ -13,6 +14,9 @@ from kiloseg.data.description import DatasetInfo, write_info
 from kiloseg.data.index import write_index
 from kiloseg.data.writing.shard import Sample, write_shard
 from kiloseg.overrides import override
+
+# Ray's workers are nicer than others by 15: beside the other processes of the tests they would wait for minutes.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 NUM_CLASSES = 6
 
@@ -75,7 +79,7 @@ def pytest_generate_tests(metafunc):
 def pytest_collection_modifyitems(items):
     """Repetitions come in rounds, so that what was counted before a stop counts for every fault alike.
 
-    Within a round the longest rooms come first: two processes that share the tests end at about the same time.
+    Within a round the longest rooms come first: processes that share the tests end at about the same time.
     """
 
     def place(item):

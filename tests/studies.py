@@ -37,8 +37,6 @@ class Nodes:
     """A head without CPUs, and nodes that trials run on."""
 
     def __init__(self):
-        # Ray's workers are nicer than others by 15, which on a busy machine is to wait for minutes.
-        os.environ.setdefault("RAY_worker_niceness", "0")
         # For the nodes as well as for the scripts of studies.
         os.environ |= {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
         self.cluster = Cluster(

@@ -31,7 +31,9 @@ KINDS = {"all": 8, "nearest": 7, "random": 9, "mixed": 7}
 def fresh(monkeypatch, tmp_path):
     """As in a process that has not looked for kernels yet, with a cache of its own."""
     monkeypatch.setenv("KILOSEG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O0"))  # a quarter of the time; none of these tests computes much
+    monkeypatch.setattr(
+        compiler, "FLAGS", (*compiler.FLAGS, "-O0")
+    )  # a quarter of the time; none of these tests computes much
     compiler._loaded.cache_clear()
     yield tmp_path / "cache"
     compiler._loaded.cache_clear()

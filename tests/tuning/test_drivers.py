@@ -31,10 +31,6 @@ def command(squares, runs, *more):
     return [sys.executable, script, *quick_search(squares, runs, flags), "--no-early-stopping", *more]
 
 
-# Ray's workers are nicer than others by 15, which on a busy machine is to wait for minutes.
-ENVIRONMENT = os.environ | {"RAY_worker_niceness": "0"}
-
-
 @pytest.fixture
 def started(tmp_path):
     """Starts drivers, and ends those that are left with what they started."""
@@ -42,9 +38,7 @@ def started(tmp_path):
 
     def start(log, words):
         with log.open("w") as file:
-            processes.append(
-                subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True, env=ENVIRONMENT)
-            )
+            processes.append(subprocess.Popen(words, stdout=file, stderr=subprocess.STDOUT, start_new_session=True))
         return processes[-1]
 
     yield start
@@ -98,8 +92,6 @@ def test_two_drivers_share_a_search_and_one_of_them_dies(squares, tmp_path, star
     client = MlflowClient(f"sqlite:///{runs}/mlflow.db")
     tracked = client.search_runs([client.get_experiment_by_name("tune_embed_dim").experiment_id])
     assert best["trial"] in {run.data.tags.get("shared.best.trial") for run in tracked}
-    third = subprocess.run(
-        command(squares, runs), capture_output=True, text=True, check=False, timeout=400, env=ENVIRONMENT
-    )
+    third = subprocess.run(command(squares, runs), capture_output=True, text=True, check=False, timeout=400)
     assert third.returncode != 0 and f"has its {TRIALS} trials already, of all drivers together" in third.stderr
     assert len(list((runs / "studies").iterdir())) == 2

@@ -139,6 +139,7 @@ def test_a_terminal_gets_the_table(monkeypatch):
     assert b"starts (1 of 2)" not in seen
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_search_prints_nothing_of_ray(squares, tmp_path):
     script = Path(__file__).parents[2] / "experiments" / "tune_embed_dim.py"

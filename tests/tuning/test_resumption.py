@@ -153,6 +153,7 @@ def test_best_validation_is_known_that_came_before_the_interruption(resumed, res
     assert row.checkpoint == str(tmp_path / "checkpoints" / f"train-{row.trial}" / "checkpoint_000001")
 
 
+@pytest.mark.slow
 def test_failures_count_only_where_a_trial_does_not_get_on(resumed, result, tmp_path):
     def trainable(settings):
         attempts = tmp_path / f"attempts-{settings['number']}"

@@ -209,6 +209,7 @@ def test_trials_that_cannot_work_are_rows_and_the_study_goes_on(study_of, tmp_pa
     assert statuses["finished"].data.metrics["oom"] == 0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_trial_of_two_workers_that_cannot_work_is_not_tried_again(study_of, tmp_path):
     """It fails in one of the workers while the other waits for it, or in both; its run says so as if it were one."""

@@ -122,3 +122,17 @@ def test_blocks_and_patches_change_rounding_only(tile_bytes, patch_pixels, monke
     assert torch.equal(first.labels[clear], other.labels[clear])
     torch.testing.assert_close(first.cosine, other.cosine, rtol=0, atol=1e-6)
     torch.testing.assert_close(first.runner_up_cosine, other.runner_up_cosine, rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("means")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_mixed_precision_of_the_network_changes_nothing(dtype):
+    """A validation searches within the autocast of the network, which on a CPU gives bfloat16."""
+    pixels, table = inputs(1100, 64, (3, 4))
+    pixels = pixels.to(dtype)
+    first = nearest_two(pixels.float(), table, size=(12, 16))
+    with torch.autocast("cpu", torch.bfloat16):
+        other = nearest_two(pixels, table, size=(12, 16))
+        labels = nearest_class(pixels, table, size=(12, 16))
+    assert all(torch.equal(one, two) for one, two in zip(first, other, strict=True))
+    assert torch.equal(labels, first.labels)

@@ -48,9 +48,9 @@ class _Best(ctypes.Structure):
 def supports(pixels_BDhw: Tensor, size: tuple[int, int], count: int, num_classes: int) -> bool:
     """Whether a search by scores at cells is possible and pays off.
 
-    With the C kernel it is for float32, one or two classes, and upsampling to 4 x the pixels or more. Without it, it is also for
-    types that are widened to float32, from MIN_TORCH_DIM, MIN_TORCH_PRODUCTS and MIN_TORCH_FACTOR on. On a GPU with Triton it is
-    for up to MAX_NEAREST classes and what `kiloseg.ops.triton.pays_at_cells` says.
+    On a CPU it is for one or two classes and for types that are widened to float32: with the C kernel from upsampling to 4 x the
+    pixels on, without it from MIN_TORCH_DIM, MIN_TORCH_PRODUCTS and MIN_TORCH_FACTOR on. On a GPU with Triton it is for up to
+    MAX_NEAREST classes and what `kiloseg.ops.triton.pays_at_cells` says.
     """
     _, D, h, w = pixels_BDhw.shape
     if _runs_triton(pixels_BDhw):
@@ -84,15 +84,16 @@ def best_classes(
         count: the number K of classes, which `supports` accepts, and at most C.
         wants_cosines: whether to return the cosines, float32 (K, B, H, W).
     """
-    if _runs_triton(pixels_BDhw):
-        return _best_by_triton(pixels_BDhw, rows_CD, size, count, wants_cosines=wants_cosines)
-    if _runs_cpu_kernel(pixels_BDhw):
-        return _best_by_cpu_kernel(pixels_BDhw, rows_CD, size, count, wants_cosines=wants_cosines)
-    return _best_by_torch(pixels_BDhw.float(), rows_CD, size, count, wants_cosines=wants_cosines)
+    # Scores are float32 also where the network that made the embeddings runs in mixed precision.
+    with torch.autocast(pixels_BDhw.device.type, enabled=False):
+        if _runs_triton(pixels_BDhw):
+            return _best_by_triton(pixels_BDhw, rows_CD, size, count, wants_cosines=wants_cosines)
+        find = _best_by_cpu_kernel if _runs_cpu_kernel(pixels_BDhw) else _best_by_torch
+        return find(pixels_BDhw.float(), rows_CD, size, count, wants_cosines=wants_cosines)
 
 
 def _runs_cpu_kernel(pixels_BDhw: Tensor) -> bool:
-    return pixels_BDhw.dtype == torch.float32 and pixels_BDhw.shape[1] <= cpu.MAX_DIM and cpu.library() is not None
+    return pixels_BDhw.dtype != torch.float64 and pixels_BDhw.shape[1] <= cpu.MAX_DIM and cpu.library() is not None
 
 
 def _runs_triton(pixels_BDhw: Tensor) -> bool:

@@ -143,11 +143,11 @@ GLYPHS = Config(
     model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=16),
     loss=Loss(negatives=Negatives(kind="all"), temperature=20.0, logit="cosine"),
     optimizer=Optimizer(
-        name="adamw", lr=3e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
+        name="adamw", lr=6e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
     ),
     trainer=Trainer(steps=180, batch_size=8, validate_every=60, report_every=20),
 )
-"""A network and schedule that learn 40 classes of datasets/glyphs.py in some two minutes of one core."""
+"""A network and schedule that begin to learn 40 classes of datasets/glyphs.py in some 80 seconds of one core."""
 
 EMOJI = override(
     GLYPHS,
@@ -160,6 +160,7 @@ EMOJI = override(
         "data.other_classes": "ignore",
         "data.val_samples": None,
         "model.embed_dim": 128,
+        "optimizer.lr": 3e-3,
         "optimizer.warmup_steps": 50,
         "trainer.steps": 800,
         "trainer.batch_size": 16,

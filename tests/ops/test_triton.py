@@ -138,11 +138,29 @@ def cases():
     yield from ((f"loss {name}", "loss_by_kernels", loss_case(*case)) for name, case in LOSS.items())
 
 
+FEW = {"softmax": "cosine C33 D64 tau20.0", "nearest": "C19 D6 K18", "loss": "all distance tau60.0"}
+"""The cases that `make test` computes; the interpreter takes half a minute for all of them."""
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory):
     return answers_of("test_triton", tmp_path_factory.mktemp("triton"))
 
 
+@pytest.fixture(scope="module")
+def few(tmp_path_factory):
+    names = [f"{kind} {name}" for kind, name in FEW.items()]
+    return answers_of("test_triton", tmp_path_factory.mktemp("triton"), names)
+
+
+def test_a_few_cases(few):
+    """A softmax, a search for nearest negatives and a loss, each as in its own test."""
+    test_softmax_equals_dense_formula(FEW["softmax"], few)
+    test_nearest_is_exact_up_to_ties(FEW["nearest"], few)
+    test_whole_loss_equals_the_path_without_kernels(FEW["loss"], few)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SOFTMAX)
 def test_softmax_equals_dense_formula(name, answers):
     o, e, target, factor, tau, cosine = softmax_case(*SOFTMAX[name])
@@ -183,6 +201,7 @@ def test_softmax_equals_dense_formula(name, answers):
         assert torch.equal(sums, answer["sums"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NEAREST)
 def test_nearest_is_exact_up_to_ties(name, answers):
     o, e, target, K = nearest_case(*NEAREST[name])
@@ -239,6 +258,7 @@ def test_compiles_for_an_h100(name, D, W, tmp_path, monkeypatch):
     assert compiled.metadata.shared <= 227 * 1024
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", LOSS)
 def test_whole_loss_equals_the_path_without_kernels(name, answers):
     answer = answers[f"loss {name}"]

@@ -54,6 +54,7 @@ BUDGET = "0.13GiB"
 FIRST = {"model.embed_dim": 8, "loss.negatives.kind": "random", "loss.negatives.count": 2, "optimizer.lr": 5e-3}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_trials_are_in_mlflow(study_of, tmp_path, squares):
     study = Search(name="two", num_trials=2, early_stopping=False, budget=BUDGET, runs=str(tmp_path / "runs"))

@@ -26,9 +26,9 @@ RATE = 0.02
 """Learning rate of Adam for rows of unit length at the first step; it falls to 0 linearly."""
 BATCH = 2048
 """Most pixels of a step, inside and outside each."""
-OUTSIDE = 0.5
+OUTSIDE = 0.6
 """Weight of pixels outside of the masks against those inside, relative to the areas of both in the examples. With equal weights
-of both kinds, whatever their area, new rows take pixels from trained classes; with 2 instead of 0.5, few pixels of the new classes
+of both kinds, whatever their area, new rows take pixels from trained classes; with 2 instead of 0.6, few pixels of the new classes
 are found (experiments/LOG.md)."""
 MAX_WEIGHT = 100.0
 """Largest weight of pixels outside, whatever the area of the masks."""

@@ -13,7 +13,7 @@ from kiloseg.config import Loss
 from kiloseg.inference import editing
 from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.loading import classes_of, content_of, model_of
-from kiloseg.inference.row_fitting import OUTSIDE, fit_rows, outside_weight
+from kiloseg.inference.row_fitting import fit_rows, outside_weight
 from kiloseg.overrides import head_overrides
 from kiloseg.training.checkpoint import load_checkpoint
 
@@ -114,7 +114,7 @@ def test_fitted_rows_lower_their_loss_and_stay_unit_vectors():
     inside = [F.normalize(pixels + 1.5 * torch.eye(8)[axis], dim=1) for axis, pixels in enumerate(inside)]
     starts = torch.stack([pixels[0] for pixels in inside])
     shares = [[0.5], [0.2, 0.4, 0.2, 0.6]]
-    assert outside_weight(shares) == pytest.approx(OUTSIDE * (1 - 0.38) / 0.38)
+    assert outside_weight(shares) == pytest.approx(0.6 * (1 - 0.38) / 0.38)
     for logit in ("cosine", "distance"):
         loss = Loss(logit=logit)
 

@@ -129,7 +129,7 @@ def test_tiles_left_out_do_not_change_the_peak(monkeypatch, kind):
 
 
 @pytest.mark.parametrize("kind", ["all", "random"])
-@pytest.mark.parametrize("tile_bytes", [200_000, 2**21])
+@pytest.mark.parametrize("tile_bytes", [60_000, 2**21])
 def test_blocks_of_patches_left_out_do_not_change_the_peak(monkeypatch, kind, tile_bytes):
     """Scores at feature cells by torch's operations: patches of several sizes, with all candidates at a time or some."""
     monkeypatch.setenv("KILOSEG_NATIVE", "0")

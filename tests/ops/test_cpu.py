@@ -31,9 +31,8 @@ KINDS = {"all": 8, "nearest": 7, "random": 9, "mixed": 7}
 def fresh(monkeypatch, tmp_path):
     """As in a process that has not looked for kernels yet, with a cache of its own."""
     monkeypatch.setenv("KILOSEG_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(
-        compiler, "FLAGS", (*compiler.FLAGS, "-O0")
-    )  # a quarter of the time; none of these tests computes much
+    # A quarter of the time; none of these tests computes much.
+    monkeypatch.setattr(compiler, "FLAGS", (*compiler.FLAGS, "-O0"))
     compiler._loaded.cache_clear()
     yield tmp_path / "cache"
     compiler._loaded.cache_clear()
@@ -407,6 +406,7 @@ def test_a_kept_library_needs_no_compiler(fresh, monkeypatch):
 
 def test_threads_are_those_of_torch_or_new_ones(fresh, monkeypatch):
     """Both give the same bits; OpenMP's are in the one libgomp that torch has loaded."""
+    monkeypatch.setattr(compiler, "FLAGS", compiler.FLAGS[:-1])  # bits are those of optimized code
     pixels, table, labels = batch(150, 12, size=(40, 37), cells=(11, 10))
     with threads(3):
         first = compute(pixels, table, labels)

@@ -64,9 +64,8 @@ def test_on_demand_machines_take_the_place_of_spot_machines_that_the_cloud_refus
     trials, refused, expected, tmp_path, monkeypatch
 ):
     """Ray's own scheduler of nodes, asked for a machine a trial: a placement group of one worker each, as Ray Train makes."""
-    monkeypatch.setenv(
-        "HOME", str(tmp_path)
-    )  # Ray reads the token that it mounts, which a machine has from its first cluster on
+    # Ray reads the token that it mounts, which a machine has only from its first cluster on.
+    monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / ".ray").mkdir()
     (tmp_path / ".ray" / "auth_token").write_text("0" * 64)
     config = AutoscalingConfig(prepare_config(load("cluster.yaml")))

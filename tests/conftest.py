@@ -1,4 +1,4 @@
-"""A small real data set, and a run that is quick on it."""
+"""Small data sets, a run that is quick on one, and what else tests of several files share."""
 
 import os
 from pathlib import Path
@@ -110,6 +110,14 @@ def squares(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("squares")
     write_dataset(directory, {"train": [13, 9, 20], "val": [5, 6]})
     return directory
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory) -> Path:
+    """42 samples in three shards, each with an identity that can be read off its pixels."""
+    from numbered import write_numbered
+
+    return write_numbered(tmp_path_factory.mktemp("numbered"))
 
 
 def quick_run(squares: Path, output: Path) -> Config:

@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 import webdataset
+from numbered import described, encoded, numbered_samples
 from PIL import Image
 from PIL.PngImagePlugin import putchunk
-from test_data import described, encoded, numbered_samples
 from torchvision.transforms.v2 import functional as transforms
 
 from kiloseg.config import Data

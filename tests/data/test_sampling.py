@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from test_data import described, identities, numbered_samples, plain
+from numbered import described, identities, numbered_samples, plain
 
 from kiloseg.config import Data
 from kiloseg.data.classes import select_classes

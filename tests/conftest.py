@@ -202,3 +202,35 @@ def ray_of_the_module():
 
     with ray_connection():
         yield
+
+
+@pytest.fixture(scope="session")
+def small_packages(tmp_path_factory):
+    """Tarballs of three vendors of emoji in a folder, and their descriptions."""
+    from small_emoji import write_packages  # takes what draws emoji, which other rooms need not have
+
+    return write_packages(tmp_path_factory.mktemp("tarballs"))
+
+
+@pytest.fixture(scope="session")
+def small_bank(small_packages, tmp_path_factory):
+    """The file of a bank of 9 classes of emoji, and its digest."""
+    from small_emoji import write_small_bank
+
+    return write_small_bank(tmp_path_factory.mktemp("bank") / "bank.tar", small_packages)
+
+
+@pytest.fixture(scope="session")
+def small_drawings(tmp_path_factory):
+    """Tarballs of the vendors that draw emoji in SVG, in a folder, and their descriptions."""
+    from small_emoji import write_drawings
+
+    return write_drawings(tmp_path_factory.mktemp("drawings"))
+
+
+@pytest.fixture(scope="session")
+def small_bank_2(small_packages, small_drawings, tmp_path_factory):
+    """The file of a bank of emoji of all seven vendors, and its digest."""
+    from small_emoji import write_small_bank_2
+
+    return write_small_bank_2(tmp_path_factory.mktemp("bank2") / "bank-2.tar", small_packages, small_drawings)

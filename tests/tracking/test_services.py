@@ -1,6 +1,7 @@
 """MLflow on PostgreSQL and on SQLite under eight writers at once, and a server that dies and comes back."""
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -279,6 +280,8 @@ def test_what_the_command_says_helps_until_the_services_run(database, tmp_path):
             cwd=tmp_path,
             stdout=subprocess.PIPE,
             text=True,
+            # A shell starts what runs in the background with SIGINT ignored.
+            preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
         )
         try:
             export, key = re.fullmatch(

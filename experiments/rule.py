@@ -1,11 +1,17 @@
 """How should the embedding dimension D and the number of negatives K grow with the number of classes C?
 
     python experiments/rule.py --data.path DIR
-    python experiments/rule.py --data.path DIR --classes 16 64 256 1024 --dims 4 8 16 32 64 128 256 --steps 4000 --seeds 0 1 2
+    python experiments/rule.py --data.path DIR --classes 16 64 256 1024 --trainer.steps 4000 --seeds 0 1 2
+    python experiments/rule.py --data.path DIR --model.weights CHECKPOINT --trainer.steps 400
 
 A run for every C and D with the exact softmax, and for every C and K, random and nearest, with the dimension of the preset,
-all of equally many steps. Runs that have a row in the results are not run again, so a grid may grow over many sittings.
-What is printed at the end is, for every C, the smallest D and K whose mIoU is within 2 % of the best.
+all of equally many steps. With a checkpoint, whose embedding dimension must be none of the grid's, every run starts from its
+network but with a new last layer and class table: then runs of a few minutes compare tables over features that are worth
+something. Runs that have a row in the results are not run again, so a grid may grow over many sittings.
+
+What is printed at the end is, for every C, the smallest D and K whose mIoU is within 2 % of the best, and how they grow:
+sizes as a power of C, fitted to the smallest size of every C and seed, with the 95 % interval of the power. A figure with
+all curves goes beside the table.
 
 Source: "Scaling Semantic Segmentation Beyond 1K Classes on a Single GPU", https://arxiv.org/abs/2012.07489, which takes D = 6 or 12
 and K = 6 to 8 and says of neither how it should grow.
@@ -18,26 +24,32 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import tyro
+from matplotlib.figure import Figure
+from scipy import optimize, stats
 
 # This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
-from kiloseg import cli
+from kiloseg import cli, plotting
 from kiloseg.config import Config
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
+from kiloseg.training.initial import WORDS
 from kiloseg.training.loop import train
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 
-COLUMNS = ("num_classes", "embed_dim", "negatives", "count", "seed", "steps", "batch", "crop", "miou", "pixel_accuracy")
-KEY = COLUMNS[:8]
+COLUMNS = (
+    *("num_classes", "embed_dim", "negatives", "count", "seed", "steps", "batch", "crop", "start"),
+    *("miou", "pixel_accuracy"),
+)
+KEY = COLUMNS[:9]
 NEAR = 0.98
 """The share of the best mIoU that counts as good enough."""
 
@@ -88,6 +100,7 @@ def row_of(config: Config) -> dict[str, Any]:
         "steps": config.trainer.steps,
         "batch": config.trainer.batch_size,
         "crop": config.data.crop,
+        "start": config.model.weights if config.model.weights in WORDS else "checkpoint",
     }
 
 
@@ -105,26 +118,107 @@ def main(arguments: Arguments) -> None:
         row |= {"miou": f"{last['val/miou']:.6g}", "pixel_accuracy": f"{last['val/pixel_accuracy']:.6g}"}
         append_row(arguments.results, COLUMNS, row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    for line in good_enough(read_rows(arguments.results)):
+    found = curves_of(read_rows(arguments.results))
+    for line in (*good_enough(found), *growth(found)):
         print(line)
+    draw(read_rows(arguments.results), arguments.results.with_suffix(".png"))
 
 
-def good_enough(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Returns a line for each class count and method: the smallest D or K whose mean mIoU over seeds is within 2 % of the best."""
-    found: dict[tuple[int, str], dict[int, list[float]]] = defaultdict(lambda: defaultdict(list))
+Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
+"""The mIoU by method ("D, all", "K, random" or "K, nearest"), number of classes, seed, and D or K."""
+
+
+def curves_of(rows: Sequence[Mapping[str, str]]) -> Curves:
+    """Groups the rows of the table."""
+    found: Curves = defaultdict(lambda: defaultdict(dict))
     for row in rows:
         by = "D, all" if row["negatives"] == "all" else f"K, {row['negatives']}"
         size = int(row["embed_dim"] if row["negatives"] == "all" else row["count"])
-        found[int(row["num_classes"]), by][size].append(float(row["miou"]))
+        found[by, int(row["num_classes"])][int(row["seed"])][size] = float(row["miou"])
+    return found
+
+
+def good_enough(curves: Curves) -> list[str]:
+    """Returns a line for each method and class count: the smallest D or K whose mean mIoU over seeds is within 2 % of the best."""
     lines = []
-    for (num_classes, by), sizes in sorted(found.items()):
-        means = {size: float(np.mean(mious)) for size, mious in sizes.items()}
+    for (by, num_classes), seeds in sorted(curves.items()):
+        sizes = sorted({size for curve in seeds.values() for size in curve})
+        means = {size: float(np.mean([curve[size] for curve in seeds.values() if size in curve])) for size in sizes}
         best = max(means.values())
         smallest = min(size for size, mean in means.items() if mean >= NEAR * best)
         lines.append(
-            f"{num_classes:,} classes, {by}: {smallest} of {', '.join(map(str, sorted(means)))} (best mIoU {best:.4f})"
+            f"{num_classes:,} classes, {by}: {smallest} of {', '.join(map(str, sizes))} (best mIoU {best:.4f})"
         )
     return lines
+
+
+def smallest_size(curve: Mapping[int, float]) -> float:
+    """Returns the size from which on a curve is within 2 % of its best, between two sizes by interpolation over log(size).
+
+    The curve is first made to rise everywhere, by isotonic regression, because runs scatter by more than 2 %.
+    """
+    sizes = np.array(sorted(curve))
+    rising = optimize.isotonic_regression([curve[size] for size in sizes]).x
+    enough = NEAR * rising[-1]
+    place = int(np.argmax(rising >= enough))
+    if place == 0:
+        return float(sizes[0])
+    below, above = rising[place - 1], rising[place]
+    share = (enough - below) / (above - below)
+    return float(np.exp((1 - share) * np.log(sizes[place - 1]) + share * np.log(sizes[place])))
+
+
+def growth(curves: Curves) -> list[str]:
+    """Returns a line for each method with three class counts or more: its smallest sizes as a power of C."""
+    lines = []
+    for by in sorted({by for by, _ in curves}):
+        points = [
+            (num_classes, smallest_size(curve))
+            for (method, num_classes), seeds in curves.items()
+            if method == by
+            for curve in seeds.values()
+        ]
+        if len({num_classes for num_classes, _ in points}) < 3:
+            continue
+        x, y = np.log(np.array(points)).T
+        fit = stats.linregress(x, y)
+        reach = stats.t.ppf(0.975, len(x) - 2) * fit.stderr
+        lines.append(
+            f"{by}: {np.exp(fit.intercept):.3g} * C ** {fit.slope:.2f} "
+            f"(95 % interval of the power {fit.slope - reach:.2f} to {fit.slope + reach:.2f}, {len(x)} curves)"
+        )
+    return lines
+
+
+def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+    """Draws the share of the best mIoU of its class count and method that every D and K reaches."""
+    figure = Figure(figsize=(12, 4.2), layout="constrained")
+    found = curves_of(rows)
+    methods = sorted({by for by, _ in found})
+    for axes, by in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
+        for index, (num_classes, seeds) in enumerate(
+            sorted((C, seeds) for (method, C), seeds in found.items() if method == by)
+        ):
+            color, marker = plotting.COLORS[index], plotting.MARKERS[index]
+            sizes = sorted({size for curve in seeds.values() for size in curve})
+            means = np.array([np.mean([curve[size] for curve in seeds.values() if size in curve]) for size in sizes])
+            axes.plot(
+                sizes,
+                means / means.max(),
+                color=color,
+                marker=marker,
+                label=f"{num_classes:,} classes, {means.max():.3f}",
+            )
+        axes.axhline(NEAR, color="gray", linewidth=0.8, linestyle="--")
+        axes.set_xscale("log", base=2)
+        axes.set(
+            xlabel="embedding dimension D" if by.startswith("D") else f"{by[3:]} negatives K",
+            ylabel="mIoU, share of the best",
+            ylim=(0, 1.05),
+        )
+        axes.grid(alpha=0.25)
+        axes.legend(title="and best mIoU", frameon=False)
+    figure.savefig(path, dpi=120)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -98,8 +99,18 @@ def _check_type(config: Any, name: str, value: Any) -> None:
     if not _fits(value, expected):
         if typing.get_origin(expected) is Literal:
             raise ValueError(f"{name} = {value!r}: expected one of {', '.join(typing.get_args(expected))}")
-        shown = expected.__name__ if isinstance(expected, type) else str(expected)
-        raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: expected {shown}")
+        raise ValueError(f"{name} = {value!r} is a {type(value).__name__}: expected {_shown(expected)}")
+
+
+def _shown(expected: Any) -> str:
+    """Returns a type as people write it, with the words of a Literal as they are: "int | None", "int | 'auto'"."""
+    if typing.get_origin(expected) is Literal:
+        return " | ".join(map(repr, typing.get_args(expected)))
+    if typing.get_origin(expected) in (typing.Union, types.UnionType):
+        return " | ".join(_shown(one) for one in typing.get_args(expected))
+    if expected is types.NoneType:
+        return "None"
+    return expected.__name__ if isinstance(expected, type) else str(expected)
 
 
 def _fits(value: Any, expected: Any) -> bool:
@@ -115,6 +126,16 @@ def _fits(value: Any, expected: Any) -> bool:
     if expected is int:
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, expected)
+
+
+def with_sizes(config: Config, num_classes: int) -> Config:
+    """Returns the config of a run with a number of classes, in which numbers stand where sizes were "auto"."""
+    sizes = {
+        "model.embed_dim": config.model.dimensions(num_classes),
+        "loss.negatives.count": config.loss.negatives.number(num_classes),
+    }
+    given = flatten(config)
+    return override(config, {name: size for name, size in sizes.items() if given[name] == "auto"})
 
 
 def head_overrides(head: str) -> dict[str, Any]:

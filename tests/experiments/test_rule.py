@@ -3,11 +3,14 @@
 import runpy
 from pathlib import Path
 
+import pytest
+
 from kiloseg.overrides import override
 
 RULE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "rule.py"))
-Arguments, main, cells, good_enough, read_rows = (
-    RULE[name] for name in ("Arguments", "main", "cells", "good_enough", "read_rows")
+Arguments, main, cells, read_rows = (RULE[name] for name in ("Arguments", "main", "cells", "read_rows"))
+curves_of, good_enough, smallest_size, growth = (
+    RULE[name] for name in ("curves_of", "good_enough", "smallest_size", "growth")
 )
 
 
@@ -32,10 +35,27 @@ def test_smallest_within_two_percent_of_the_best_mean():
 
     rows = [row(4, 0.3, 0), row(8, 0.4, 0), row(8, 0.392, 1), row(16, 0.40, 0), row(16, 0.404, 1), row(64, 0.39, 0)]
     rows += [row(16, 0.2, 0, "random", 2), row(16, 0.1, 0, "random", 8)]
-    assert good_enough(rows) == [
+    assert good_enough(curves_of(rows)) == [
         "64 classes, D, all: 8 of 4, 8, 16, 64 (best mIoU 0.4020)",
         "64 classes, K, random: 2 of 2, 8 (best mIoU 0.2000)",
     ]
+
+
+def test_smallest_size_lies_between_those_that_were_tried():
+    assert smallest_size({4: 0.49, 16: 0.98, 64: 1.0}) == pytest.approx(16)
+    assert smallest_size({4: 0.97, 16: 0.99, 64: 1.0}) == pytest.approx(8)
+    assert smallest_size({4: 0.97, 16: 1.01, 64: 0.99}) == pytest.approx(4 * 4 ** (1 / 3)), "scatter is evened out"
+    assert smallest_size({4: 1.0, 16: 0.5}) == 4, "more is worse"
+
+
+def test_growth_finds_the_power():
+    """Curves that are enough at 2 C ** 0.5, and one method with too few class counts."""
+    curves = {}
+    for C in (16, 64, 256, 1024):
+        enough = 2 * C**0.5
+        curves["D, all", C] = {seed: {2: 0.1, int(enough): 0.98, 4096: 1.0} for seed in (0, 1)}
+    curves["K, random", 16] = curves["K, random", 64] = {0: {2: 1.0}}
+    assert growth(curves) == ["D, all: 2 * C ** 0.50 (95 % interval of the power 0.50 to 0.50, 8 curves)"]
 
 
 def test_runs_that_have_a_row_are_not_run_again(quick, tmp_path, capsys):
@@ -44,8 +64,21 @@ def test_runs_that_have_a_row_are_not_run_again(quick, tmp_path, capsys):
     main(Arguments(run=run, classes=(4,), dims=(4,), counts=(), results=path))
     first = read_rows(path)
     assert [row["count"] for row in first] == ["3"] and 0 <= float(first[0]["miou"]) <= 1
+    assert first[0]["start"] == "none"
     capsys.readouterr()
     main(Arguments(run=run, classes=(4,), dims=(2, 4), counts=(), results=path))
     assert capsys.readouterr().out.count("seed 0") == 1
     both = read_rows(path)
     assert both[0] == first[0] and [row["embed_dim"] for row in both] == ["4", "2"]
+    assert path.with_suffix(".png").stat().st_size > 1000
+
+
+def test_runs_from_a_checkpoint_have_rows_of_their_own(quick, trained, tmp_path):
+    run = override(quick, {"trainer.steps": 2, "trainer.batch_size": 4, "data.val_samples": 4})
+    path = tmp_path / "rule.csv"
+    main(Arguments(run=run, classes=(6,), dims=(8,), counts=(), results=path))
+    started = override(run, {"model.weights": str(Path(trained["checkpoint"]).parent)})
+    main(Arguments(run=started, classes=(6,), dims=(8,), counts=(), results=path))
+    one, other = read_rows(path)
+    assert [one["start"], other["start"]] == ["none", "checkpoint"]
+    assert one["pixel_accuracy"] != other["pixel_accuracy"]

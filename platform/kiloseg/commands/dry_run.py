@@ -15,7 +15,7 @@ from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading.loader import TrainBatches, batch_shapes, validation_batches
 from kiloseg.memory import plan, plan_evaluation
 from kiloseg.models import build_segmenter
-from kiloseg.overrides import differences, flatten, override
+from kiloseg.overrides import differences, flatten, override, with_sizes
 from kiloseg.training.checkpoint import load_newest
 from kiloseg.training.initial import initial_state, take_over
 from kiloseg.training.rehearsal import rehearse, shapes_to_try
@@ -39,6 +39,7 @@ def dry_run(config: Config, *, resume: bool) -> str:
     output = Path(trainer.output).resolve()
     info = read_info(data.path)
     num_classes = count_classes(data, info)
+    config = with_sizes(config, num_classes)
     require_labeled(data, info)
     step = _first_step(config, output, resume=resume)
     # Without loader processes, which would take shared memory.

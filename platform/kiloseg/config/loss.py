@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from kiloseg.config.checks import require, require_word
+from kiloseg.config.sizes import Auto, auto_negatives
 
 NegativesKind = Literal["nearest", "random", "mixed", "all"]
 Logit = Literal["distance", "cosine"]
@@ -21,20 +22,27 @@ class Negatives:
     nearest: the classes closest to the pixel (the paper). mixed: half random, half nearest. The default is all because it
     works for any number of classes, while nearest starts learning slowest. At 1,024 or more classes, random with `count` 255
     was better than all in half the time (experiments/LOG.md)."""
-    count: int = 8
-    """Negatives per pixel, from 1 to the number of classes - 1. For random, choose more than the classes in a batch."""
+    count: int | Auto = 8
+    """Negatives per pixel, from 1 to the number of classes - 1, or auto, which grows with the number of classes (docs/rule.md). For random, choose more than the classes in a batch."""
 
     def __post_init__(self) -> None:
         require_word("loss.negatives.kind", self.kind, NegativesKind)
-        require(self.count >= 1, "loss.negatives.count", self.count, "at least 1 negative per pixel")
+        if self.count == "auto":
+            return
+        known = isinstance(self.count, int) and self.count >= 1
+        require(known, "loss.negatives.count", self.count, "at least 1 negative per pixel, or auto")
         if self.kind == "mixed":
             require(
                 self.count >= 2, "loss.negatives.count", self.count, "at least 2 for kind 'mixed', which halves them"
             )
 
+    def number(self, num_classes: int) -> int:
+        """Returns the number of negatives per pixel of a run with a number of classes; kind all does not use it."""
+        return auto_negatives(num_classes, self.kind) if self.count == "auto" else self.count
+
     def check_classes(self, num_classes: int) -> None:
         """Raises ValueError if `count` is larger than the `num_classes` - 1 other classes that a pixel has."""
-        if self.kind != "all" and self.count > num_classes - 1:
+        if self.kind != "all" and self.count != "auto" and self.count > num_classes - 1:
             raise ValueError(
                 f"loss.negatives.count = {self.count}: {num_classes} classes leave a pixel only {num_classes - 1} others; "
                 f"lower loss.negatives.count to {num_classes - 1} or use loss.negatives.kind = 'all'"

@@ -7,6 +7,7 @@ from typing import Literal
 
 from kiloseg.config.checks import require
 from kiloseg.config.heads import HEADS
+from kiloseg.config.sizes import Auto, auto_embed_dim
 
 Head = Literal["embedding", "dense", "official", "prototype"] | str
 
@@ -25,8 +26,8 @@ class Model:
     comparison; of the `loss` settings it uses only the number of negatives, the temperature and the separation. prototype:
     like embedding, but each class has several prototypes, which are running means of its pixels and not learned
     (https://arxiv.org/abs/2203.15102), for comparison. You can add your own head with `kiloseg.models.register_head`."""
-    embed_dim: int = 128
-    """Outputs per pixel of the embedding head (D), at least 2. At an equal batch, 128 dimensions beat a dense head at 64 and at
+    embed_dim: int | Auto = 128
+    """Outputs per pixel of the embedding head (D), at least 2, or auto, which grows with the number of classes (docs/rule.md). At an equal batch, 128 dimensions beat a dense head at 64 and at
     1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
     time when there are many classes, but hardly any memory."""
     prototypes: int = 10
@@ -50,7 +51,14 @@ class Model:
             f"one of {', '.join(HEADS)}; import the module of your own head first",
         )
         require(
-            self.embed_dim >= 2, "model.embed_dim", self.embed_dim, "at least 2: unit vectors in 1-D hold two classes"
+            self.embed_dim == "auto" or (isinstance(self.embed_dim, int) and self.embed_dim >= 2),
+            "model.embed_dim",
+            self.embed_dim,
+            "at least 2, or auto: unit vectors in 1-D hold two classes",
         )
         require(self.prototypes >= 1, "model.prototypes", self.prototypes, "at least 1 prototype per class")
         require(bool(self.weights), "model.weights", self.weights, "none, hub, package, a file or a checkpoint")
+
+    def dimensions(self, num_classes: int) -> int:
+        """Returns the embedding dimension of a run with a number of classes."""
+        return auto_embed_dim(num_classes) if self.embed_dim == "auto" else self.embed_dim

@@ -39,7 +39,7 @@ def resolve_negatives(negatives: Negatives, num_classes: int) -> ResolvedNegativ
         ValueError: There are more negatives than other classes.
     """
     negatives.check_classes(num_classes)
-    K = negatives.count
+    K = negatives.number(num_classes)
     if negatives.kind == "all":
         return ResolvedNegatives(shares=True, drawn=0, nearest=0, from_drawn=0)
     if negatives.kind == "random":

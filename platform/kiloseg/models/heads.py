@@ -55,12 +55,12 @@ class EmbeddingHead(Head):
     @staticmethod
     def make_table(model: Model, num_classes: int) -> ClassTable | PrototypeTable:
         """Returns a new table."""
-        return ClassTable(num_classes, model.embed_dim)
+        return ClassTable(num_classes, model.dimensions(num_classes))
 
     @staticmethod
     def num_outputs(model: Model, num_classes: int) -> int:
         """Returns the embedding dimension D."""
-        return model.embed_dim
+        return model.dimensions(num_classes)
 
     def forward(self, outputs_BNhw: Tensor) -> Tensor:
         """Returns pixel embeddings (B, D, h, w), which are unit vectors if `model.normalize_early` is set."""
@@ -127,7 +127,7 @@ class OfficialHead(EmbeddingHead):
             pixels_BDhw,
             self.table(),
             labels_BHW,
-            count=self.settings.negatives.count,
+            count=self.settings.negatives.number(self.num_classes),
             temperature=self.settings.temperature,
             class_weights_C=self.class_weights_C,
         )
@@ -154,7 +154,7 @@ class PrototypeHead(EmbeddingHead):
     @staticmethod
     def make_table(model: Model, num_classes: int) -> PrototypeTable:
         """Returns a table of prototypes that are drawn at random."""
-        return PrototypeTable(num_classes, model.prototypes, model.embed_dim)
+        return PrototypeTable(num_classes, model.prototypes, model.dimensions(num_classes))
 
     def loss(self, outputs_BNhw: Tensor, labels_BHW: Tensor) -> HeadLoss:
         """Computes cross-entropy over classes, and the terms that draw feature cells to their own prototypes.

@@ -23,6 +23,7 @@ from kiloseg.data.labeled import require_labeled
 from kiloseg.data.reading.bad_samples import texts_of
 from kiloseg.data.reading.batches import Batch
 from kiloseg.data.reading.loader import TrainBatches, batch_shapes, validation_batches
+from kiloseg.overrides import with_sizes
 from kiloseg.storage.commands import shell
 from kiloseg.storage.errors import DataError
 from kiloseg.training.checkpoint import load_checkpoint, load_newest
@@ -73,6 +74,7 @@ def train(
     trainer = config.trainer
     info = read_info(config.data.path)
     num_classes = count_classes(config.data, info)
+    config = with_sizes(config, num_classes)
     require_labeled(config.data, info)
     rank, world = workers.rank, workers.world_size
     batches = TrainBatches(config.data, info, batch_size=trainer.batch_size, seed=trainer.seed, rank=rank, world=world)

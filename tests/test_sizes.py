@@ -49,7 +49,10 @@ def test_only_sizes_that_are_auto_are_replaced():
             lambda: Negatives(count="many"),
             "loss.negatives.count = 'many': expected at least 1 negative per pixel, or auto",
         ),
-        (lambda: override(Config(), {"model.embed_dim": "much"}), "model.embed_dim = 'much' is a str: expected int | 'auto'"),
+        (
+            lambda: override(Config(), {"model.embed_dim": "much"}),
+            "model.embed_dim = 'much' is a str: expected int | 'auto'",
+        ),
     ],
 )
 def test_no_other_word_is_a_size(part, named):

@@ -23,7 +23,8 @@ class Negatives:
     works for any number of classes, while nearest starts learning slowest. At 1,024 or more classes, random with `count` 255
     was better than all in half the time (experiments/LOG.md)."""
     count: int | Auto = 8
-    """Negatives per pixel, from 1 to the number of classes - 1, or auto, which grows with the number of classes (docs/rule.md). For random, choose more than the classes in a batch."""
+    """Negatives per pixel, from 1 to the number of classes - 1, or auto, which grows with the number of classes (docs/rule.md). For
+    random, choose more than the classes in a batch."""
 
     def __post_init__(self) -> None:
         require_word("loss.negatives.kind", self.kind, NegativesKind)

@@ -27,9 +27,9 @@ class Model:
     like embedding, but each class has several prototypes, which are running means of its pixels and not learned
     (https://arxiv.org/abs/2203.15102), for comparison. You can add your own head with `kiloseg.models.register_head`."""
     embed_dim: int | Auto = 128
-    """Outputs per pixel of the embedding head (D), at least 2, or auto, which grows with the number of classes (docs/rule.md). At an equal batch, 128 dimensions beat a dense head at 64 and at
-    1,024 classes, while 64 dimensions did so at 64 classes only (experiments/LOG.md); the paper uses 12. More dimensions cost
-    time when there are many classes, but hardly any memory."""
+    """Outputs per pixel of the embedding head (D), at least 2, or auto, which grows with the number of classes (docs/rule.md). At
+    an equal batch, 128 dimensions beat a dense head at 64 and at 1,024 classes, while 64 dimensions did so at 64 classes only
+    (experiments/LOG.md); the paper uses 12. More dimensions cost time when there are many classes, but hardly any memory."""
     prototypes: int = 10
     """Prototypes of each class of the prototype head, at least 1; the paper's code has 10. With 1, loss and prediction run in the
     kernels of the embedding head; with more, the loss takes time in proportion to their number."""

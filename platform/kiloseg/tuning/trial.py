@@ -57,7 +57,7 @@ class TrialSettings:
     resources: Resources
     """The share of the cluster that each trial gets."""
     watch: str
-    """Name of the actor that frees what the workers of a trial held if the trial dies."""
+    """The name under which trials write down what their workers hold, to be freed if they die."""
     continues: Mapping[str, str] = field(default_factory=dict)
     """Folders of trials that these trials continue, by path or URL, by `settings_key` of their settings."""
     trials_per_node: int = 1

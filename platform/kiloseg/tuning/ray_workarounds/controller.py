@@ -3,8 +3,8 @@
 Seen on Ray 2.60: every Train run starts four actors besides its workers and a barrier for them: the controller, a queue for
 the controller's reports to Tune, a cleaner for its placement group, and one that serves data sets of Ray Data. Each is a
 process that spends 1.5 to 2 s of CPU on imports, together two thirds of what a short trial costs beyond its training. Here
-the controller runs in Tune's actor, which only waits for it anyway, reports go straight to Tune, all trials of a study share
-one cleaner (see `kiloseg.tuning.ray_workarounds.placement_groups`), and there are no data sets of Ray Data.
+the controller runs in Tune's actor, which only waits for it anyway, reports go straight to Tune, a thread of the driver cleans
+up after all trials (see `kiloseg.tuning.ray_workarounds.placement_groups`), and there are no data sets of Ray Data.
 
 It can go when benchmarks/orchestration.py is as fast with Ray's own trainer.
 """
@@ -32,7 +32,7 @@ class TrainerInTrial(DataParallelTrainer):
 
     Args:
         arguments: those of Ray's trainer.
-        watch: name of the actor that removes the placement group if this process dies.
+        watch: the name under which the placement group is written down, to be removed if this process dies.
         keywords: those of Ray's trainer.
     """
 

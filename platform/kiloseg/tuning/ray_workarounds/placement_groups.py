@@ -1,8 +1,10 @@
 """Frees the CPUs and GPUs that the workers of a dead trial held.
 
 Seen on Ray 2.60: the placement group of a trial's workers outlives the actor that created it, until the whole job ends. Ray
-starts a process for every trial that removes the group when the actor dies. Here one actor does that for all trials of a
-study. It asks the actors themselves, not Ray's dashboard.
+starts a process for every trial that removes the group when the actor dies. Here a thread of the study's driver does that for
+all trials. Trials write their groups to the key-value store of Ray's head, not to an actor, because Ray's memory monitor, which
+kills trials, also killed that actor: nothing knew the groups any more, and the trials that started again waited for their CPUs
+forever.
 
 It can go when tests/tuning/test_cores.py::test_stopped_trials_give_their_cores_back passes without `WatchCallback`.
 """
@@ -18,7 +20,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError
+from ray import cloudpickle
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
 
@@ -27,61 +31,61 @@ logger = logging.getLogger(__name__)
 INTERVAL_S = 0.5
 """Seconds between two looks at all trials."""
 REPEAT_S = 5.0
-"""Seconds after which a trial names its placement group again, in case that the actor was restarted."""
+"""Seconds after which a trial writes its placement group again, in case that Ray's head has lost what it had stored."""
 
 
 class PlacementGroups:
-    """Removes the placement group of a trial when the trial's actor dies. Runs as an actor; see `watched_placement_groups`."""
+    """Removes the placement group of a trial when the trial's actor dies; see `watched_placement_groups`.
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._held: dict[str, tuple[Any, PlacementGroup]] = {}
-        self._answers: dict[str, ray.ObjectRef] = {}
-        threading.Thread(target=self._watch, daemon=True).start()
+    Args:
+        name: what the keys of the trials start with.
+    """
 
-    def hold(self, trial: str, actor: Any, group: PlacementGroup | None) -> None:
-        """Sets the placement group to remove when a trial's actor dies.
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._answers: dict[bytes, ray.ObjectRef] = {}
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
 
-        Args:
-            trial: id of the actor.
-            actor: its handle.
-            group: the placement group of its workers; None: it has none any more.
-        """
-        with self._lock:
-            self._held.pop(trial, None)
-            if group is not None:
-                self._held[trial] = (actor, group)
+    def end(self) -> None:
+        """Ends the thread and removes the placement groups of all trials."""
+        self._ended.set()
+        self._thread.join()
+        for key in self._keys():
+            self._remove(key)
 
-    def remove_all(self) -> None:
-        """Removes the placement groups of all trials."""
-        with self._lock:
-            for _, group in self._held.values():
-                remove_placement_group(group)
-            self._held.clear()
+    def _keys(self) -> list[bytes]:
+        return list(_internal_kv_list(self._name))
 
     def _watch(self) -> None:
-        while True:
-            time.sleep(INTERVAL_S)
-            with self._lock:
-                held = dict(self._held)
-            for trial, (actor, group) in held.items():
+        while not self._ended.wait(INTERVAL_S):
+            try:
+                keys = self._keys()
+            except Exception:
+                logger.exception("the trials' placement groups are looked up again")
+                continue
+            for key in keys:
                 try:
-                    if self._is_dead(trial, actor):
-                        remove_placement_group(group)
-                        self.hold(trial, actor, None)
+                    if self._is_dead(key):
+                        self._remove(key)
                 except Exception:
-                    logger.exception("actor %s is checked again", trial)
-            for trial in set(self._answers) - set(held):
-                del self._answers[trial]
+                    logger.exception("trial %s is checked again", key)
+            for key in set(self._answers) - set(keys):
+                del self._answers[key]
 
-    def _is_dead(self, trial: str, actor: Any) -> bool:
-        """Returns whether an actor is dead. A call to one that is busy stays open until it is free or dies."""
-        if trial not in self._answers:
-            self._answers[trial] = actor.__ray_ready__.remote()
-        ready, _ = ray.wait([self._answers[trial]], timeout=0)
+    def _is_dead(self, key: bytes) -> bool:
+        """Returns whether the actor of a trial is dead. A call to one that is busy stays open until it is free or dies."""
+        if key not in self._answers:
+            stored = _internal_kv_get(key)
+            if stored is None:  # the trial has just removed its group
+                return False
+            actor, _ = cloudpickle.loads(stored)
+            self._answers[key] = actor.__ray_ready__.remote()
+        ready, _ = ray.wait([self._answers[key]], timeout=0)
         if not ready:
             return False
-        del self._answers[trial]
+        del self._answers[key]
         try:
             ray.get(ready[0])
         except ActorUnavailableError:  # its node does not answer at the moment
@@ -90,54 +94,62 @@ class PlacementGroups:
             return True
         return False
 
+    def _remove(self, key: bytes) -> None:
+        stored = _internal_kv_get(key)
+        if stored is not None:
+            _, group = cloudpickle.loads(stored)
+            remove_placement_group(group)
+            _internal_kv_del(key)
+
 
 @contextlib.contextmanager
 def watched_placement_groups() -> Iterator[str]:
-    """Starts the actor for the trials of a study for the duration of a `with` block; the value is the actor's name.
+    """Watches the trials of a study for the duration of a `with` block; the value is the name that `WatchCallback` needs.
 
-    No trial may run when the block ends without an error: all groups that are left are removed.
+    No trial may run when the block ends: all groups that are left are removed.
     """
-    name = f"placement-groups-{uuid.uuid4().hex}"
-    watch = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(PlacementGroups).options(name=name).remote()
-    yield name
-    with contextlib.suppress(RayError, TimeoutError):  # Ray removes the groups when it ends
-        ray.get(watch.remove_all.remote(), timeout=10)
-        ray.kill(watch)
+    watch = PlacementGroups(name := f"placement-groups-{uuid.uuid4().hex}-")
+    try:
+        yield name
+    finally:
+        with contextlib.suppress(Exception):  # Ray removes the groups when the driver's connection ends
+            watch.end()
 
 
 class WatchCallback(WorkerGroupCallback):
-    """Names the placement group of the trial in this process to the actor of `watched_placement_groups`.
+    """Writes down the placement group of the trial in this process for `watched_placement_groups`.
 
     Args:
-        name: name of the actor.
+        name: the value of that block.
     """
 
     def __init__(self, name: str) -> None:
-        self._name = name
+        self._key = name + ray.get_runtime_context().get_actor_id()
         self._group: PlacementGroup | None = None
-        self._sent_s = 0.0
+        self._written_s = 0.0
 
     def after_worker_group_start(self, worker_group: Any) -> None:
-        """Names a new placement group."""
+        """Writes down a new placement group."""
         self._group = worker_group.get_worker_group_state().placement_group_handle.placement_group
-        self._send()
+        self._write()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Names it again every few seconds."""
-        if time.monotonic() - self._sent_s > REPEAT_S:
-            self._send()
+        """Writes it down again every few seconds."""
+        if time.monotonic() - self._written_s > REPEAT_S:
+            self._write()
 
     def after_worker_group_shutdown(self, worker_group_context: Any) -> None:
-        """Tells the actor that Ray Train has removed the placement group."""
+        """Removes what was written: Ray Train has removed the placement group."""
         self._group = None
-        self._send()
+        self._write()
 
-    def _send(self) -> None:
-        self._sent_s = time.monotonic()
-        context = ray.get_runtime_context()
+    def _write(self) -> None:
+        self._written_s = time.monotonic()
         try:
-            watch = ray.get_actor(self._name)
-        except ValueError as error:
-            logger.warning("if this trial dies, its CPUs and GPUs stay reserved until the study ends: %s", error)
-            return
-        watch.hold.remote(context.get_actor_id(), context.current_actor, self._group)
+            if self._group is None:
+                _internal_kv_del(self._key)
+            else:
+                actor = ray.get_runtime_context().current_actor
+                _internal_kv_put(self._key, cloudpickle.dumps((actor, self._group)), overwrite=True)
+        except Exception as error:  # the trial itself does not depend on it, and it is written again
+            logger.warning("if this trial dies now, its CPUs and GPUs stay reserved until the study ends: %s", error)

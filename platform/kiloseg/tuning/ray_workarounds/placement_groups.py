@@ -3,8 +3,7 @@
 Seen on Ray 2.60: the placement group of a trial's workers outlives the actor that created it, until the whole job ends. Ray
 starts a process for every trial that removes the group when the actor dies. Here a thread of the study's driver does that for
 all trials. Trials write their groups to the key-value store of Ray's head, not to an actor, because Ray's memory monitor, which
-kills trials, also killed that actor: nothing knew the groups any more, and the trials that started again waited for their CPUs
-forever.
+kills trials, also killed that actor, and nothing knew the groups any more: trials that started again waited for their CPUs forever.
 
 It can go when tests/tuning/test_cores.py::test_stopped_trials_give_their_cores_back passes without `WatchCallback`.
 """
@@ -21,7 +20,7 @@ from typing import Any
 
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 from ray.util.placement_group import PlacementGroup, remove_placement_group
@@ -44,6 +43,7 @@ class PlacementGroups:
     def __init__(self, name: str) -> None:
         self._name = name
         self._answers: dict[bytes, ray.ObjectRef] = {}
+        self._told: set[bytes] = set()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
@@ -62,17 +62,23 @@ class PlacementGroups:
         while not self._ended.wait(INTERVAL_S):
             try:
                 keys = self._keys()
-            except Exception:
-                logger.exception("the trials' placement groups are looked up again")
+            except Exception as error:
+                self._tell(b"", error)
                 continue
             for key in keys:
                 try:
                     if self._is_dead(key):
                         self._remove(key)
-                except Exception:
-                    logger.exception("trial %s is checked again", key)
+                except Exception as error:
+                    self._tell(key, error)
             for key in set(self._answers) - set(keys):
                 del self._answers[key]
+
+    def _tell(self, key: bytes, error: Exception) -> None:
+        """Logs what keeps a trial from being checked, once, since it is checked again after a moment."""
+        if key not in self._told:
+            self._told.add(key)
+            logger.warning("what a dead trial holds is freed later: %s", error)
 
     def _is_dead(self, key: bytes) -> bool:
         """Returns whether the actor of a trial is dead. A call to one that is busy stays open until it is free or dies."""
@@ -90,7 +96,7 @@ class PlacementGroups:
             ray.get(ready[0])
         except ActorUnavailableError:  # its node does not answer at the moment
             return False
-        except RayActorError:
+        except (RayActorError, OutOfMemoryError):  # the latter if the memory monitor killed it
             return True
         return False
 

@@ -2,12 +2,14 @@
 
     python experiments/rule.py --data.path DIR
     python experiments/rule.py --data.path DIR --classes 16 64 256 1024 --trainer.steps 4000 --seeds 0 1 2
-    python experiments/rule.py --data.path DIR --model.weights CHECKPOINT --trainer.steps 400
+    python experiments/rule.py --data.path DIR --model.weights CHECKPOINT --trainer.steps 1000
 
 A run for every C and D with the exact softmax, and for every C and K, random and nearest, with the dimension of the preset,
-all of equally many steps. With a checkpoint, whose embedding dimension must be none of the grid's, every run starts from its
-network but with a new last layer and class table: then runs of a few minutes compare tables over features that are worth
-something. Runs that have a row in the results are not run again, so a grid may grow over many sittings.
+all of equally many steps. Runs that have a row in the results are not run again, so a grid may grow over many sittings.
+
+With a checkpoint, such as one of experiments/long_study.py, only a new last layer and a new class table are trained, on what
+its network makes of a fixed set of crops. A step then costs the loss alone, so that a core compares tables over features that are
+worth something in minutes. It does not show what D and K do to the features themselves.
 
 What is printed at the end is, for every C, the smallest D and K whose mIoU is within 2 % of the best, and how they grow:
 sizes as a power of C, fitted to the smallest size of every C and seed, with the 95 % interval of the power. A figure with
@@ -30,19 +32,28 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
+import torch
 import tyro
 from matplotlib.figure import Figure
 from scipy import optimize, stats
+from torch import Tensor, nn
 
 # This uses the library beside this file, not an installed one: a submitted job runs the code that was submitted.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli, plotting
 from kiloseg.config import Config
+from kiloseg.data.classes import count_classes
+from kiloseg.data.description import read_info
+from kiloseg.data.reading.loader import TrainBatches, validation_batches
+from kiloseg.metrics import IoU
+from kiloseg.models.heads import head_class
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
-from kiloseg.training.initial import WORDS
+from kiloseg.training.evaluation import segmenter_of
+from kiloseg.training.initial import WORDS, initial_state
 from kiloseg.training.loop import train
+from kiloseg.training.optimizer import learning_rate_factor
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 
 COLUMNS = (
@@ -71,6 +82,8 @@ class Arguments(cli.Preset):
     64, which the compiled kernels do not search for."""
     seeds: tuple[int, ...] = (0,)
     """The seeds; each gets its own run."""
+    crops: int = 8192
+    """The number of crops whose features are kept if runs start from a checkpoint: 74 KB each for crops of 64 px."""
     results: Path = Path(__file__).resolve().parent / "results" / "rule.csv"
     """The file of the table."""
 
@@ -107,18 +120,86 @@ def row_of(config: Config) -> dict[str, Any]:
     }
 
 
+class Features:
+    """What a trained network makes of crops and of validation images, before its last layer; for one number of classes.
+
+    Args:
+        config: a run, whose `model.weights` names the network; its crops are drawn by its data settings and seed.
+        crops: the number of crops.
+    """
+
+    def __init__(self, config: Config, crops: int) -> None:
+        info = read_info(config.data.path)
+        self.num_classes = count_classes(config.data, info)
+        self.seed = config.trainer.seed
+        state = initial_state(config.model.weights)
+        assert state is not None, "a word is no checkpoint"
+        self.network = segmenter_of(state)[0]
+        self.network.network.segmentation_head = nn.Identity()
+        size = config.trainer.batch_size
+        batches = TrainBatches(config.data, info, batch_size=size, seed=config.trainer.seed).from_step(0)
+        made = [self._made(*next(batches)) for _ in range(max(crops // size, 1))]
+        self.crops = torch.cat([features for features, _ in made])
+        self.labels = torch.cat([labels for _, labels in made])
+        self.validation = [self._made(*batch) for batch in validation_batches(config.data, info)]
+
+    @torch.no_grad()
+    def _made(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Returns features and labels in half of their bytes or less, since all of them are kept."""
+        normalized = (images.float() / 255 - self.network.mean_311) / self.network.std_311
+        return self.network.network(normalized).bfloat16(), labels.short()
+
+    def train(self, config: Config) -> dict[str, float]:
+        """Trains a last layer and a head, and returns the metrics of the validation images."""
+        trainer = config.trainer
+        torch.manual_seed(config.trainer.seed)
+        head = head_class(config.model.head)(config.model, config.loss, self.num_classes)
+        outputs = head.num_outputs(config.model, self.num_classes)
+        layer = nn.Conv2d(self.crops.shape[1], outputs, 1)
+        parameters = [*layer.parameters(), *head.parameters()]
+        optimizer = torch.optim.AdamW(parameters, lr=config.optimizer.lr, weight_decay=0.0, fused=True)
+        for step in range(trainer.steps):
+            if step * trainer.batch_size % len(self.crops) < trainer.batch_size:
+                order = torch.randperm(len(self.crops))
+            chosen = order[step * trainer.batch_size % len(order) :][: trainer.batch_size]
+            optimizer.param_groups[0]["lr"] = config.optimizer.lr * learning_rate_factor(
+                step, trainer.steps, config.optimizer
+            )
+            loss = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
+            loss.cross_entropy.backward()
+            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
+        counts = IoU(self.num_classes)
+        with torch.no_grad():
+            for features, labels in self.validation:
+                size = (labels.shape[1], labels.shape[2])
+                counts.update(head.predict(head(layer(features.float())), size), labels.long())
+        return counts.compute()
+
+
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet, and prints what is good enough."""
     require_path(arguments.run.data)
     rows = read_rows(arguments.results)
     done = {tuple(row[name] for name in KEY) for row in rows}
+    features: Features | None = None
     for config in cells(arguments):
         row = row_of(config)
         if tuple(str(row[name]) for name in KEY) in done:
             continue
-        with tempfile.TemporaryDirectory() as folder:
-            last = train(override(config, {"trainer.output": folder, "trainer.progress": False}), lambda report: None)
-        row |= {"miou": f"{last['val/miou']:.6g}", "pixel_accuracy": f"{last['val/pixel_accuracy']:.6g}"}
+        if row["start"] == "checkpoint":
+            if features is None or (features.num_classes, features.seed) != (
+                config.data.num_classes,
+                config.trainer.seed,
+            ):
+                features = Features(config, arguments.crops)
+            metrics = features.train(config)
+        else:
+            with tempfile.TemporaryDirectory() as folder:
+                last = train(override(config, {"trainer.output": folder, "trainer.progress": False}), lambda _: None)
+            metrics = {name: last[f"val/{name}"] for name in ("miou", "pixel_accuracy")}
+        row |= {name: f"{metrics[name]:.6g}" for name in ("miou", "pixel_accuracy")}
         append_row(arguments.results, COLUMNS, row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
     found = curves_of(read_rows(arguments.results))

@@ -62,7 +62,7 @@ COLUMNS = (
 )
 KEY = COLUMNS[:9]
 MAX_NEAREST = 64
-"""The largest number of nearest negatives in the grid: more take many times as long."""
+"""The largest number of nearest negatives, for which there are compiled kernels."""
 NEAR = 0.98
 """The share of the best mIoU that counts as good enough."""
 
@@ -78,8 +78,7 @@ class Arguments(cli.Preset):
     dims: tuple[int, ...] = (4, 8, 16, 32, 64, 128, 256)
     """The embedding dimensions, with the exact softmax."""
     counts: tuple[int, ...] = (2, 8, 32, 128, 512)
-    """The numbers of negatives, random and nearest; those that exceed a class count are left out, and of nearest ones those above
-    64, which the compiled kernels do not search for."""
+    """The numbers of negatives, random and nearest, as far as there are classes; nearest ones at most 64."""
     seeds: tuple[int, ...] = (0,)
     """The seeds; each gets its own run."""
     crops: int = 8192
@@ -104,14 +103,12 @@ def cells(arguments: Arguments) -> Iterator[Config]:
 
 def row_of(config: Config) -> dict[str, Any]:
     """Returns the columns that distinguish a run from others."""
-    kind = config.loss.negatives.kind
+    kind, num_classes = config.loss.negatives.kind, config.data.num_classes
     return {
-        "num_classes": config.data.num_classes,
+        "num_classes": num_classes,
         "embed_dim": config.model.embed_dim,
         "negatives": kind,
-        "count": config.data.num_classes - 1
-        if kind == "all" and config.data.num_classes
-        else config.loss.negatives.count,
+        "count": num_classes - 1 if kind == "all" and num_classes else config.loss.negatives.count,
         "seed": config.trainer.seed,
         "steps": config.trainer.steps,
         "batch": config.trainer.batch_size,
@@ -167,7 +164,8 @@ class Features:
             )
             loss = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
             loss.cross_entropy.backward()
-            nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
+            if config.optimizer.clip_norm:
+                nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
         counts = IoU(self.num_classes)
@@ -179,7 +177,7 @@ class Features:
 
 
 def main(arguments: Arguments) -> None:
-    """Runs every cell that has no row yet, and prints what is good enough."""
+    """Runs every cell that has no row yet."""
     require_path(arguments.run.data)
     rows = read_rows(arguments.results)
     done = {tuple(row[name] for name in KEY) for row in rows}
@@ -226,14 +224,19 @@ def good_enough(curves: Curves) -> list[str]:
     """Returns a line for each method and class count: the smallest D or K whose mean mIoU over seeds is within 2 % of the best."""
     lines = []
     for (by, num_classes), seeds in sorted(curves.items()):
-        sizes = sorted({size for curve in seeds.values() for size in curve})
-        means = {size: float(np.mean([curve[size] for curve in seeds.values() if size in curve])) for size in sizes}
+        means = mean_curve(seeds)
         best = max(means.values())
         smallest = min(size for size, mean in means.items() if mean >= NEAR * best)
         lines.append(
-            f"{num_classes:,} classes, {by}: {smallest} of {', '.join(map(str, sizes))} (best mIoU {best:.4f})"
+            f"{num_classes:,} classes, {by}: {smallest} of {', '.join(map(str, means))} (best mIoU {best:.4f})"
         )
     return lines
+
+
+def mean_curve(seeds: Mapping[int, Mapping[int, float]]) -> dict[int, float]:
+    """Returns the mean mIoU over seeds by D or K, in order."""
+    sizes = sorted({size for curve in seeds.values() for size in curve})
+    return {size: float(np.mean([curve[size] for curve in seeds.values() if size in curve])) for size in sizes}
 
 
 def smallest_size(curve: Mapping[int, float]) -> float:
@@ -280,19 +283,12 @@ def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
     found = curves_of(rows)
     methods = sorted({by for by, _ in found})
     for axes, by in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
-        for index, (num_classes, seeds) in enumerate(
-            sorted((C, seeds) for (method, C), seeds in found.items() if method == by)
-        ):
-            color, marker = plotting.COLORS[index], plotting.MARKERS[index]
-            sizes = sorted({size for curve in seeds.values() for size in curve})
-            means = np.array([np.mean([curve[size] for curve in seeds.values() if size in curve]) for size in sizes])
-            axes.plot(
-                sizes,
-                means / means.max(),
-                color=color,
-                marker=marker,
-                label=f"{num_classes:,} classes, {means.max():.3f}",
-            )
+        for index, num_classes in enumerate(sorted(C for method, C in found if method == by)):
+            means = mean_curve(found[by, num_classes])
+            best = max(means.values())
+            look = {"color": plotting.COLORS[index], "marker": plotting.MARKERS[index]}
+            shares = [mean / best for mean in means.values()]
+            axes.plot(list(means), shares, label=f"{num_classes:,} classes, {best:.3f}", **look)
         axes.axhline(NEAR, color="gray", linewidth=0.8, linestyle="--")
         axes.set_xscale("log", base=2)
         axes.set(

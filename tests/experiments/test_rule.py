@@ -9,8 +9,8 @@ from kiloseg.overrides import override
 
 RULE = runpy.run_path(str(Path(__file__).parents[2] / "experiments" / "rule.py"))
 Arguments, main, cells, read_rows = (RULE[name] for name in ("Arguments", "main", "cells", "read_rows"))
-curves_of, good_enough, smallest_size, growth = (
-    RULE[name] for name in ("curves_of", "good_enough", "smallest_size", "growth")
+Features, curves_of, good_enough, smallest_size, growth = (
+    RULE[name] for name in ("Features", "curves_of", "good_enough", "smallest_size", "growth")
 )
 
 
@@ -78,7 +78,20 @@ def test_runs_from_a_checkpoint_have_rows_of_their_own(quick, trained, tmp_path)
     path = tmp_path / "rule.csv"
     main(Arguments(run=run, classes=(6,), dims=(8,), counts=(), results=path))
     started = override(run, {"model.weights": str(Path(trained["checkpoint"]).parent)})
-    main(Arguments(run=started, classes=(6,), dims=(8,), counts=(), results=path))
+    main(Arguments(run=started, classes=(6,), dims=(8,), counts=(), results=path, crops=8))
     one, other = read_rows(path)
     assert [one["start"], other["start"]] == ["none", "checkpoint"]
     assert one["pixel_accuracy"] != other["pixel_accuracy"]
+
+
+def test_a_table_learns_over_fixed_features(quick, trained):
+    """More than the background alone, which gives 0.1, and the same numbers twice."""
+    config = override(quick, {"model.weights": str(Path(trained["checkpoint"]).parent), "trainer.steps": 200})
+    features = Features(config, 24)
+    assert len(features.crops) == len(features.labels) == 24
+    short = features.train(override(config, {"trainer.steps": 1}))
+    found = features.train(config)
+    assert found["miou"] > max(short["miou"], 0.15)
+    assert features.train(config)["miou"] == found["miou"]
+    few = features.train(override(config, {"loss.negatives.kind": "random", "loss.negatives.count": 2}))
+    assert few["miou"] not in (found["miou"], short["miou"])

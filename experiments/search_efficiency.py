@@ -55,7 +55,7 @@ from kiloseg.overrides import override
 from kiloseg.presets import GLYPHS
 from kiloseg.training.loop import train
 from kiloseg.tuning.early_stopping import scheduler_of
-from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
+from kiloseg.tuning.embedding_space import KINDS, embed_dims, embedding_space, known_trials
 from kiloseg.tuning.ray_workarounds.environment import TUNE_VARIABLES
 from kiloseg.tuning.ray_workarounds.quiet import QUIET_VARIABLES, hide_token_message
 from kiloseg.tuning.reports import METRIC, STEP
@@ -189,7 +189,7 @@ def method_of(
     if name == "random":
         return TimedSearcher(space, (), optuna.samplers.RandomSampler(seed=seed)), FIFOScheduler(), {}
     flat = {
-        "model.embed_dim": tune.choice(list(EMBED_DIMS)),
+        "model.embed_dim": tune.choice(list(embed_dims(num_classes))),
         "loss.negatives.kind": tune.choice(list(KINDS)),
         "loss.negatives.count": tune.lograndint(1, num_classes),
         "loss.temperature": tune.loguniform(5.0, 80.0),

@@ -47,7 +47,7 @@ from kiloseg.storage.filesystems import open_folder
 from kiloseg.tracking.model_names import split_name
 from kiloseg.tuning.callbacks.settings_text import flags_text
 from kiloseg.tuning.confirmation import confirmation_table
-from kiloseg.tuning.embedding_space import EMBED_DIMS, KINDS, embedding_space, known_trials
+from kiloseg.tuning.embedding_space import KINDS, embedding_space, known_trials
 from kiloseg.tuning.journal import dashboard_command
 from kiloseg.tuning.paths import absolute
 from kiloseg.tuning.ranking import best_row
@@ -71,8 +71,8 @@ class Arguments(cli.Preset):
     """The settings that all trials share. Without --data.path, the glyphs data set is built and used."""
     glyph_classes: int = 40
     """The number of classes of the glyphs data set that is built if --data.path is not given."""
-    embed_dims: tuple[int, ...] = EMBED_DIMS
-    """The values of model.embed_dim to choose from."""
+    embed_dims: tuple[int, ...] = ()
+    """The values of model.embed_dim to choose from. None: from a quarter to four times that of model.embed_dim = auto."""
     kinds: tuple[NegativesKind, ...] = KINDS
     """The values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
     search: tuple[str, ...] = ()
@@ -119,9 +119,9 @@ def main(arguments: Arguments) -> None:
         print(f"mIoU is over the first {shown} of {held:,} validation samples (--data.val-samples None: over all)")
 
     added = [parse_dimension(text, base) for text in arguments.search]
-    space = embedding_space(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds)
+    space = embedding_space(base, num_classes, dims=arguments.embed_dims, kinds=arguments.kinds)
     space = space.with_dimensions(*added)
-    known = known_trials(base, num_classes, embed_dims=arguments.embed_dims, kinds=arguments.kinds)
+    known = known_trials(base, num_classes, dims=arguments.embed_dims, kinds=arguments.kinds)
     names = {dimension.name for dimension in added}
     first = [{name: value for name, value in trial.items() if name not in names} for trial in known]
     with search(study, space, first=first, script="experiments/tune_embed_dim.py") as result:

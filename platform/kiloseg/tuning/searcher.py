@@ -188,4 +188,6 @@ def sampler_of(study: Search, num_known: int = 0, driver: str = "") -> optuna.sa
     # With Optuna's default of 10 random trials, a study of 8 would be a random search. With the same seed, further trials of a
     # study would draw what its first ones drew.
     seed = (study.seed + num_known + zlib.crc32(driver.encode())) % 2**32
-    return optuna.samplers.TPESampler(n_startup_trials=min(max(study.num_trials // 2, 1), 10), constant_liar=True, seed=seed)
+    return optuna.samplers.TPESampler(
+        n_startup_trials=min(max(study.num_trials // 2, 1), 10), constant_liar=True, seed=seed
+    )

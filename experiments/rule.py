@@ -82,7 +82,7 @@ class Arguments(cli.Preset):
     seeds: tuple[int, ...] = (0,)
     """The seeds; each gets its own run."""
     crops: int = 8192
-    """The number of crops whose features are kept if runs start from a checkpoint: 74 KB each for crops of 64 px."""
+    """The number of crops whose features are kept if runs start from a checkpoint: 82 KB each for crops of 64 px."""
     results: Path = Path(__file__).resolve().parent / "results" / "rule.csv"
     """The file of the table."""
 
@@ -126,15 +126,17 @@ class Features:
     """
 
     def __init__(self, config: Config, crops: int) -> None:
-        info = read_info(config.data.path)
+        info, self.data, self.seed = read_info(config.data.path), config.data, config.trainer.seed
         self.num_classes = count_classes(config.data, info)
-        self.seed = config.trainer.seed
         state = initial_state(config.model.weights)
-        assert state is not None, "a word is no checkpoint"
+        if state is None:
+            raise ValueError(
+                f"--model.weights {config.model.weights}: expected a checkpoint of kiloseg, or none at all"
+            )
         self.network = segmenter_of(state)[0]
         self.network.network.segmentation_head = nn.Identity()
         size = config.trainer.batch_size
-        batches = TrainBatches(config.data, info, batch_size=size, seed=config.trainer.seed).from_step(0)
+        batches = TrainBatches(config.data, info, batch_size=size, seed=self.seed).from_step(0)
         made = [self._made(*next(batches)) for _ in range(max(crops // size, 1))]
         self.crops = torch.cat([features for features, _ in made])
         self.labels = torch.cat([labels for _, labels in made])
@@ -144,24 +146,21 @@ class Features:
     def _made(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features and labels in half of their bytes or less, since all of them are kept."""
         normalized = (images.float() / 255 - self.network.mean_311) / self.network.std_311
-        return self.network.network(normalized).bfloat16(), labels.short()
+        return self.network.network(normalized).bfloat16(), labels.int()
 
     def train(self, config: Config) -> dict[str, float]:
         """Trains a last layer and a head, and returns the metrics of the validation images."""
-        trainer = config.trainer
+        steps, size, lr = config.trainer.steps, config.trainer.batch_size, config.optimizer.lr
         torch.manual_seed(config.trainer.seed)
         head = head_class(config.model.head)(config.model, config.loss, self.num_classes)
-        outputs = head.num_outputs(config.model, self.num_classes)
-        layer = nn.Conv2d(self.crops.shape[1], outputs, 1)
+        layer = nn.Conv2d(self.crops.shape[1], head.num_outputs(config.model, self.num_classes), 1)
         parameters = [*layer.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=config.optimizer.lr, weight_decay=0.0, fused=True)
-        for step in range(trainer.steps):
-            if step * trainer.batch_size % len(self.crops) < trainer.batch_size:
+        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+        for step in range(steps):
+            if step * size % len(self.crops) < size:
                 order = torch.randperm(len(self.crops))
-            chosen = order[step * trainer.batch_size % len(order) :][: trainer.batch_size]
-            optimizer.param_groups[0]["lr"] = config.optimizer.lr * learning_rate_factor(
-                step, trainer.steps, config.optimizer
-            )
+            chosen = order[step * size % len(order) :][:size]
+            optimizer.param_groups[0]["lr"] = lr * learning_rate_factor(step, steps, config.optimizer)
             loss = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
             loss.cross_entropy.backward()
             if config.optimizer.clip_norm:
@@ -171,8 +170,8 @@ class Features:
         counts = IoU(self.num_classes)
         with torch.no_grad():
             for features, labels in self.validation:
-                size = (labels.shape[1], labels.shape[2])
-                counts.update(head.predict(head(layer(features.float())), size), labels.long())
+                predicted = head.predict(head(layer(features.float())), (labels.shape[1], labels.shape[2]))
+                counts.update(predicted, labels.long())
         return counts.compute()
 
 
@@ -187,10 +186,7 @@ def main(arguments: Arguments) -> None:
         if tuple(str(row[name]) for name in KEY) in done:
             continue
         if row["start"] == "checkpoint":
-            if features is None or (features.num_classes, features.seed) != (
-                config.data.num_classes,
-                config.trainer.seed,
-            ):
+            if features is None or (features.data, features.seed) != (config.data, config.trainer.seed):
                 features = Features(config, arguments.crops)
             metrics = features.train(config)
         else:

@@ -178,8 +178,7 @@ class Features:
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet."""
     require_path(arguments.run.data)
-    rows = read_rows(arguments.results)
-    done = {tuple(row[name] for name in KEY) for row in rows}
+    done = {tuple(row[name] for name in KEY) for row in read_rows(arguments.results)}
     features: Features | None = None
     for config in cells(arguments):
         row = row_of(config)

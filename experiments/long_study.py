@@ -15,6 +15,7 @@ Expected: experiments/results/long_study.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import sys
@@ -38,7 +39,7 @@ from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.memory import PeakMemory, largest_batch, parse_gib
 from kiloseg.models import Segmenter, build_segmenter
-from kiloseg.overrides import flatten, head_overrides, override
+from kiloseg.overrides import flatten, head_overrides, override, with_sizes
 from kiloseg.presets import PRESETS
 from kiloseg.training.checkpoint import load_newest, save_checkpoint
 from kiloseg.training.evaluation import evaluate
@@ -115,11 +116,14 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
             "data.num_classes": num_classes,
             "trainer.seed": seed,
         }
-        count = arguments.random_count if head == "embedding:random" else arguments.run.loss.negatives.count
+        given = arguments.run.loss.negatives
+        kind = settings.get("loss.negatives.kind", given.kind)
+        count = dataclasses.replace(given, kind=kind).number(num_classes)
+        count = arguments.random_count if head == "embedding:random" else count
         settings["loss.negatives.count"] = min(7 if paper else count, num_classes - 1)
         if paper:
             settings["model.embed_dim"] = 12
-        config = override(arguments.run, settings)
+        config = with_sizes(override(arguments.run, settings), num_classes)
         device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
         batch = largest_batch(config, parse_gib(arguments.budget, "--budget"), device=device)
         if batch < 2:  # batch statistics of one image are meaningless

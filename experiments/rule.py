@@ -61,6 +61,7 @@ COLUMNS = (
     *("miou", "pixel_accuracy"),
 )
 KEY = COLUMNS[:9]
+ALIKE = ("steps", "batch", "crop", "start")
 MAX_NEAREST = 64
 """The largest number of nearest negatives, for which there are compiled kernels."""
 NEAR = 0.98
@@ -113,7 +114,7 @@ def row_of(config: Config) -> dict[str, Any]:
         "steps": config.trainer.steps,
         "batch": config.trainer.batch_size,
         "crop": config.data.crop,
-        "start": config.model.weights if config.model.weights in WORDS else "checkpoint",
+        "start": Path(config.model.weights).name,
     }
 
 
@@ -161,12 +162,13 @@ class Features:
                 order = torch.randperm(len(self.crops))
             chosen = order[step * size % len(order) :][:size]
             optimizer.param_groups[0]["lr"] = lr * learning_rate_factor(step, steps, config.optimizer)
-            loss = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
-            loss.cross_entropy.backward()
+            loss, regularizer = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
+            (loss if regularizer is None else loss + regularizer).backward()
             if config.optimizer.clip_norm:
                 nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
             optimizer.step()
             optimizer.zero_grad()
+            head.finish_step()
         counts = IoU(self.num_classes)
         with torch.no_grad():
             for features, labels in self.validation:
@@ -178,13 +180,13 @@ class Features:
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet."""
     require_path(arguments.run.data)
-    done = {tuple(row[name] for name in KEY) for row in read_rows(arguments.results)}
+    done = {tuple(row[name] for name in KEY) for row in rows_of(arguments.results)}
     features: Features | None = None
     for config in cells(arguments):
         row = row_of(config)
         if tuple(str(row[name]) for name in KEY) in done:
             continue
-        if row["start"] == "checkpoint":
+        if row["start"] not in WORDS:
             if features is None or (features.data, features.seed) != (config.data, config.trainer.seed):
                 features = Features(config, arguments.crops)
             metrics = features.train(config)
@@ -195,20 +197,31 @@ def main(arguments: Arguments) -> None:
         row |= {name: f"{metrics[name]:.6g}" for name in ("miou", "pixel_accuracy")}
         append_row(arguments.results, COLUMNS, row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    found = curves_of(read_rows(arguments.results))
+    found = curves_of(rows_of(arguments.results), row_of(arguments.run))
     for line in (*good_enough(found), *growth(found)):
         print(line)
-    draw(read_rows(arguments.results), arguments.results.with_suffix(".png"))
+    draw(found, arguments.results.with_suffix(".png"))
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    """Returns the rows of the table, which must have its columns."""
+    rows = read_rows(path)
+    if rows and tuple(rows[0]) != COLUMNS:
+        raise ValueError(f"--results {path} has columns {', '.join(rows[0])}: expected {', '.join(COLUMNS)}")
+    return rows
 
 
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]
 """The mIoU by method ("D, all", "K, random" or "K, nearest"), number of classes, seed, and D or K."""
 
 
-def curves_of(rows: Sequence[Mapping[str, str]]) -> Curves:
-    """Groups the rows of the table."""
+def curves_of(rows: Sequence[Mapping[str, str]], run: Mapping[str, Any]) -> Curves:
+    """Groups the rows of the table that are of the same steps, batch, crop and start as a run, and for K of its D."""
     found: Curves = defaultdict(lambda: defaultdict(dict))
     for row in rows:
+        same = {*ALIKE} if row["negatives"] == "all" else {*ALIKE, "embed_dim"}
+        if any(row[name] != str(run[name]) for name in same):
+            continue
         by = "D, all" if row["negatives"] == "all" else f"K, {row['negatives']}"
         size = int(row["embed_dim"] if row["negatives"] == "all" else row["count"])
         found[by, int(row["num_classes"])][int(row["seed"])][size] = float(row["miou"])
@@ -272,10 +285,9 @@ def growth(curves: Curves) -> list[str]:
     return lines
 
 
-def draw(rows: Sequence[Mapping[str, str]], path: Path) -> None:
+def draw(found: Curves, path: Path) -> None:
     """Draws the share of the best mIoU of its class count and method that every D and K reaches."""
     figure = Figure(figsize=(12, 4.2), layout="constrained")
-    found = curves_of(rows)
     methods = sorted({by for by, _ in found})
     for axes, by in zip(figure.subplots(1, len(methods), squeeze=False)[0], methods, strict=True):
         for index, num_classes in enumerate(sorted(C for method, C in found if method == by)):

@@ -26,6 +26,7 @@ Expected: experiments/results/scale_classes.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -123,7 +124,9 @@ def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
     for head in arguments.heads:
         for num_classes in arguments.classes:
             settings = {**head_overrides(head), "data.num_classes": num_classes}
-            count = base.loss.negatives.count
+            given = base.loss.negatives
+            kind = settings.get("loss.negatives.kind", given.kind)
+            count = dataclasses.replace(given, kind=kind).number(num_classes)
             if settings.get("loss.negatives.kind") == "random":
                 count = arguments.random_count
             settings["loss.negatives.count"] = min(count, num_classes - 1)

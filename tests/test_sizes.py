@@ -89,8 +89,12 @@ def test_a_run_stores_shows_and_resumes_with_numbers(squares, tmp_path, monkeypa
     cli.main([*command, "--resume"])
 
 
-def test_trials_of_a_search_vary_a_run_with_numbers(quick, tmp_path):
-    """What a search refuses is known before anything starts; here it is the number of dimensions that it was given."""
+def test_auto_is_no_value_to_choose(quick, tmp_path):
+    with pytest.raises(ValueError, match=r"search of model\.embed_dim: expected numbers to choose from, not auto"):
+        Space(quick, (choice("model.embed_dim", (8, "auto")),)).check(6)
+
+
+def test_a_search_over_a_run_with_auto_refuses_what_has_no_room(quick, tmp_path):
     space = Space(override(quick, AUTO), (choice("loss.negatives.count", (2, 7)),))
     study = Search(name="sizes", runs=str(tmp_path))
     with (

@@ -130,12 +130,12 @@ def _fits(value: Any, expected: Any) -> bool:
 
 def with_sizes(config: Config, num_classes: int) -> Config:
     """Returns the config of a run with a number of classes, in which numbers stand where sizes were "auto"."""
-    sizes = {
-        "model.embed_dim": config.model.dimensions(num_classes),
-        "loss.negatives.count": config.loss.negatives.number(num_classes),
-    }
-    given = flatten(config)
-    return override(config, {name: size for name, size in sizes.items() if given[name] == "auto"})
+    sizes: dict[str, int] = {}
+    if config.model.embed_dim == "auto":
+        sizes["model.embed_dim"] = config.model.dimensions(num_classes)
+    if config.loss.negatives.count == "auto" and config.model.head != "dense":  # which compares with all classes
+        sizes["loss.negatives.count"] = config.loss.negatives.number(num_classes)
+    return override(config, sizes)
 
 
 def head_overrides(head: str) -> dict[str, Any]:

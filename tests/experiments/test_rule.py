@@ -29,13 +29,25 @@ def test_grid_has_every_dimension_and_the_counts_that_classes_have_room_for(quic
     assert len(found) == 2 * len(kinds)
 
 
+SAME = {"steps": 40, "batch": 4, "crop": 64, "start": "none"}
+
+
 def test_smallest_within_two_percent_of_the_best_mean():
     def row(dim, miou, seed, kind="all", count=63):
-        return {"num_classes": "64", "embed_dim": dim, "negatives": kind, "count": count, "seed": seed, "miou": miou}
+        row = {
+            "num_classes": "64",
+            "embed_dim": str(dim),
+            "negatives": kind,
+            "count": count,
+            "seed": seed,
+            "miou": miou,
+        }
+        return row | {name: str(value) for name, value in SAME.items()}
 
     rows = [row(4, 0.3, 0), row(8, 0.4, 0), row(8, 0.392, 1), row(16, 0.40, 0), row(16, 0.404, 1), row(64, 0.39, 0)]
     rows += [row(16, 0.2, 0, "random", 2), row(16, 0.1, 0, "random", 8)]
-    assert good_enough(curves_of(rows)) == [
+    rows += [row(32, 0.9, 0) | {"steps": "8"}, row(8, 0.9, 0, "random", 4), row(4, 0.9, 0) | {"start": "other"}]
+    assert good_enough(curves_of(rows, SAME | {"embed_dim": 16})) == [
         "64 classes, D, all: 8 of 4, 8, 16, 64 (best mIoU 0.4020)",
         "64 classes, K, random: 2 of 2, 8 (best mIoU 0.2000)",
     ]
@@ -46,6 +58,13 @@ def test_smallest_size_lies_between_those_that_were_tried():
     assert smallest_size({4: 0.97, 16: 0.99, 64: 1.0}) == pytest.approx(8)
     assert smallest_size({4: 0.97, 16: 1.01, 64: 0.99}) == pytest.approx(4 * 4 ** (1 / 3)), "scatter is evened out"
     assert smallest_size({4: 1.0, 16: 0.5}) == 4, "more is worse"
+
+
+def test_table_of_another_version_is_refused(quick, tmp_path):
+    path = tmp_path / "rule.csv"
+    path.write_text("num_classes,miou\n8,0.2\n")
+    with pytest.raises(ValueError, match=r"rule\.csv has columns num_classes, miou: expected num_classes, embed_dim"):
+        main(Arguments(run=quick, results=path))
 
 
 def test_growth_finds_the_power():
@@ -80,7 +99,7 @@ def test_runs_from_a_checkpoint_have_rows_of_their_own(quick, trained, tmp_path)
     started = override(run, {"model.weights": str(Path(trained["checkpoint"]).parent)})
     main(Arguments(run=started, classes=(6,), dims=(8,), counts=(), results=path, crops=8))
     one, other = read_rows(path)
-    assert [one["start"], other["start"]] == ["none", "checkpoint"]
+    assert [one["start"], other["start"]] == ["none", Path(started.model.weights).name]
     assert one["pixel_accuracy"] != other["pixel_accuracy"]
 
 

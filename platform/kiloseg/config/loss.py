@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from numbers import Integral
 from typing import Literal
 
 from kiloseg.config.checks import require, require_word
@@ -30,7 +31,7 @@ class Negatives:
         require_word("loss.negatives.kind", self.kind, NegativesKind)
         if self.count == "auto":
             return
-        known = isinstance(self.count, int) and self.count >= 1
+        known = isinstance(self.count, Integral) and self.count >= 1
         require(known, "loss.negatives.count", self.count, "at least 1 negative per pixel, or auto")
         if self.kind == "mixed":
             require(
@@ -38,8 +39,18 @@ class Negatives:
             )
 
     def number(self, num_classes: int) -> int:
-        """Returns the number of negatives per pixel of a run with a number of classes; kind all does not use it."""
-        return auto_negatives(num_classes, self.kind) if self.count == "auto" else self.count
+        """Returns the number of negatives per pixel of a run with a number of classes; kind all does not use it.
+
+        Raises:
+            ValueError: the kind is mixed and there are two classes.
+        """
+        if self.count != "auto":
+            return self.count
+        if self.kind == "mixed" and num_classes < 3:
+            raise ValueError(
+                "loss.negatives.kind = 'mixed' needs 3 classes or more, of which 2 are negatives; use 'all'"
+            )
+        return auto_negatives(num_classes, self.kind)
 
     def check_classes(self, num_classes: int) -> None:
         """Raises ValueError if `count` is larger than the `num_classes` - 1 other classes that a pixel has."""

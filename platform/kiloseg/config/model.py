@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Literal
 
 from kiloseg.config.checks import require
@@ -51,7 +52,7 @@ class Model:
             f"one of {', '.join(HEADS)}; import the module of your own head first",
         )
         require(
-            self.embed_dim == "auto" or (isinstance(self.embed_dim, int) and self.embed_dim >= 2),
+            self.embed_dim == "auto" or (isinstance(self.embed_dim, Integral) and self.embed_dim >= 2),
             "model.embed_dim",
             self.embed_dim,
             "at least 2, or auto: unit vectors in 1-D hold two classes",

@@ -116,7 +116,7 @@ def _fits_alone(peak_gib: Callable[[int], float], budget_gib: float) -> int:
 
 def _fake_run(config: Config, num_classes: int | None, device: DeviceType) -> _FakeRun:
     num_classes = num_classes or _count_classes(config)
-    config = with_sizes(config, num_classes)
+    config = with_sizes(override(config, {"data.num_classes": None}), num_classes)
     # Loaded weights take as much memory as random ones.
     return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes, device)
 

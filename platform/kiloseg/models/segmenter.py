@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import functools
 from typing import Any
@@ -42,6 +43,7 @@ class Segmenter(nn.Module):
     def __init__(self, model: Model, num_classes: int, loss: Loss | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
+        model = dataclasses.replace(model, embed_dim=model.dimensions(num_classes))
         head = head_class(model.head)
         self.network = _build_network(model, head.num_outputs(model, num_classes))
         # The head comes after the network: weights are drawn from seeds in this order, and checkpoints number the

@@ -15,7 +15,7 @@ import optuna
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.memory import parse_gib
-from kiloseg.overrides import override, with_sizes
+from kiloseg.overrides import override
 from kiloseg.storage.filesystems import inside, open_folder
 from kiloseg.tuning.cluster import Resources, gpu_share
 from kiloseg.tuning.confirmation import Confirmation, confirmations, points_to_repeat
@@ -143,10 +143,8 @@ def search(study: Search, space: Space, *, first: Sequence[Mapping[str, Any]], s
         ConnectionError: MLflow, or the database of a shared study, cannot be reached.
         StudyRunningError: another process runs the study to resume.
     """
-    num_classes = space.base.data.num_classes or read_info(space.base.data.path).num_classes
-    base = with_sizes(space.base, num_classes)
-    space = dataclasses.replace(space, base=base)
-    space.check(num_classes)
+    base = space.base
+    space.check(base.data.num_classes or read_info(base.data.path).num_classes)
     for values in first:
         override(base, space.required(values) | dict(values))
 

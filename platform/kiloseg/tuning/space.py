@@ -133,6 +133,8 @@ class Space:
                 f"no setting is called {', '.join(unknown)}; the settings are: {', '.join(flatten(self.base))}"
             )
         for dimension in self.dimensions:
+            if "auto" in dimension.edges:
+                raise ValueError(f"search of {dimension.name}: expected numbers to choose from, not auto")
             conditions = {name: values[0] for name, values in dimension.when}
             for value in dimension.edges:
                 chosen = conditions | {dimension.name: value}

@@ -10,8 +10,9 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from kiloseg.config import Config
-from kiloseg.data.classes import iou_table
-from kiloseg.overrides import flatten, head_name, override
+from kiloseg.data.classes import count_classes, iou_table
+from kiloseg.data.description import read_info
+from kiloseg.overrides import flatten, head_name, override, with_sizes
 from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
 
@@ -103,6 +104,7 @@ class Recorder(tune.Callback):
             run = self.delivery.trial(trial.trial_id)
             if trial.trial_id not in self.begun:
                 config = override(self.base, trial.config)
+                config = with_sizes(config, count_classes(config.data, read_info(config.data.path)))
                 run.begin(flatten(config), self.tags | {"head": head_name(config)})
                 self.begun.add(trial.trial_id)
             action(run)

@@ -49,11 +49,14 @@ class PlacementGroups:
         self._thread.start()
 
     def end(self) -> None:
-        """Ends the thread and removes the placement groups of all trials."""
+        """Ends the thread and removes the placement groups of all trials, unless Ray's head does not answer."""
         self._ended.set()
-        self._thread.join()
+        self._thread.join(timeout=10)
+        if self._thread.is_alive():
+            return
         for key in self._keys():
-            self._remove(key)
+            with contextlib.suppress(Exception):  # one that cannot be read keeps no other
+                self._remove(key)
 
     def _keys(self) -> list[bytes]:
         return list(_internal_kv_list(self._name))
@@ -112,7 +115,8 @@ class PlacementGroups:
 def watched_placement_groups() -> Iterator[str]:
     """Watches the trials of a study for the duration of a `with` block; the value is the name that `WatchCallback` needs.
 
-    No trial may run when the block ends: all groups that are left are removed.
+    When the block ends, all groups that are left are removed, and with them what runs in them: after an interruption, trials that
+    have not ended. Not for drivers that are clients of Ray (ray://), which cannot call the actors of others.
     """
     watch = PlacementGroups(name := f"placement-groups-{uuid.uuid4().hex}-")
     try:

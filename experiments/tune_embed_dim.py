@@ -72,7 +72,7 @@ class Arguments(cli.Preset):
     glyph_classes: int = 40
     """The number of classes of the glyphs data set that is built if --data.path is not given."""
     embed_dims: tuple[int, ...] = ()
-    """The values of model.embed_dim to choose from. None: from a quarter to four times that of model.embed_dim = auto."""
+    """The values of model.embed_dim to choose from. None: five around that of model.embed_dim = auto."""
     kinds: tuple[NegativesKind, ...] = KINDS
     """The values of loss.negatives.kind to choose from. Kinds for which the data set has too few classes are left out."""
     search: tuple[str, ...] = ()

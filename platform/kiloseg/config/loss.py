@@ -50,7 +50,7 @@ class Negatives:
             raise ValueError(
                 "loss.negatives.kind = 'mixed' needs 3 classes or more, of which 2 are negatives; use 'all'"
             )
-        return auto_negatives(num_classes, self.kind)
+        return num_classes - 1 if self.kind == "all" else auto_negatives(num_classes, self.kind)
 
     def check_classes(self, num_classes: int) -> None:
         """Raises ValueError if `count` is larger than the `num_classes` - 1 other classes that a pixel has."""

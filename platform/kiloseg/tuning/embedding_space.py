@@ -16,7 +16,7 @@ DIM = "model.embed_dim"
 
 
 def embed_dims(num_classes: int) -> tuple[int, ...]:
-    """Returns the embedding dimensions to choose from: powers of two from a quarter to four times that of "auto", at least 4."""
+    """Returns the embedding dimensions to choose from: up to five powers of two around that of "auto", at least 4."""
     middle = round(math.log2(auto_embed_dim(num_classes)))
     return tuple(2**power for power in range(max(middle - 2, 2), middle + 3))
 

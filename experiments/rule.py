@@ -298,13 +298,14 @@ def draw(found: Curves, path: Path) -> None:
             axes.plot(list(means), shares, label=f"{num_classes:,} classes, {best:.3f}", **look)
         axes.axhline(NEAR, color="gray", linewidth=0.8, linestyle="--")
         axes.set_xscale("log", base=2)
+        axes.xaxis.set_major_formatter("{x:.0f}")
         axes.set(
             xlabel="embedding dimension D" if by.startswith("D") else f"{by[3:]} negatives K",
             ylabel="mIoU, share of the best",
             ylim=(0, 1.05),
         )
         axes.grid(alpha=0.25)
-        axes.legend(title="and best mIoU", frameon=False)
+        axes.legend(title="and their best mIoU", frameon=False)
     figure.savefig(path, dpi=120)
 
 

@@ -19,6 +19,7 @@ Methods, each with the same number of trials of the same length:
 All run on Ray Tune, one trial at a time in one process that is kept, so that what is compared is training and not the start of
 processes. Trial-seconds are processor time of that process while trials train and validate. The question is how many of them a
 method needs to come to the best mIoU that random search has at its end. A method that never comes there has none in the table.
+At the end the same is printed for the mean over seeds of the best mIoU so far, in which a lucky trial counts for less.
 
 A seed and method that has a row is not run again. Expected: experiments/results/search_efficiency.csv and experiments/LOG.md.
 """
@@ -29,11 +30,13 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import optuna
 import ray
 import tyro
@@ -225,6 +228,40 @@ def run_method(name: str, base: Config, num_classes: int, trials: int, seed: int
     return curve, Spent.seconds
 
 
+def mean_curves(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns a line for each method: when the mean over seeds of its best mIoU so far comes to that of random search's end.
+
+    Args:
+        rows: those of the table of curves; seeds that not all methods have are left out.
+    """
+    runs: dict[tuple[str, str], list[tuple[float, float]]] = defaultdict(list)
+    for row in rows:
+        runs[row["method"], row["seed"]].append((float(row["trial_seconds"]), float(row["miou"])))
+    methods = list(dict.fromkeys(method for method, _ in runs))
+    seeds = [seed for seed in {seed for _, seed in runs} if all((method, seed) in runs for method in methods)]
+    if not seeds or "random" not in methods:
+        return []
+    times = np.unique([seconds for (_, seed), points in runs.items() if seed in seeds for seconds, _ in points])
+
+    def mean(method: str) -> np.ndarray:
+        best = []
+        for seed in seeds:
+            seconds, mious = np.array(sorted(runs[method, seed])).T
+            reached = np.concatenate([[0.0], np.maximum.accumulate(mious)])
+            best.append(reached[np.searchsorted(seconds, times, side="right")])
+        return np.mean(best, axis=0)
+
+    target = mean("random")[-1]
+    lines = []
+    for method in methods:
+        curve = mean(method)
+        when = f"after {times[np.argmax(curve >= target)]:.0f} trial-seconds" if curve[-1] >= target else "never"
+        lines.append(
+            f"{method}: mean best mIoU {curve[-1]:.4f} over {len(seeds)} seeds, {target:.4f} (random's) reached {when}"
+        )
+    return lines
+
+
 def main(arguments: Arguments) -> None:
     """Runs every method of every seed that has no row yet."""
     path = str(Path(require_path(arguments.run.data)).resolve())
@@ -270,6 +307,7 @@ def main(arguments: Arguments) -> None:
             }
             append_row(arguments.results, COLUMNS, row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
+    print("\n".join(mean_curves(read_rows(curves))))
 
 
 if __name__ == "__main__":

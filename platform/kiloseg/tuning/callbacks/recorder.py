@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -104,7 +105,8 @@ class Recorder(tune.Callback):
             run = self.delivery.trial(trial.trial_id)
             if trial.trial_id not in self.begun:
                 config = override(self.base, trial.config)
-                config = with_sizes(config, count_classes(config.data, read_info(config.data.path)))
+                with contextlib.suppress(ValueError):  # a trial that is refused is recorded as it was given
+                    config = with_sizes(config, count_classes(config.data, read_info(config.data.path)))
                 run.begin(flatten(config), self.tags | {"head": head_name(config)})
                 self.begun.add(trial.trial_id)
             action(run)

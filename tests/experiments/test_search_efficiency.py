@@ -49,14 +49,14 @@ def compare(squares, results, *flags):
 @pytest.mark.slow
 def test_every_method_gets_a_row_and_is_not_run_again(squares, tmp_path):
     results = tmp_path / "found.csv"
-    code, printed = compare(squares, results, "--trials", "4", "--seeds", "0")
+    code, printed = compare(squares, results, "--trials", "8", "--seeds", "0")
     assert code == 0, printed
     rows = pandas.read_csv(results).set_index("method")
     assert list(rows.index) == ["random", "plain", "kiloseg"]
     curves = pandas.read_csv(tmp_path / "found_curves.csv")
     for method, row in rows.iterrows():
         points = curves[curves.method == method]
-        assert points.trial.nunique() == 4
+        assert points.trial.nunique() == 8
         assert points.trial_seconds.is_monotonic_increasing
         assert points.miou.max() == pytest.approx(row.best_miou)
         assert points.trial_seconds.max() == pytest.approx(row.trial_seconds)
@@ -67,7 +67,7 @@ def test_every_method_gets_a_row_and_is_not_run_again(squares, tmp_path):
     assert rows.loc["random", "seconds_to_random_best"] == pytest.approx(reached.iloc[0])
 
     before = results.read_text()
-    code, printed = compare(squares, results, "--trials", "4", "--seeds", "0")
+    code, printed = compare(squares, results, "--trials", "8", "--seeds", "0")
     assert code == 0, printed
     assert results.read_text() == before
 

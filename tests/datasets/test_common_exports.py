@@ -4,31 +4,15 @@ import json
 
 import numpy as np
 import pytest
+from exports import BOTH, LEFT, RIGHT, build, flat, masks_of
 from PIL import Image
-from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
+from trees import uint8, write_jpeg, write_json, write_png, write_text
 
-import folder
 from common.class_names import read_names
-from folders.arguments import Arguments
 from folders.lists import Ends
 from kiloseg.storage.errors import DataError
 
-X = IGNORE
-LEFT, RIGHT = [[0, 0], [3, 0], [3, 4], [0, 4]], [[3, 0], [6, 0], [6, 4], [3, 4]]
-BOTH = [[0, 0, 0, 1, 1, 1]] * 4
 SHAPES = ((1, [[0, 0, 3, 0, 3, 4, 0, 4]]), (2, [[3, 0, 6, 0, 6, 4, 3, 4]]))
-
-
-def build(tmp_path, path, **fields):
-    return folder.build_folder(Arguments(path=path, out=str(tmp_path / "out"), processes=1, **fields))
-
-
-def masks_of(tmp_path, name="train"):
-    return {key: sample[1] for key, sample in read_split(tmp_path / "out", name).items()}
-
-
-def flat(points):
-    return [value for point in points for value in point]
 
 
 def coco(root, file_name="a.jpg", shapes=SHAPES, categories=((1, "cat"), (2, "dog"))):

@@ -9,21 +9,16 @@ import zlib
 import numpy as np
 import pytest
 from damage import built_again_as_verify_says
+from exports import build, flat
 from PIL import Image
 from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
 
-import folder
 from folders import labelstudio
-from folders.arguments import Arguments
 from kiloseg.data.description import read_info
 from kiloseg.data.index import read_index
 from kiloseg.storage.errors import DataError
 
 X = IGNORE
-
-
-def build(tmp_path, path, **fields):
-    return folder.build_folder(Arguments(path=path, out=str(tmp_path / "out"), processes=1, **fields))
 
 
 def split(tmp_path, name="train"):
@@ -32,10 +27,6 @@ def split(tmp_path, name="train"):
 
 def square(left, top, right, bottom):
     return [[left, top], [right, top], [right, bottom], [left, bottom]]
-
-
-def flat(points):
-    return [value for point in points for value in point]
 
 
 CAT_AND_DOG = [[X, 0, 0, X, X, X], [X, 0, 1, 1, X, X], [X, X, 1, 1, X, X], [X] * 6]

@@ -10,6 +10,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from damage import built_again_as_verify_says
+from exports import build
 from PIL import Image
 from trees import IGNORE, read_split, uint8, write_jpeg, write_json, write_png, write_text
 
@@ -23,10 +24,6 @@ from kiloseg.data.index import read_index
 from kiloseg.storage.errors import DataError
 
 X = IGNORE
-
-
-def build(tmp_path, path, **fields):
-    return folder.build_folder(Arguments(path=path, out=str(tmp_path / "out"), processes=1, **fields))
 
 
 def split(tmp_path, name="train"):

@@ -21,7 +21,7 @@ from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.memory.peak import GIB
 from kiloseg.models import build_segmenter
 from kiloseg.ops.tiles import shapes_only
-from kiloseg.overrides import override, with_sizes
+from kiloseg.overrides import override
 from kiloseg.training.evaluation import predict
 from kiloseg.training.optimizer import build_optimizer
 from kiloseg.training.precision import autocast_of
@@ -116,7 +116,6 @@ def _fits_alone(peak_gib: Callable[[int], float], budget_gib: float) -> int:
 
 def _fake_run(config: Config, num_classes: int | None, device: DeviceType) -> _FakeRun:
     num_classes = num_classes or _count_classes(config)
-    config = with_sizes(override(config, {"data.num_classes": None}), num_classes)
     # Loaded weights take as much memory as random ones.
     return _made(override(config, {"model.weights": "none", "trainer.compile": False}), num_classes, device)
 

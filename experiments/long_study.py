@@ -15,7 +15,6 @@ Expected: experiments/results/long_study.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 import sys
@@ -39,7 +38,7 @@ from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.memory import PeakMemory, largest_batch, parse_gib
 from kiloseg.models import Segmenter, build_segmenter
-from kiloseg.overrides import flatten, head_overrides, override, with_sizes
+from kiloseg.overrides import flatten, head_negatives, head_overrides, override, with_sizes
 from kiloseg.presets import PRESETS
 from kiloseg.training.checkpoint import load_newest, save_checkpoint
 from kiloseg.training.evaluation import evaluate
@@ -112,14 +111,13 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
     for num_classes, seed, head in itertools.product(arguments.classes, arguments.seeds, arguments.heads):
         name, _, variant = head.partition(":")
         paper = name == "official" and variant == "paper"
-        settings = head_overrides(name if name == "official" else head) | {
+        short = name if name == "official" else head
+        settings = head_overrides(short) | {
             "data.num_classes": num_classes,
             "trainer.seed": seed,
         }
-        given = arguments.run.loss.negatives
-        kind = settings.get("loss.negatives.kind", given.kind)
-        count = dataclasses.replace(given, kind=kind).number(num_classes)
-        count = arguments.random_count if head == "embedding:random" else count
+        random = head == "embedding:random"
+        count = arguments.random_count if random else head_negatives(arguments.run, short, num_classes)
         settings["loss.negatives.count"] = min(7 if paper else count, num_classes - 1)
         if paper:
             settings["model.embed_dim"] = 12

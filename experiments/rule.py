@@ -48,6 +48,7 @@ from kiloseg.data.description import read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.metrics import IoU
 from kiloseg.models.heads import head_class
+from kiloseg.ops.cpu import MAX_NEAREST
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
 from kiloseg.training.evaluation import segmenter_of
@@ -62,8 +63,6 @@ COLUMNS = (
 )
 KEY = COLUMNS[:9]
 ALIKE = ("steps", "batch", "crop", "start")
-MAX_NEAREST = 64
-"""The largest number of nearest negatives, for which there are compiled kernels."""
 NEAR = 0.98
 """The share of the best mIoU that counts as good enough."""
 

@@ -26,7 +26,6 @@ Expected: experiments/results/scale_classes.csv and experiments/LOG.md.
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +45,7 @@ from kiloseg import cli
 from kiloseg.config import Config
 from kiloseg.data.description import read_info
 from kiloseg.memory import largest_batch, parse_gib
-from kiloseg.overrides import flatten, head_name, head_overrides, override
+from kiloseg.overrides import flatten, head_name, head_negatives, head_overrides, override
 from kiloseg.plotting import spread
 from kiloseg.presets import PRESETS
 from kiloseg.tracking.delivery import RunWriter
@@ -124,9 +123,7 @@ def cells(arguments: Arguments, base: Config) -> Iterator[dict[str, Any]]:
     for head in arguments.heads:
         for num_classes in arguments.classes:
             settings = {**head_overrides(head), "data.num_classes": num_classes}
-            given = base.loss.negatives
-            kind = settings.get("loss.negatives.kind", given.kind)
-            count = dataclasses.replace(given, kind=kind).number(num_classes)
+            count = head_negatives(base, head, num_classes)
             if settings.get("loss.negatives.kind") == "random":
                 count = arguments.random_count
             settings["loss.negatives.count"] = min(count, num_classes - 1)

@@ -149,6 +149,12 @@ def head_overrides(head: str) -> dict[str, Any]:
     return {"model.head": name, **settings.required, **settings.usual} | ({"loss.negatives.kind": kind} if kind else {})
 
 
+def head_negatives(base: Config, head: str, num_classes: int) -> int:
+    """Returns the number of negatives of a run with another head, named as for `head_overrides`; it may exceed the classes."""
+    kind = head_overrides(head).get("loss.negatives.kind", base.loss.negatives.kind)
+    return override(base.loss.negatives, {"kind": kind}).number(num_classes)
+
+
 def head_name(config: Config) -> str:
     """Returns the name that command lines use for the head of a run, as `head_overrides` takes it."""
     head = config.model.head

@@ -9,11 +9,12 @@ from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 
-from kiloseg.config import Data
+from kiloseg.config import Config, Data
 from kiloseg.data.codec import IGNORE_ID
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.index import NAME as INDEX
 from kiloseg.data.index import class_samples, read_index
+from kiloseg.overrides import with_sizes
 from kiloseg.storage.filesystems import open_folder
 
 UNKNOWN = -2
@@ -47,6 +48,17 @@ def count_classes(data: Data, info: DatasetInfo) -> int:
             f"data.num_classes = {data.num_classes}, but data set {info.name} has only {info.num_classes} classes; lower it"
         )
     return data.num_classes or info.num_classes
+
+
+def with_sizes_of_data(config: Config) -> Config:
+    """Returns the config of a run with numbers where its sizes are "auto"; its data set is read only then.
+
+    Raises:
+        ValueError: as `count_classes`, or the sizes do not fit the number of classes.
+    """
+    if "auto" not in (config.model.embed_dim, config.loss.negatives.count):
+        return config
+    return with_sizes(config, count_classes(config.data, read_info(config.data.path)))
 
 
 def select_classes(data: Data, info: DatasetInfo) -> Classes:

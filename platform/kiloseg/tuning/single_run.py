@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 from tqdm import tqdm
 
 from kiloseg.config import Config
-from kiloseg.data.classes import count_classes, iou_table
+from kiloseg.data.classes import iou_table, with_sizes_of_data
 from kiloseg.data.description import read_info
-from kiloseg.overrides import flatten, head_name, override, with_sizes
+from kiloseg.overrides import flatten, head_name, override
 from kiloseg.tracking.files import METRICS, CsvLog, RunLog, TensorBoardLog
 from kiloseg.training.checkpoint import load_newest
 from kiloseg.training.checkpoint_names import checkpoint_name
@@ -61,7 +61,7 @@ def train_recorded(
     output = Path(config.trainer.output).resolve()
     config = override(config, {"trainer.output": str(output)})
     # MLflow shows the numbers, which models are compared by.
-    config = with_sizes(config, count_classes(config.data, read_info(config.data.path)))
+    config = with_sizes_of_data(config)
     if not resume:
         check_unused(output)
 

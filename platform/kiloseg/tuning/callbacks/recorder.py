@@ -11,9 +11,8 @@ from ray import tune
 from ray.tune.experiment import Trial
 
 from kiloseg.config import Config
-from kiloseg.data.classes import count_classes, iou_table
-from kiloseg.data.description import read_info
-from kiloseg.overrides import flatten, head_name, override, with_sizes
+from kiloseg.data.classes import iou_table, with_sizes_of_data
+from kiloseg.overrides import flatten, head_name, override
 from kiloseg.tracking.delivery import Delivery, RunWriter
 from kiloseg.tuning.reports import BAD_SAMPLES, FAILED_OUTCOMES, HISTORY, IOU_PER_CLASS, METRIC, STEP, outcome_of
 
@@ -106,7 +105,7 @@ class Recorder(tune.Callback):
             if trial.trial_id not in self.begun:
                 config = override(self.base, trial.config)
                 with contextlib.suppress(ValueError):  # a trial that is refused is recorded as it was given
-                    config = with_sizes(config, count_classes(config.data, read_info(config.data.path)))
+                    config = with_sizes_of_data(config)
                 run.begin(flatten(config), self.tags | {"head": head_name(config)})
                 self.begun.add(trial.trial_id)
             action(run)

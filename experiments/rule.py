@@ -54,7 +54,8 @@ from kiloseg.presets import PRESETS
 from kiloseg.training.evaluation import segmenter_of
 from kiloseg.training.initial import WORDS, initial_state
 from kiloseg.training.loop import train
-from kiloseg.training.optimizer import learning_rate_factor
+from kiloseg.training.optimizer import learning_rate_factor, set_learning_rate
+from kiloseg.training.step import training_step
 from kiloseg.tuning.result_tables import append_row, read_rows, require_path
 
 COLUMNS = (
@@ -117,6 +118,20 @@ def row_of(config: Config) -> dict[str, Any]:
     }
 
 
+class LastLayer(nn.Module):
+    """The last layer of a network and its head, which are trained alone."""
+
+    def __init__(self, config: Config, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.head = head_class(config.model.head)(config.model, config.loss, num_classes)
+        self.layer = nn.Conv2d(channels, self.head.num_outputs(config.model, num_classes), 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns what the head's loss and prediction take."""
+        outputs: Tensor = self.head(self.layer(features.float()))
+        return outputs
+
+
 class Features:
     """What a trained network makes of crops and of validation images, before its last layer; for one number of classes.
 
@@ -133,8 +148,8 @@ class Features:
             raise ValueError(
                 f"--model.weights {config.model.weights}: expected a checkpoint of kiloseg, or none at all"
             )
-        self.network = segmenter_of(state)[0]
-        self.network.network.segmentation_head = nn.Identity()
+        self.segmenter = segmenter_of(state)[0]
+        self.segmenter.network.segmentation_head = nn.Identity()
         size = config.trainer.batch_size
         batches = TrainBatches(config.data, info, batch_size=size, seed=self.seed).from_step(0)
         made = [self._made(*next(batches)) for _ in range(max(crops // size, 1))]
@@ -145,33 +160,25 @@ class Features:
     @torch.no_grad()
     def _made(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Returns features and labels in half of their bytes or less, since all of them are kept."""
-        normalized = (images.float() / 255 - self.network.mean_311) / self.network.std_311
-        return self.network.network(normalized).bfloat16(), labels.int()
+        return self.segmenter.network_outputs(images).bfloat16(), labels.int()
 
     def train(self, config: Config) -> dict[str, float]:
         """Trains a last layer and a head, and returns the metrics of the validation images."""
-        steps, size, lr = config.trainer.steps, config.trainer.batch_size, config.optimizer.lr
+        steps, size = config.trainer.steps, config.trainer.batch_size
         torch.manual_seed(config.trainer.seed)
-        head = head_class(config.model.head)(config.model, config.loss, self.num_classes)
-        layer = nn.Conv2d(self.crops.shape[1], head.num_outputs(config.model, self.num_classes), 1)
-        parameters = [*layer.parameters(), *head.parameters()]
-        optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True)
+        model = LastLayer(config, self.crops.shape[1], self.num_classes)
+        groups = [{"params": list(model.parameters()), "peak_lr": config.optimizer.lr}]
+        optimizer = torch.optim.AdamW(groups, weight_decay=0.0, fused=True)
         for step in range(steps):
             if step * size % len(self.crops) < size:
                 order = torch.randperm(len(self.crops))
             chosen = order[step * size % len(order) :][:size]
-            optimizer.param_groups[0]["lr"] = lr * learning_rate_factor(step, steps, config.optimizer)
-            loss, regularizer = head.loss(head(layer(self.crops[chosen].float())), self.labels[chosen].long())
-            (loss if regularizer is None else loss + regularizer).backward()
-            if config.optimizer.clip_norm:
-                nn.utils.clip_grad_norm_(parameters, config.optimizer.clip_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            head.finish_step()
+            set_learning_rate(optimizer, learning_rate_factor(step, steps, config.optimizer))
+            training_step(config, model, optimizer, self.crops[chosen], self.labels[chosen].long())
         counts = IoU(self.num_classes)
         with torch.no_grad():
             for features, labels in self.validation:
-                predicted = head.predict(head(layer(features.float())), (labels.shape[1], labels.shape[2]))
+                predicted = model.head.predict(model(features), (labels.shape[1], labels.shape[2]))
                 counts.update(predicted, labels.long())
         return counts.compute()
 

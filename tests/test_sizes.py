@@ -5,11 +5,12 @@ from mlflow import MlflowClient
 from test_train_command import words
 
 from kiloseg import cli
-from kiloseg.config import Config, Loss, Model, Negatives
+from kiloseg.config import Config, Loss, Model, Negatives, sizes
 from kiloseg.config.sizes import auto_embed_dim, auto_negatives
 from kiloseg.losses.negatives import resolve_negatives
 from kiloseg.memory import plan
 from kiloseg.models import Segmenter
+from kiloseg.ops import cpu
 from kiloseg.overrides import flatten, override, with_sizes
 from kiloseg.training.checkpoint import load_checkpoint
 from kiloseg.tuning.search import Search, search
@@ -102,3 +103,9 @@ def test_a_search_over_a_run_with_auto_refuses_what_has_no_room(quick, tmp_path)
         search(study, space, first=[], script="here"),
     ):
         pass
+
+
+def test_sizes_end_where_the_kernels_of_the_cpu_end():
+    """The settings may not import torch, so they have the kernels' limits as numbers of their own."""
+    assert sizes.MAX_DIM == cpu.MAX_DIM
+    assert set(sizes.MAX_NEGATIVES.values()) == {cpu.MAX_NEAREST}

@@ -60,10 +60,19 @@ class Segmenter(nn.Module):
         Args:
             images_B3HW: uint8 images whose H and W are multiples of 32.
         """
+        outputs: Tensor = self.head(self.network_outputs(images_B3HW))
+        return outputs
+
+    def network_outputs(self, images_B3HW: Tensor) -> Tensor:
+        """Returns what the network makes of images, before the head sees it: (B, N, h, w).
+
+        Args:
+            images_B3HW: as for `forward`.
+        """
         normalized = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
             normalized = normalized.contiguous(memory_format=torch.channels_last)
-        outputs: Tensor = self.head(self.network(normalized))
+        outputs: Tensor = self.network(normalized)
         return outputs
 
     @torch.no_grad()

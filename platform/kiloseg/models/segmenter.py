@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-from typing import Any
+from typing import Any, cast
 
-import segmentation_models_pytorch as smp
 import timm
 import torch
+import torch.nn.functional as F
 from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
 
 from kiloseg.config import Loss, Model
+from kiloseg.models.architectures import ARCHITECTURES
 from kiloseg.models.backbone import examine
 from kiloseg.models.heads import head_class
 from kiloseg.models.pretrained import check_file_weights, load_package_weights, timm_options
@@ -43,6 +45,7 @@ class Segmenter(nn.Module):
     def __init__(self, model: Model, num_classes: int, loss: Loss | None = None) -> None:
         super().__init__()
         self.num_classes = num_classes
+        self.arch, self.input_scale = model.arch, model.input_scale
         model = dataclasses.replace(model, embed_dim=model.dimensions(num_classes))
         head = head_class(model.head)
         self.network = _build_network(model, head.num_outputs(model, num_classes))
@@ -68,11 +71,21 @@ class Segmenter(nn.Module):
 
         Args:
             images_B3HW: as for `forward`.
+
+        Raises:
+            ValueError: the outputs of enlarged images would be finer than the images.
         """
         normalized = (images_B3HW.float() / 255 - self.mean_311) / self.std_311
+        if self.input_scale > 1:
+            normalized = F.interpolate(normalized, scale_factor=float(self.input_scale), mode="bilinear")
         if next(self.network.parameters()).is_contiguous(memory_format=torch.channels_last):
             normalized = normalized.contiguous(memory_format=torch.channels_last)
         outputs: Tensor = self.network(normalized)
+        if outputs.shape[2] > images_B3HW.shape[2]:
+            raise ValueError(
+                f"model.input_scale = {self.input_scale}: the network's outputs have {outputs.shape[2]} rows for images of "
+                f"{images_B3HW.shape[2]}; choose a smaller factor, or an architecture with coarser outputs than {self.arch}"
+            )
         return outputs
 
     @torch.no_grad()
@@ -105,16 +118,19 @@ def _has_encoder(arch: str, backbone: str) -> bool:
         return False
     with torch.random.fork_rng(devices=[]), torch.device("meta"):
         try:
-            smp.create_model(arch, encoder_name=f"tu-{backbone}", encoder_weights=None, classes=1, **traits.options)
+            ARCHITECTURES[arch.lower()](
+                encoder_name=f"tu-{backbone}", encoder_weights=None, classes=1, **traits.options
+            )
         except Exception:  # of many kinds: strides that it does not know, or a network that cannot be dilated
             return False
     return True
 
 
 def _build_network(model: Model, outputs: int) -> nn.Module:
-    architectures = sorted(smp.MODEL_ARCHITECTURES_MAPPING)
-    if model.arch.lower() not in architectures:
-        raise ValueError(f"model.arch = {model.arch!r} is unknown; the architectures are: {', '.join(architectures)}")
+    architecture = ARCHITECTURES.get(model.arch.lower())
+    if architecture is None:
+        names = ", ".join(sorted(ARCHITECTURES))
+        raise ValueError(f"model.arch = {model.arch!r} is unknown; the architectures are: {names}")
     if not timm.is_model(model.backbone):
         near = difflib.get_close_matches(model.backbone, timm.list_models(), n=6, cutoff=0)
         raise ValueError(
@@ -128,8 +144,7 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
             check_file_weights(model.weights, model.backbone)
         if _has_encoder(model.arch, model.backbone):
             more = {} if model.arch.lower() in OWN_ENCODER else examine(model.backbone).options
-            network = smp.create_model(
-                model.arch,
+            network: Any = architecture(
                 encoder_name=f"tu-{model.backbone}",
                 encoder_weights=weights,
                 classes=outputs,
@@ -138,7 +153,7 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
             )
         else:
             encoder = register(model.backbone, pretrained=weights is not None, options=options)
-            network = smp.create_model(model.arch, encoder_name=encoder, encoder_weights=None, classes=outputs)
+            network = architecture(encoder_name=encoder, encoder_weights=None, classes=outputs)
     except Exception as error:
         if weights is None:
             reason = f"model.arch = {model.arch!r} cannot be built over model.backbone = {model.backbone!r}"
@@ -152,4 +167,18 @@ def _build_network(model: Model, outputs: int) -> nn.Module:
         load_package_weights(model.backbone, network.encoder.model)
     if isinstance(network.segmentation_head, SegmentationHead):
         network.segmentation_head[1] = nn.Identity()
+    if model.decoder_dropout is not None:
+        _set_dropout(model, network.decoder)
     return network
+
+
+def _set_dropout(model: Model, decoder: nn.Module) -> None:
+    """Sets the probability of all dropout layers of a decoder."""
+    layers = [layer for layer in decoder.modules() if isinstance(layer, _DropoutNd)]
+    if not layers and model.decoder_dropout:
+        raise ValueError(
+            f"model.decoder_dropout = {model.decoder_dropout}: the decoder of model.arch = {model.arch!r} has no dropout; leave "
+            "the setting out"
+        )
+    for layer in layers:
+        layer.p = cast(float, model.decoder_dropout)

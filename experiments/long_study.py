@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import re
 import sys
 import time
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ import tyro
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
-from kiloseg.config import Config
+from kiloseg.config import Config, Model
 from kiloseg.data.classes import count_classes
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
@@ -62,9 +63,14 @@ COLUMNS = (
         "images_seen",
         "train_hours",
     ),
-    *("miou", "miou_style", "miou_head", "miou_medium", "miou_tail", "peak_memory_gib", "machine"),
+    *("miou", "miou_style", "miou_head", "miou_medium", "miou_tail", "peak_memory_gib", "machine", "network"),
 )
-CURVE_COLUMNS = (*COLUMNS[:4], "budget_hours", *COLUMNS[7:15], "object_accuracy", "background_accuracy", "train_loss")
+KEY = (*COLUMNS[:4], "network")
+"""The columns of which only one row has each combination of values: a cell with such a row is not run again."""
+CURVE_COLUMNS = (
+    *(*COLUMNS[:4], "budget_hours", *COLUMNS[7:15]),
+    *("object_accuracy", "background_accuracy", "train_loss", "network"),
+)
 COUNTED_STEPS = 2
 """The number of steps whose live tensors are counted on a CPU: the second already holds the optimizer's state."""
 
@@ -86,7 +92,7 @@ class Arguments(cli.Preset):
     """The training time of a run, in hours."""
     clock: Literal["auto", "processor", "wall"] = "auto"
     """The measure of time: processor time of this process, or wall time. auto means processor on a CPU and wall on a GPU."""
-    budget: str = "0.19GiB"
+    budget: str = "0.5GiB"
     """The memory of a training step."""
     random_count: int = 255
     """The number of negatives of embedding:random."""
@@ -129,6 +135,12 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
             continue
         lr = config.optimizer.lr * math.sqrt(batch / config.trainer.batch_size)
         yield head, override(config, {"trainer.batch_size": batch, "optimizer.lr": lr})
+
+
+def network_name(model: Model) -> str:
+    """Returns what tables call a network: its architecture, the scale of its input and its dropout where that is set."""
+    dropout = "" if model.decoder_dropout is None else f", dropout {model.decoder_dropout:g}"
+    return f"{model.arch} x{model.input_scale}{dropout}"
 
 
 class TimedRun:
@@ -237,7 +249,7 @@ def main(arguments: Arguments) -> None:
     on_cpu = not torch.cuda.is_available()
     processor = on_cpu if arguments.clock == "auto" else arguments.clock == "processor"
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
-    done = {tuple(row[name] for name in COLUMNS[:4]) for row in read_rows(arguments.results)}
+    done = {tuple(row[name] for name in KEY) for row in read_rows(arguments.results)}
     for head, config in cells(arguments):
         dim = config.model.embed_dim if config.model.head in ("embedding", "prototype") else ""
         kind, count = config.loss.negatives.kind, config.loss.negatives.count
@@ -247,10 +259,12 @@ def main(arguments: Arguments) -> None:
             "head": head,
             "num_classes": config.data.num_classes,
             "seed": config.trainer.seed,
+            "network": network_name(config.model),
         }
         if tuple(str(value) for value in key.values()) in done:
             continue
-        folder = arguments.folder / f"{head.replace(':', '-')}-{key['num_classes']}-{key['seed']}-{arguments.hours:g}h"
+        words = (head, *(key[name] for name in ("num_classes", "seed", "network")), f"{arguments.hours:g}h")
+        folder = arguments.folder / re.sub("[^a-z0-9.-]+", "-", "-".join(map(str, words)))
         run = TimedRun(config, hours=arguments.hours, processor=processor, folder=folder)
         known = key | {"embed_dim": dim, "negatives": negatives, "batch": config.trainer.batch_size}
         for number in range(1, arguments.validations + 1):

@@ -140,7 +140,7 @@ def _presets() -> dict[str, Preset]:
 
 GLYPHS = Config(
     data=Data(crop=96, scale_min=0.9, scale_max=1.1, flip=0.0, jitter=0.3, loader_workers=0, val_samples=144),
-    model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=16),
+    model=Model(arch="fpn", backbone="tf_efficientnet_lite0", weights="package", embed_dim=16, decoder_dropout=0.0),
     loss=Loss(negatives=Negatives(kind="all"), temperature=20.0, logit="cosine"),
     optimizer=Optimizer(
         name="adamw", lr=6e-3, backbone_lr_factor=1.0, weight_decay=0.01, warmup_steps=20, clip_norm=1.0
@@ -156,9 +156,12 @@ EMOJI = override(
         "data.scale_min": 1.0,
         "data.scale_max": 1.0,
         "data.class_crops": 1.0,
+        "data.class_crops_exponent": 1.0,
         "data.repeat_threshold": 0.01,
         "data.other_classes": "ignore",
         "data.val_samples": None,
+        "model.arch": "fpn8",
+        "model.input_scale": 2,
         "model.embed_dim": 128,
         "optimizer.lr": 3e-3,
         "optimizer.warmup_steps": 50,
@@ -167,8 +170,9 @@ EMOJI = override(
         "trainer.validate_every": 0,
     },
 )
-"""The same network on crops of small emoji scenes, placed over rarer classes; two cores are enough for it. Scenes are not
-mirrored because some contain text. At an equal batch, 128 dimensions beat a dense head and 32 do not (experiments/LOG.md)."""
+"""Crops of small emoji scenes, placed over rarer classes; two cores are enough for it. Scenes are not mirrored because some
+contain text. Objects have 16 to 30 pixels, so the network sees them enlarged. At an equal batch, 128 dimensions beat a dense head
+and 32 do not (experiments/LOG.md)."""
 
 EMOJI_GPU = override(
     EMOJI,
@@ -180,6 +184,8 @@ EMOJI_GPU = override(
         "model.arch": "deeplabv3plus",
         "model.backbone": "resnet50",
         "model.weights": "hub",
+        "model.input_scale": 1,
+        "model.decoder_dropout": None,
         "optimizer.lr": 1e-3,
         "optimizer.backbone_lr_factor": 0.3,
         "optimizer.warmup_steps": 500,

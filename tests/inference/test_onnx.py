@@ -27,6 +27,9 @@ from kiloseg.training.checkpoint import save_checkpoint
 
 ROOT = Path(__file__).parents[2]
 NAMES = ["background", "cup", "chair", "lamp", "plänt"]
+CLASSES = {
+    "ids": [0, 3, 4, 8, 9], "names": NAMES, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
+}  # fmt: skip
 SIZES = [(1, 64, 64), (3, 75, 98), (1, 33, 250), (2, 32, 32)]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -70,12 +73,9 @@ def model_of(head, num_classes, dim=6):
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-    classes = {
-        "ids": [0, 3, 4, 8, 9], "names": NAMES, "background": 0, "train_samples": [9, 5, 4, 3, 2], "data": "room", "digest": "x",
-    }  # fmt: skip
     config = Config(model=Model(arch="fpn", backbone="test_resnet", embed_dim=6))
     content = {
-        "config": flatten(config), "num_classes": 5, "classes": classes, "model": untrained().state_dict(),
+        "config": flatten(config), "num_classes": 5, "classes": CLASSES, "model": untrained().state_dict(),
     }  # fmt: skip
     return str(save_checkpoint(tmp_path_factory.mktemp("model"), 7, content, keep=1))
 
@@ -107,6 +107,26 @@ def test_a_file_labels_images_of_any_size_as_the_model_does(source, file):
         assert_same(labels, outputs, model, images)
         seen |= set(np.unique(labels).tolist())
     assert len(seen) > 2
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_network_that_sees_images_enlarged_is_exported(kind, tmp_path):
+    torch.manual_seed(0)
+    config = Config(model=Model(arch="fpn8", backbone="test_resnet", embed_dim=6, input_scale=2))
+    segmenter = Segmenter(config.model, 5).eval()
+    content = {"config": flatten(config), "num_classes": 5, "classes": CLASSES, "model": segmenter.state_dict()}
+    checkpoint = save_checkpoint(tmp_path / "model", 7, content, keep=1)
+    out = tmp_path / f"mine.{'onnx' if kind == 'onnx' else 'pt2'}"
+    cli.main(["export", str(checkpoint), "--format", kind, "--out", str(out)])
+    model = kiloseg.load(str(checkpoint), device="cpu")
+    for size in SIZES:
+        images = noise(*size)
+        if kind == "onnx":
+            labels, outputs = onnxruntime.InferenceSession(out).run(["labels", "embeddings"], {"images": images})
+        else:
+            with torch.no_grad():
+                labels, outputs = (each.numpy() for each in torch.export.load(out).module()(torch.from_numpy(images)))
+        assert_same(labels, outputs, model, images)
 
 
 def test_another_table_gives_other_classes(source, file):

@@ -156,7 +156,6 @@ EMOJI = override(
         "data.scale_min": 1.0,
         "data.scale_max": 1.0,
         "data.class_crops": 1.0,
-        "data.class_crops_exponent": 1.0,
         "data.repeat_threshold": 0.01,
         "data.other_classes": "ignore",
         "data.val_samples": None,

@@ -66,7 +66,9 @@ COLUMNS = (
     *("miou", "miou_style", "miou_head", "miou_medium", "miou_tail", "peak_memory_gib", "machine", "network"),
 )
 KEY = (*COLUMNS[:4], "network")
-"""The columns of which only one row has each combination of values: a cell with such a row is not run again."""
+"""The columns that name a cell: one with a row of as many hours is not run again."""
+SAME_HOURS = 0.1
+"""Rows whose training time differs by less than this part of the hours asked for are of as many hours: a run ends with a step."""
 CURVE_COLUMNS = (
     *(*COLUMNS[:4], "budget_hours", *COLUMNS[7:15]),
     *("object_accuracy", "background_accuracy", "train_loss", "network"),
@@ -249,7 +251,11 @@ def main(arguments: Arguments) -> None:
     on_cpu = not torch.cuda.is_available()
     processor = on_cpu if arguments.clock == "auto" else arguments.clock == "processor"
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
-    done = {tuple(row[name] for name in KEY) for row in read_rows(arguments.results)}
+    done = {
+        tuple(row[name] for name in KEY)
+        for row in read_rows(arguments.results)
+        if abs(float(row["train_hours"]) - arguments.hours) < SAME_HOURS * arguments.hours
+    }
     for head, config in cells(arguments):
         dim = config.model.embed_dim if config.model.head in ("embedding", "prototype") else ""
         kind, count = config.loss.negatives.kind, config.loss.negatives.count

@@ -57,6 +57,10 @@ def test_study_ends_with_its_hours_and_goes_on_where_it_was(arguments, capsys):
     assert int(curve[0]["steps"]) < int(curve[1]["steps"])
     main(arguments)
     assert rows(arguments.results) == table, "what has a row is not run again"
+    main(dataclasses.replace(arguments, heads=("dense",), hours=0.0003))
+    shorter = rows(arguments.results)[len(table) :]
+    assert [row["head"] for row in shorter] == ["dense"], "a row of other hours is another run's"
+    assert 0.0003 <= float(shorter[0]["train_hours"]) < float(table[1]["train_hours"])
 
     # Without its row the run goes on from its checkpoint, at the end of its hours.
     arguments.results.unlink()

@@ -9,8 +9,8 @@ from kiloseg.config import Config
 from kiloseg.models import build_segmenter
 from kiloseg.models.architectures import ARCHITECTURES
 from kiloseg.models.execution import blocks
+from kiloseg.ops import cpu
 from kiloseg.overrides import override
-from kiloseg.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -116,11 +116,56 @@ def test_compiled_network_equals_the_plain_one(monkeypatch):
     assert_same(got, stepped(plain), rtol=1e-3, buffers=1e-6)
 
 
-def test_an_encoder_of_depthwise_convolutions_stays_in_float32_on_a_cpu():
-    config = override(PRESETS["glyphs"].config, {"model.weights": "none"})
-    segmenter = build_segmenter(config, 5).eval()
+def dtypes(segmenter):
+    """The types of an encoder's features on a CPU under bf16 autocast."""
     with torch.autocast("cpu", torch.bfloat16):
-        features = segmenter.network.encoder(torch.rand(1, 3, 32, 32))
+        features = segmenter.network.encoder(torch.rand(2, 3, 32, 32))
+    return {feature.dtype for feature in features[1:]}
+
+
+LITE = {"model.arch": "fpn", "model.backbone": "tf_efficientnet_lite0"}
+GROUPED = {"model.arch": "fpn", "model.backbone": "resnext50_32x4d"}
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no compiler")
+def test_an_encoder_of_depthwise_convolutions_follows_autocast():
+    assert dtypes(model_of(LITE)) == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("values", [GROUPED, LITE | {"trainer.compile": True}], ids=["groups of several", "compiled"])
+def test_without_fast_gradients_an_encoder_stays_in_float32(values):
+    assert dtypes(model_of(values)) == {torch.float32}
+
+
+def test_without_a_compiler_an_encoder_stays_in_float32(monkeypatch):
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
+    segmenter = model_of(LITE).eval()
+    assert dtypes(segmenter) == {torch.float32}
+    with torch.autocast("cpu", torch.bfloat16):
         outputs = segmenter(torch.zeros(1, 3, 32, 32, dtype=torch.uint8))
-    assert {feature.dtype for feature in features} == {torch.float32}
     assert outputs.dtype == torch.bfloat16, "the decoder is still in mixed precision"
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no compiler")
+@pytest.mark.parametrize("layout", [False, True], ids=["channels first", "channels last"])
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("arch", "backbone", "convolutions"),
+    [("fpn", "tf_efficientnet_lite0", 11), ("fpn", "test_convnext", 4), ("deeplabv3plus", "test_efficientnet", 1)],
+)
+def test_depthwise_gradients_equal_those_of_torch(arch, backbone, convolutions, precision, layout, monkeypatch):
+    values = {"model.arch": arch, "model.backbone": backbone, "trainer.channels_last": layout}
+    quick = model_of(values)
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
+    plain = model_of(values)
+    monkeypatch.delenv("KILOSEG_NATIVE")
+    vars(plain.network.encoder).pop("forward", None)  # torch's own gradients also in bfloat16
+    assert sum("forward" in vars(module) for module in quick.network.modules()) >= convolutions
+    assert quick.state_dict().keys() == plain.state_dict().keys()
+    side = 128 if arch == "deeplabv3plus" else 64
+    got, expected = (stepped(model, side, precision) for model in (quick, plain))
+    if precision == torch.float32:
+        assert_same(got, expected)
+    assert torch.equal(got[0], expected[0]), "the forward pass is torch's own"
+    one, other = (torch.cat([grad.flatten() for grad in grads.values()]) for _, grads, _ in (got, expected))
+    assert torch.nn.functional.cosine_similarity(one, other, 0) > 0.999

@@ -18,7 +18,7 @@ from pathlib import Path
 from kiloseg.storage.cache_folder import cache_folder
 
 FOLDER = Path(__file__).parent
-SOURCES = ("loss.c", "cells.c", "cells_best.c", "cells_nearest.c", "nearest.c")
+SOURCES = ("loss.c", "cells.c", "cells_best.c", "cells_nearest.c", "nearest.c", "depthwise.c")
 
 # There is no -ffast-math: a NaN must stay a NaN, and sums must keep their order. The kernels rely on fused multiply-adds.
 FLAGS = ("-std=gnu11", "-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math", "-fPIC", "-shared")

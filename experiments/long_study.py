@@ -4,7 +4,7 @@
     python experiments/long_study.py --data.path DIR --hours 6                      all cells, each for six hours
     python experiments/long_study.py --data.path DIR --hours 6 --classes 1024 --heads dense official --seeds 0 1 2
 
-Each cell trains with the largest batch in the budget until its hours are over; the learning rate falls with the time that is
+Each cell trains with the largest batch in the budget (at most --max-batch) until its hours are over; the learning rate falls with the time that is
 gone. Time is that of training steps: processor time where the network trains on a CPU, so that other work on the machine
 takes nothing from a run, and the clock's on a GPU. Validations along the way are not counted. A cell that was broken off goes
 on from its newest checkpoint when the same command is given again, and one that has a row in the results is not run again,
@@ -96,6 +96,8 @@ class Arguments(cli.Preset):
     """The measure of time: processor time of this process, or wall time. auto means processor on a CPU and wall on a GPU."""
     budget: str = "0.5GiB"
     """The memory of a training step."""
+    max_batch: int = 16
+    """The largest batch, also where the budget has room for more: more images at once teach less in the same time."""
     random_count: int = 255
     """The number of negatives of embedding:random."""
     validations: int = 6
@@ -111,6 +113,8 @@ class Arguments(cli.Preset):
         for name, value in (("hours", self.hours), ("validations", self.validations)):
             if not value > 0:
                 raise ValueError(f"--{name} {value}: expected more than 0")
+        if self.max_batch < 2:
+            raise ValueError(f"--max-batch {self.max_batch}: expected 2 or more images")
         parse_gib(self.budget, "--budget")
 
 
@@ -131,7 +135,8 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
             settings["model.embed_dim"] = 12
         config = with_sizes(override(arguments.run, settings), num_classes)
         device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-        batch = largest_batch(config, parse_gib(arguments.budget, "--budget"), device=device)
+        room = largest_batch(config, parse_gib(arguments.budget, "--budget"), device=device)
+        batch = min(room, arguments.max_batch)
         if batch < 2:  # batch statistics of one image are meaningless
             print(f"{head}, {num_classes} classes: fewer than 2 images fit into {arguments.budget}", flush=True)
             continue

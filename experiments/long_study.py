@@ -256,9 +256,10 @@ def main(arguments: Arguments) -> None:
     on_cpu = not torch.cuda.is_available()
     processor = on_cpu if arguments.clock == "auto" else arguments.clock == "processor"
     curves = arguments.results.with_name(arguments.results.stem + "_curves.csv")
+    read_rows(curves, CURVE_COLUMNS)  # refuses a file of other columns now, and not after the first hours
     done = {
         tuple(row[name] for name in KEY)
-        for row in read_rows(arguments.results)
+        for row in read_rows(arguments.results, COLUMNS)
         if abs(float(row["train_hours"]) - arguments.hours) < SAME_HOURS * arguments.hours
     }
     for head, config in cells(arguments):

@@ -186,7 +186,7 @@ class Features:
 def main(arguments: Arguments) -> None:
     """Runs every cell that has no row yet."""
     require_path(arguments.run.data)
-    done = {tuple(row[name] for name in KEY) for row in rows_of(arguments.results)}
+    done = {tuple(row[name] for name in KEY) for row in read_rows(arguments.results, COLUMNS)}
     features: Features | None = None
     for config in cells(arguments):
         row = row_of(config)
@@ -203,18 +203,10 @@ def main(arguments: Arguments) -> None:
         row |= {name: f"{metrics[name]:.6g}" for name in ("miou", "pixel_accuracy")}
         append_row(arguments.results, COLUMNS, row)
         print(", ".join(f"{name} {value}" for name, value in row.items()), flush=True)
-    found = curves_of(rows_of(arguments.results), row_of(arguments.run))
+    found = curves_of(read_rows(arguments.results, COLUMNS), row_of(arguments.run))
     for line in (*good_enough(found), *growth(found)):
         print(line)
     draw(found, arguments.results.with_suffix(".png"))
-
-
-def rows_of(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of the table, which must have its columns."""
-    rows = read_rows(path)
-    if rows and tuple(rows[0]) != COLUMNS:
-        raise ValueError(f"--results {path} has columns {', '.join(rows[0])}: expected {', '.join(COLUMNS)}")
-    return rows
 
 
 Curves = dict[tuple[str, int], dict[int, dict[int, float]]]

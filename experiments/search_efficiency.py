@@ -280,7 +280,7 @@ def main(arguments: Arguments) -> None:
     for seed in arguments.seeds:
         base = override(arguments.run, {"data.path": path, "trainer.seed": seed, "data.num_classes": num_classes})
         for name in sorted(arguments.methods, key=["random", "plain", "kiloseg"].index):
-            rows = {(row["seed"], row["method"]): row for row in read_rows(arguments.results)}
+            rows = {(row["seed"], row["method"]): row for row in read_rows(arguments.results, COLUMNS)}
             if (str(seed), name) in rows:
                 continue
             curve, searching = run_method(name, base, num_classes, arguments.trials, seed=seed)
@@ -307,7 +307,7 @@ def main(arguments: Arguments) -> None:
             }
             append_row(arguments.results, COLUMNS, row)
             print(", ".join(f"{key} {value}" for key, value in row.items()), flush=True)
-    print("\n".join(mean_curves(read_rows(curves))))
+    print("\n".join(mean_curves(read_rows(curves, CURVE_COLUMNS))))
 
 
 if __name__ == "__main__":

@@ -81,13 +81,13 @@ def test_runs_that_have_a_row_are_not_run_again(quick, tmp_path, capsys):
     run = override(quick, {"trainer.steps": 2, "trainer.batch_size": 4, "data.val_samples": 4})
     path = tmp_path / "rule.csv"
     main(Arguments(run=run, classes=(4,), dims=(4,), counts=(), results=path))
-    first = read_rows(path)
+    first = read_rows(path, RULE["COLUMNS"])
     assert [row["count"] for row in first] == ["3"] and 0 <= float(first[0]["miou"]) <= 1
     assert first[0]["start"] == "none"
     capsys.readouterr()
     main(Arguments(run=run, classes=(4,), dims=(2, 4), counts=(), results=path))
     assert capsys.readouterr().out.count("seed 0") == 1
-    both = read_rows(path)
+    both = read_rows(path, RULE["COLUMNS"])
     assert both[0] == first[0] and [row["embed_dim"] for row in both] == ["4", "2"]
     assert path.with_suffix(".png").stat().st_size > 1000
 
@@ -98,7 +98,7 @@ def test_runs_from_a_checkpoint_have_rows_of_their_own(quick, trained, tmp_path)
     main(Arguments(run=run, classes=(6,), dims=(8,), counts=(), results=path))
     started = override(run, {"model.weights": str(Path(trained["checkpoint"]).parent)})
     main(Arguments(run=started, classes=(6,), dims=(8,), counts=(), results=path, crops=8))
-    one, other = read_rows(path)
+    one, other = read_rows(path, RULE["COLUMNS"])
     assert [one["start"], other["start"]] == ["none", Path(started.model.weights).name]
     assert one["pixel_accuracy"] != other["pixel_accuracy"]
 

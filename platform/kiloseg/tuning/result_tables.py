@@ -30,18 +30,39 @@ def require_path(data: Data) -> str:
     return data.path
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Returns the rows of a table, or none if it does not exist yet."""
+def _require_columns(path: Path, found: Sequence[str], columns: Sequence[str]) -> None:
+    if list(found) != list(columns):
+        raise ValueError(
+            f"--results {path} has columns {', '.join(found)}: expected {', '.join(columns)}. Name another file, or move this one "
+            "away"
+        )
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the rows of a table, or none if it does not exist yet.
+
+    Raises:
+        ValueError: It has other columns.
+    """
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return list(csv.DictReader(file))
+        reader = csv.DictReader(file)
+        _require_columns(path, reader.fieldnames or [], columns)
+        return list(reader)
 
 
 def append_row(path: Path, columns: Sequence[str], row: Mapping[str, Any]) -> None:
-    """Adds a row to a table, which is created if it does not exist yet; values of other columns are dropped."""
+    """Adds a row to a table, which is created if it does not exist yet; values of other columns are dropped.
+
+    Raises:
+        ValueError: The table has other columns.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     begins = not path.exists()
+    if not begins:
+        with path.open(newline="") as file:
+            _require_columns(path, next(csv.reader(file), []), columns)
     with path.open("a", newline="") as file:
         writer = csv.DictWriter(file, columns, extrasaction="ignore")
         if begins:
@@ -60,8 +81,7 @@ def read_table(path: Path, columns: Sequence[str]) -> pandas.DataFrame:
     if not path.exists():
         return pandas.DataFrame(columns=list(columns))
     rows = pandas.read_csv(path)
-    if list(rows.columns) != list(columns):
-        raise ValueError(f"--results {path} has columns {', '.join(rows.columns)}: expected {', '.join(columns)}")
+    _require_columns(path, list(rows.columns), columns)
     return rows
 
 

@@ -4,7 +4,7 @@
     python benchmarks/predict.py --large 4000 6000 --classes 100000                   the memory of an image
 
 The first compares what follows the network: the nearest class of each pixel from embeddings at stride 4, and dense logits at
-stride 4 that are upsampled and argmaxed, as segmentation libraries do. The layer that makes the logits is not counted. Times are
+stride 4 that are upsampled and argmaxed with the classes of a pixel side by side. The layer that makes the logits is not counted. Times are
 CPU seconds of this process, in turn; the extra memory of each is the growth of the peak resident memory in a process of its own.
 Labels are compared with brute force over embeddings at full resolution, except where two classes are equally near up to rounding.
 
@@ -63,7 +63,8 @@ def by_embeddings(pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int]) 
 
 
 def by_logits(logits_BChw: Tensor, _: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the class with the highest upsampled logit of every pixel."""
+    """Returns the class with the highest upsampled logit of every pixel, in the faster layout on a CPU."""
+    logits_BChw = logits_BChw.contiguous(memory_format=torch.channels_last)
     return F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False).argmax(1)
 
 

@@ -65,7 +65,8 @@ class _Depthwise:
         convolution = self._convolution()
         assert convolution is not None, "called by the convolution itself"
         weights, stride, dilation = convolution.weight, convolution.stride[0], convolution.dilation[0]
-        if not torch.is_grad_enabled() or inputs.dtype not in (torch.float32, torch.bfloat16):
+        learns = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
+        if not learns or inputs.dtype not in (torch.float32, torch.bfloat16):
             outputs: Tensor = type(convolution).forward(convolution, inputs)
             return outputs
         if isinstance(convolution, Conv2dSame):

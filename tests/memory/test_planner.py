@@ -13,6 +13,7 @@ from kiloseg.memory import PeakMemory, largest_batch, plan, plan_evaluation
 from kiloseg.memory.live_tensors import LiveTensors
 from kiloseg.models import build_segmenter
 from kiloseg.models.heads import EmbeddingHead
+from kiloseg.ops import cpu
 from kiloseg.ops.tiles import TILE_BYTES, shapes_only
 from kiloseg.overrides import head_overrides, override
 from kiloseg.training.evaluation import evaluate
@@ -139,8 +140,20 @@ def test_blocks_of_patches_left_out_do_not_change_the_peak(monkeypatch, kind, ti
     assert loss_bytes(kind, shapes_only(), side=60) == pytest.approx(every, rel=1e-3)
 
 
-def test_bf16_of_a_cpu_is_planned_with_the_encoder_in_float32():
-    values = {"model.backbone": "test_efficientnet", "trainer.precision": "bf16"}
+DEPTHWISE_BF16 = {"model.backbone": "test_efficientnet", "trainer.precision": "bf16"}
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no compiler")
+def test_bf16_of_a_cpu_is_planned_as_it_runs():
+    config = override(SMALL, DEPTHWISE_BF16)
+    on_cpu = plan(config, device="cpu")
+    assert on_cpu == pytest.approx(measured(DEPTHWISE_BF16)[0], rel=0.01)
+    assert on_cpu == pytest.approx(plan(config, device="cuda"), rel=0.01)
+
+
+def test_without_a_compiler_bf16_of_a_cpu_is_planned_with_the_encoder_in_float32(monkeypatch):
+    monkeypatch.setenv("KILOSEG_NATIVE", "0")
+    values = DEPTHWISE_BF16
     config = override(SMALL, values)
     on_cpu = plan(config, device="cpu")
     assert on_cpu == pytest.approx(measured(values)[0], rel=0.01)

@@ -39,7 +39,7 @@ def plan(config: Config, *, num_classes: int | None = None, device: DeviceType =
             checkpoint_activations and precision, where auto is planned as float32. A compiled network is planned as if it were
             not compiled.
         num_classes: the number of classes C instead of the config's; it may exceed the 65,535 that a data set can hold.
-        device: the type of the device to plan for. It matters with bf16, which reaches fewer layers on a CPU.
+        device: the type of the device to plan for. It matters with bf16, which reaches fewer layers on some CPUs.
 
     Raises:
         ValueError: the number of classes is unknown, or the model cannot be built or trained.

@@ -4,9 +4,10 @@
     python benchmarks/predict.py --large 4000 6000 --classes 100000                   the memory of an image
 
 The first compares what follows the network: the nearest class of each pixel from embeddings at stride 4, and dense logits at
-stride 4 that are upsampled and argmaxed with the classes of a pixel side by side. The layer that makes the logits is not counted. Times are
-CPU seconds of this process, in turn; the extra memory of each is the growth of the peak resident memory in a process of its own.
-Labels are compared with brute force over embeddings at full resolution, except where two classes are equally near up to rounding.
+stride 4 that are upsampled and argmaxed with the classes of a pixel side by side. The layer that makes the logits is not
+counted. Times are CPU seconds of this process, in turn; the extra memory of each is the growth of the peak resident memory in a
+process of its own. Labels are compared with brute force over embeddings at full resolution, except where two classes are equally
+near up to rounding.
 
 The second predicts an image of noise and writes all of its files, in a process of its own; what is reported is the growth of the
 peak resident memory from the loaded model on.

@@ -4,11 +4,11 @@
     python experiments/long_study.py --data.path DIR --hours 6                      all cells, each for six hours
     python experiments/long_study.py --data.path DIR --hours 6 --classes 1024 --heads dense official --seeds 0 1 2
 
-Each cell trains with the largest batch in the budget (at most --max-batch) until its hours are over; the learning rate falls with the time that is
-gone. Time is that of training steps: processor time where the network trains on a CPU, so that other work on the machine
-takes nothing from a run, and the clock's on a GPU. Validations along the way are not counted. A cell that was broken off goes
-on from its newest checkpoint when the same command is given again, and one that has a row in the results is not run again,
-so hours of many sittings add up.
+Each cell trains with the largest batch in the budget (at most --max-batch) until its hours are over; the learning rate falls
+with the time that is gone. Time is that of training steps: processor time where the network trains on a CPU, so that other work
+on the machine takes nothing from a run, and the clock's on a GPU. Validations along the way are not counted. A cell that was
+broken off goes on from its newest checkpoint when the same command is given again, and one that has a row in the results is not
+run again, so hours of many sittings add up.
 
 Expected: experiments/results/long_study.csv and experiments/LOG.md.
 """

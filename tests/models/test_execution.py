@@ -8,7 +8,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kiloseg.config import Config
 from kiloseg.models import build_segmenter
 from kiloseg.models.architectures import ARCHITECTURES
-from kiloseg.models.execution import blocks
+from kiloseg.models.execution import _Depthwise, _InFloat32, _quicken_depthwise, blocks
 from kiloseg.ops import cpu
 from kiloseg.overrides import override
 
@@ -135,6 +135,15 @@ def test_an_encoder_of_depthwise_convolutions_follows_autocast():
 @pytest.mark.parametrize("values", [GROUPED, LITE | {"trainer.compile": True}], ids=["groups of several", "compiled"])
 def test_without_fast_gradients_an_encoder_stays_in_float32(values):
     assert dtypes(model_of(values)) == {torch.float32}
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no compiler")
+@pytest.mark.parametrize(("side", "replaced"), [(13, True), (15, False)])
+def test_kernels_for_which_torch_hangs_in_bfloat16_are_left_in_float32(side, replaced):
+    network = torch.nn.Module()
+    network.encoder = torch.nn.Conv2d(4, 4, side, padding=side // 2, groups=4)
+    _quicken_depthwise(network, by_kernel=True)
+    assert isinstance(network.encoder.forward, _Depthwise if replaced else _InFloat32)
 
 
 def test_without_a_compiler_an_encoder_stays_in_float32(monkeypatch):

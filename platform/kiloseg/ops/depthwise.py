@@ -23,8 +23,8 @@ from kiloseg.ops import cpu
 ONEDNN_SIDE = 3
 """The largest side of a kernel whose weights have a fast gradient in oneDNN."""
 
-MAX_SIDE = 32
-"""The largest side of a kernel."""
+MAX_SIDE = 13
+"""The largest side of a kernel: torch 2.14's own convolution in bfloat16 never returns for 15 x 15 and more (CPU with AVX-512)."""
 
 WIDENED = 2**20
 """The values of inputs that are in float32 at a time: as many as the caches of a core hold."""
@@ -50,7 +50,7 @@ def depthwise_conv2d(
 
     Args:
         inputs_BCHW: float32 or bfloat16 inputs on a CPU.
-        weights_C1KK: the weights, of the same type.
+        weights_C1KK: the weights, of the same type; K is at most MAX_SIDE.
         bias_C: the bias, if there is one.
         stride: the stride of both axes.
         padding: the zeros on each side of both axes.

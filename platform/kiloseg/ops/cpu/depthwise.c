@@ -10,9 +10,7 @@
 #include "team.h"
 
 #define CHANNELS 64
-#define MAX_SIDE 32  // limits the stack memory of a thread
-
-const int64_t kiloseg_depthwise_max_side = MAX_SIDE;
+#define MAX_SIDE 32  // limits the stack memory of a thread; kiloseg.ops.depthwise allows less
 
 struct depthwise {
     int64_t B, C, H, W;          // inputs (B, H, W, C)

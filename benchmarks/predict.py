@@ -31,6 +31,7 @@ import tyro
 from torch import Tensor
 
 from kiloseg.config import Config
+from kiloseg.losses.dense import upsampled_logits
 from kiloseg.models import nearest_class
 
 STRIDE = 4
@@ -64,9 +65,8 @@ def by_embeddings(pixels_BDhw: Tensor, table_CD: Tensor, size: tuple[int, int]) 
 
 
 def by_logits(logits_BChw: Tensor, _: Tensor, size: tuple[int, int]) -> Tensor:
-    """Returns the class with the highest upsampled logit of every pixel, in the faster layout on a CPU."""
-    logits_BChw = logits_BChw.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(logits_BChw, size=size, mode="bilinear", align_corners=False).argmax(1)
+    """Returns the class with the highest upsampled logit of every pixel, as the dense head does."""
+    return upsampled_logits(logits_BChw, size).argmax(1)
 
 
 WAYS: dict[str, Callable[[Tensor, Tensor, tuple[int, int]], Tensor]] = {"nearest": by_embeddings, "dense": by_logits}

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from kiloseg.losses import dense_cross_entropy, official_cross_entropy
+from kiloseg.losses.dense import upsampled_logits
 
 TAU = 20.0
 
@@ -21,10 +22,8 @@ def dense(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
 
 
 def dense_argmax(logits_BChw: Tensor, _: Tensor, labels_BHW: Tensor) -> Tensor:
-    """Predicts the class of the highest of the upsampled logits, in the faster layout on a CPU: int64 (B, H, W)."""
-    if logits_BChw.is_cpu:
-        logits_BChw = logits_BChw.contiguous(memory_format=torch.channels_last)
-    return F.interpolate(logits_BChw, size=labels_BHW.shape[1:], mode="bilinear", align_corners=False).argmax(1)
+    """Predicts the class of the highest of the upsampled logits, as the dense head does: int64 (B, H, W)."""
+    return upsampled_logits(logits_BChw, (labels_BHW.shape[1], labels_BHW.shape[2])).argmax(1)
 
 
 def _unit_pixels(pixels_BDhw: Tensor, labels_BHW: Tensor) -> Tensor:

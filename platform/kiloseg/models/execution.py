@@ -55,15 +55,29 @@ def build_segmenter(
     return segmenter.train()
 
 
-class _Depthwise:
+class _Forward:
+    """Takes the place of a module's forward.
+
+    Args:
+        module: the module.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        # A strong reference would form a cycle, and an unused model's memory would wait for the garbage collector.
+        self._module = weakref.ref(module)
+
+    def module(self) -> nn.Module:
+        """Returns the module, which exists whenever it calls its forward."""
+        module = self._module()
+        assert module is not None, "called by the module itself"
+        return module
+
+
+class _Depthwise(_Forward):
     """Runs a depthwise convolution by `kiloseg.ops.depthwise` where gradients are wanted, and as it is elsewhere."""
 
-    def __init__(self, convolution: nn.Conv2d) -> None:
-        self._convolution = weakref.ref(convolution)  # a strong reference would form a cycle
-
     def __call__(self, inputs: Tensor) -> Tensor:
-        convolution = self._convolution()
-        assert convolution is not None, "called by the convolution itself"
+        convolution = cast(nn.Conv2d, self.module())
         weights, stride, dilation = convolution.weight, convolution.stride[0], convolution.dilation[0]
         learns = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
         if not learns or inputs.dtype not in (torch.float32, torch.bfloat16):
@@ -113,15 +127,11 @@ def _is_plain_depthwise(convolution: nn.Conv2d) -> bool:
     )
 
 
-class _InFloat32:
+class _InFloat32(_Forward):
     """Runs an encoder in float32, also under autocast."""
 
-    def __init__(self, encoder: nn.Module) -> None:
-        self._encoder = weakref.ref(encoder)  # a strong reference would form a cycle
-
     def __call__(self, images: Tensor) -> Any:
-        encoder = self._encoder()
-        assert encoder is not None, "called by the encoder itself"
+        encoder: Any = self.module()
         with torch.autocast("cpu", enabled=False):
             return type(encoder).forward(encoder, images)
 
@@ -151,17 +161,15 @@ def _lists_blocks(module: nn.Module) -> bool:
     return isinstance(module, _LISTS) and sum(_holds_layers(child) for child in module.children()) > 1
 
 
-class _Recomputed:
+class _Recomputed(_Forward):
     """Runs a block's forward but keeps only the block's inputs, and computes the rest again in the backward pass."""
 
     def __init__(self, name: str, block: nn.Module) -> None:
+        super().__init__(block)
         self._name = name
-        # A strong reference would form a cycle, and an unused model's memory would wait for the garbage collector.
-        self._block = weakref.ref(block)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        block = self._block()
-        assert block is not None, "called by the block itself"
+        block: Any = self.module()
         forward = functools.partial(type(block).forward, block)
         if not torch.is_grad_enabled():
             return forward(*args, **kwargs)

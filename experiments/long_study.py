@@ -34,7 +34,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "platform"))
 
 from kiloseg import cli
 from kiloseg.config import Config, Model
-from kiloseg.data.classes import count_classes
+from kiloseg.data.classes import count_classes, record_classes
 from kiloseg.data.description import DatasetInfo, read_info
 from kiloseg.data.reading.loader import TrainBatches, validation_batches
 from kiloseg.memory import PeakMemory, largest_batch, parse_gib
@@ -43,6 +43,7 @@ from kiloseg.overrides import flatten, head_negatives, head_overrides, override,
 from kiloseg.presets import PRESETS
 from kiloseg.training.checkpoint import load_newest, save_checkpoint
 from kiloseg.training.evaluation import evaluate
+from kiloseg.training.initial import WORDS, initial_state, take_over
 from kiloseg.training.optimizer import build_optimizer, set_learning_rate
 from kiloseg.training.precision import autocast_of
 from kiloseg.training.step import training_step
@@ -145,9 +146,11 @@ def cells(arguments: Arguments) -> Iterator[tuple[str, Config]]:
 
 
 def network_name(model: Model) -> str:
-    """Returns what tables call a network: its architecture, the scale of its input and its dropout where that is set."""
+    """Returns what tables call a network: its architecture, the scale of its input, its dropout where that is set, and the file
+    or folder of weights that it started from; the hours that those took are not in its row."""
     dropout = "" if model.decoder_dropout is None else f", dropout {model.decoder_dropout:g}"
-    return f"{model.arch} x{model.input_scale}{dropout}"
+    start = "" if model.weights in WORDS else f", from {Path(model.weights).name}"
+    return f"{model.arch} x{model.input_scale}{dropout}{start}"
 
 
 class TimedRun:
@@ -165,13 +168,18 @@ class TimedRun:
         self.now = time.process_time if processor else time.perf_counter
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.info: DatasetInfo = read_info(config.data.path)
+        self.classes = record_classes(config.data)
         torch.manual_seed(config.trainer.seed)
-        self.segmenter: Segmenter = build_segmenter(config, count_classes(config.data, self.info), self.device)
+        state = load_newest(folder) if folder.is_dir() else None
+        initial = None if state is not None else initial_state(config.model.weights)
+        random = override(config, {"model.weights": "none"}) if state is not None or initial is not None else config
+        self.segmenter: Segmenter = build_segmenter(random, count_classes(config.data, self.info), self.device)
+        if initial is not None:
+            print(take_over(self.segmenter, initial, self.classes), flush=True)
         self.optimizer = build_optimizer(self.segmenter, config.optimizer)
         self.autocast = autocast_of(config.trainer.precision, self.device)
         self.peak = PeakMemory(self.device, self.segmenter, self.optimizer)
         self.step, self.seconds, self.earlier_peak, self.loss_sum, self.loss_steps = 0, 0.0, 0.0, 0.0, 0
-        state = load_newest(folder) if folder.is_dir() else None
         if state is not None:
             self.segmenter.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
@@ -202,6 +210,7 @@ class TimedRun:
         content = {
             "config": flatten(config),
             "num_classes": self.segmenter.num_classes,
+            "classes": self.classes,
             "model": self.segmenter.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "seconds": self.seconds,

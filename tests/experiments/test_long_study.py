@@ -80,6 +80,19 @@ def test_rate_falls_with_time_and_counts_from_the_checkpoint(arguments, tmp_path
     assert 0 < later._rate_factor() < factors[0] < 0.6
 
 
+def test_run_starts_from_the_checkpoint_of_another_one(arguments, tmp_path, capsys):
+    config = dict(cells(arguments))["embedding:random"]
+    first = TimedRun(config, hours=0.0001, processor=True, folder=tmp_path / "first")
+    first.train_until(0.0001)
+    more = override(config, {"model.weights": str(tmp_path / "first"), "data.num_classes": 5})
+    second = TimedRun(more, hours=0.0001, processor=True, folder=tmp_path / "second")
+    assert "4 of 5 classes start from the 4 there, by name" in capsys.readouterr().out
+    table, former = (run.segmenter.state_dict()["head.table.rows_CD"] for run in (second, first))
+    assert table[:4].equal(former), "classes of both runs keep their vectors"
+    assert (second.step, second.seconds) == (0, 0.0), "its own time begins with it"
+    assert STUDY["network_name"](more.model) == STUDY["network_name"](config.model) + ", from first"
+
+
 def test_impossible_settings_are_refused(arguments, quick):
     with pytest.raises(ValueError, match="--hours 0: expected more than 0"):
         Arguments(run=quick, hours=0)

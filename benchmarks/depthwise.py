@@ -20,7 +20,7 @@ import tyro
 
 from kiloseg.config import Config, Precision
 from kiloseg.models import Segmenter, build_segmenter
-from kiloseg.models.execution import _InFloat32
+from kiloseg.models.depthwise import InFloat32
 from kiloseg.overrides import head_overrides, override
 from kiloseg.presets import PRESETS
 from kiloseg.training.optimizer import build_optimizer
@@ -55,7 +55,7 @@ def networks(config: Config, classes: int) -> dict[str, Segmenter]:
         for module in segmenter.network.modules():
             vars(module).pop("forward", None)
         if name == "torch":
-            segmenter.network.encoder.forward = _InFloat32(segmenter.network.encoder)
+            segmenter.network.encoder.forward = InFloat32(segmenter.network.encoder)
     return found
 
 

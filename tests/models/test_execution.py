@@ -8,7 +8,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from kiloseg.config import Config
 from kiloseg.models import build_segmenter
 from kiloseg.models.architectures import ARCHITECTURES
-from kiloseg.models.execution import _Depthwise, _InFloat32, _quicken_depthwise, blocks
+from kiloseg.models.depthwise import Depthwise, InFloat32, quicken_depthwise
+from kiloseg.models.execution import blocks
 from kiloseg.ops import cpu
 from kiloseg.overrides import override
 
@@ -142,8 +143,18 @@ def test_without_fast_gradients_an_encoder_stays_in_float32(values):
 def test_kernels_for_which_torch_hangs_in_bfloat16_are_left_in_float32(side, replaced):
     network = torch.nn.Module()
     network.encoder = torch.nn.Conv2d(4, 4, side, padding=side // 2, groups=4)
-    _quicken_depthwise(network, by_kernel=True)
-    assert isinstance(network.encoder.forward, _Depthwise if replaced else _InFloat32)
+    quicken_depthwise(network, by_kernel=True)
+    assert isinstance(network.encoder.forward, Depthwise if replaced else InFloat32)
+
+
+@pytest.mark.skipif(cpu.library() is None, reason="no compiler")
+def test_grouped_convolutions_of_a_decoder_say_nothing_about_the_encoder():
+    network = torch.nn.Module()
+    network.encoder = torch.nn.Conv2d(4, 4, 5, padding=2, groups=4)
+    network.decoder = torch.nn.Conv2d(4, 4, 3, groups=2)
+    quicken_depthwise(network, by_kernel=True)
+    assert isinstance(network.encoder.forward, Depthwise)
+    assert "forward" not in vars(network.decoder)
 
 
 def test_without_a_compiler_an_encoder_stays_in_float32(monkeypatch):

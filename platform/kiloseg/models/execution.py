@@ -7,20 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import weakref
 from collections.abc import Iterator
-from typing import Any, cast
+from typing import Any
 
 import torch
-from timm.layers import Conv2dSame, pad_same
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.checkpoint import checkpoint
 
 from kiloseg.config import Config
+from kiloseg.models.depthwise import quicken_depthwise
+from kiloseg.models.forward import Forward
 from kiloseg.models.segmenter import Segmenter
-from kiloseg.ops.cpu import library
-from kiloseg.ops.depthwise import MAX_SIDE, depthwise_conv2d, slow_gradient
 
 _LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -44,7 +42,7 @@ def build_segmenter(
     with torch.device("meta") if torch.device(device).type == "meta" else contextlib.nullcontext():
         segmenter = Segmenter(config.model, num_classes, config.loss).to(device)
     if (runs_on or torch.device(device).type) == "cpu":
-        _quicken_depthwise(segmenter.network, by_kernel=not config.trainer.compile)
+        quicken_depthwise(segmenter.network, by_kernel=not config.trainer.compile)
     if config.trainer.channels_last:
         segmenter.network.to(memory_format=torch.channels_last)
     if config.trainer.checkpoint_activations:
@@ -53,87 +51,6 @@ def build_segmenter(
     if config.trainer.compile:
         segmenter.network.compile()
     return segmenter.train()
-
-
-class _Forward:
-    """Takes the place of a module's forward.
-
-    Args:
-        module: the module.
-    """
-
-    def __init__(self, module: nn.Module) -> None:
-        # A strong reference would form a cycle, and an unused model's memory would wait for the garbage collector.
-        self._module = weakref.ref(module)
-
-    def module(self) -> nn.Module:
-        """Returns the module, which exists whenever it calls its forward."""
-        module = self._module()
-        assert module is not None, "called by the module itself"
-        return module
-
-
-class _Depthwise(_Forward):
-    """Runs a depthwise convolution by `kiloseg.ops.depthwise` where gradients are wanted, and as it is elsewhere."""
-
-    def __call__(self, inputs: Tensor) -> Tensor:
-        convolution = cast(nn.Conv2d, self.module())
-        weights, stride, dilation = convolution.weight, convolution.stride[0], convolution.dilation[0]
-        learns = torch.is_grad_enabled() and (inputs.requires_grad or weights.requires_grad)
-        if not learns or inputs.dtype not in (torch.float32, torch.bfloat16):
-            outputs: Tensor = type(convolution).forward(convolution, inputs)
-            return outputs
-        if isinstance(convolution, Conv2dSame):
-            inputs = pad_same(inputs, weights.shape[2:], convolution.stride, convolution.dilation)
-            padding = 0
-        else:
-            padding = cast(int, convolution.padding[0])
-        return depthwise_conv2d(inputs, weights, convolution.bias, stride=stride, padding=padding, dilation=dilation)
-
-
-def _quicken_depthwise(network: nn.Module, *, by_kernel: bool) -> None:
-    """Gives the depthwise convolutions of a network on a CPU fast gradients, or leaves its encoder in float32 under autocast.
-
-    In bfloat16, torch's own gradients of these convolutions take up to 30 times as long as in float32 (oneDNN in torch 2.14), which
-    is more than the dense convolutions gain.
-    """
-    left = False
-    for module in network.modules():
-        if not isinstance(module, nn.Conv2d) or module.groups == 1:
-            continue
-        if by_kernel and _is_plain_depthwise(module) and library() is not None:
-            if slow_gradient(module.kernel_size[0], module.stride[0]):
-                module.forward = _Depthwise(module)  # type: ignore[method-assign, assignment]
-        else:
-            left = True
-    encoder: Any = network.encoder
-    if left and any(isinstance(inner, nn.Conv2d) and inner.groups > 1 for inner in encoder.modules()):
-        encoder.forward = _InFloat32(encoder)
-
-
-def _is_plain_depthwise(convolution: nn.Conv2d) -> bool:
-    """Returns whether `depthwise_conv2d` can do what this module does."""
-    same = isinstance(convolution, Conv2dSame)
-    return (
-        (same or type(convolution).forward is nn.Conv2d.forward)
-        and convolution.groups == convolution.in_channels == convolution.out_channels
-        and convolution.padding_mode == "zeros"
-        and not isinstance(convolution.padding, str)
-        and convolution.kernel_size[0] <= MAX_SIDE
-        and all(
-            len(set(pair)) == 1
-            for pair in (convolution.kernel_size, convolution.stride, convolution.dilation, convolution.padding)
-        )
-    )
-
-
-class _InFloat32(_Forward):
-    """Runs an encoder in float32, also under autocast."""
-
-    def __call__(self, images: Tensor) -> Any:
-        encoder: Any = self.module()
-        with torch.autocast("cpu", enabled=False):
-            return type(encoder).forward(encoder, images)
 
 
 def blocks(module: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
@@ -161,7 +78,7 @@ def _lists_blocks(module: nn.Module) -> bool:
     return isinstance(module, _LISTS) and sum(_holds_layers(child) for child in module.children()) > 1
 
 
-class _Recomputed(_Forward):
+class _Recomputed(Forward):
     """Runs a block's forward but keeps only the block's inputs, and computes the rest again in the backward pass."""
 
     def __init__(self, name: str, block: nn.Module) -> None:

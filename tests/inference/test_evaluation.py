@@ -153,9 +153,26 @@ def test_views_are_averaged():
     scaled = averaged_outputs(lambda x: F.avg_pool2d(x.float(), 8), scales=(0.5, 2.0), flip=False, unit_vectors=False)(
         flat
     )
-    assert scaled.shape == (1, 3, 8, 12) and torch.allclose(scaled, torch.tensor(7.0))
+    assert scaled.shape == (1, 3, 16, 24) and torch.allclose(scaled, torch.tensor(7.0))
     same_function = averaged_outputs(outputs_of, scales=(1.0,), flip=False, unit_vectors=True)
     assert same_function is outputs_of
+
+
+def test_enlarged_views_keep_their_detail():
+    """A network that averages 8 x 8 pixels sees stripes of 8 pixels, which begin in the middle of a cell, only when enlarged."""
+    stripes = torch.arange(64).add(4).div(8, rounding_mode="floor").remainder(2).mul(200).to(torch.uint8)
+    images = stripes.expand(1, 3, 64, 64)
+
+    def outputs_of(images):
+        return F.avg_pool2d(images.float(), 8)
+
+    assert outputs_of(images).std() == 0
+    for scales, cells in (((1.0, 0.5), 8), ((1.0, 1.5), 16), ((2.0,), 16), ((1.0, 3.0), 32), ((8.0,), 64)):
+        seen = averaged_outputs(outputs_of, scales=scales, flip=False, unit_vectors=False)(images)
+        assert seen.shape == (1, 3, cells, cells)
+        assert (seen.std() > 20) == (cells > 8)
+    finest = averaged_outputs(lambda images: images.float(), scales=(1.0, 2.0), flip=False, unit_vectors=False)(images)
+    assert finest.shape == images.shape, "never finer than the pixels"
 
 
 def test_views_that_cannot_be_are_refused(model, squares):

@@ -121,6 +121,26 @@ def test_a_result_is_what_validation_would_predict(model, photo):
     assert np.array_equal(model(pixels).labels, expected) and np.array_equal(model(Image.open(photo)).labels, expected)
 
 
+def test_views_are_averaged_in_every_way_to_predict(report, model, photo, tmp_path):
+    viewing = kiloseg.load(report.checkpoint, device="cpu", scales=(1.0, 1.5), flip=True)
+    images = torch.from_numpy(as_pixels(photo)[:128, :192].copy()).permute(2, 0, 1)[None]
+    outputs, plain = viewing.outputs(images), model.outputs(images)
+    assert outputs.shape[2:] == (2 * plain.shape[2], 2 * plain.shape[3])
+    mirrored = dataclasses.replace(viewing, scales=(1.0,)).outputs(images.flip(3)).flip(3)
+    torch.testing.assert_close(mirrored, dataclasses.replace(viewing, scales=(1.0,)).outputs(images))
+
+    expected = viewing(photo)
+    assert not np.array_equal(expected.confidence, model(photo).confidence)
+    tiled = viewing(photo, tile=96, overlap=32)
+    assert tiled.labels.shape == expected.labels.shape and (tiled.labels == expected.labels).mean() > 0.8
+    command = ["predict", str(report.checkpoint), str(photo), "--out", str(tmp_path / "out"), "--device", "cpu"]
+    cli.main([*command, "--scales", "1", "1.5", "--flip"])
+    with Image.open(next((tmp_path / "out").glob("*.labels.png"))) as image:
+        assert np.array_equal(np.asarray(image), viewing.classes.ids[expected.labels])
+    with pytest.raises(ValueError, match=r"scales = \(1\.0, 9\.0\): expected factors above 0 and at most 8"):
+        kiloseg.load(report.checkpoint, scales=(1.0, 9.0))
+
+
 def test_an_image_is_turned_as_its_exif_says(model, photo, tmp_path):
     turned, path = Image.open(photo), tmp_path / "turned.png"
     exif = turned.getexif()

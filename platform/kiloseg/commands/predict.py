@@ -45,6 +45,10 @@ class Arguments:
     """Answer "unknown" (id 65535) where a pixel shows none of the classes (`kiloseg classes SOURCE unknown`)."""
     unknown_below: float | None = None
     """The familiarity below which a pixel is unknown, instead of the calibrated one."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the image's sides whose outputs are averaged, such as 1 1.2 1.4. More take more time and often predict better."""
+    flip: bool = False
+    """Also average the outputs of the mirror image."""
     overwrite: bool = False
     """Predict images again whose output already exists."""
     device: str | None = None
@@ -77,7 +81,14 @@ def main(arguments: Arguments) -> int:
 
     Image.MAX_IMAGE_PIXELS = arguments.max_pixels
     found = find_images(arguments.images)
-    model = load(arguments.source, device=arguments.device, precision=arguments.precision, runs=arguments.runs)
+    model = load(
+        arguments.source,
+        device=arguments.device,
+        precision=arguments.precision,
+        scales=arguments.scales,
+        flip=arguments.flip,
+        runs=arguments.runs,
+    )
     answer = _answer(arguments, model.classes.known_from)
     if answer is not None:  # refused before the first image, not for each of them
         answering(model.segmenter.head, model.classes, answer)

@@ -26,7 +26,7 @@ from kiloseg.inference.groups import levels_of
 from kiloseg.inference.matching import Matching
 from kiloseg.inference.model import TrainedModel
 from kiloseg.inference.tiling import blended, check_tiles, row_bands
-from kiloseg.inference.views import averaged_outputs
+from kiloseg.inference.views import averaged_outputs, check_scales
 from kiloseg.models.heads import Candidates
 from kiloseg.storage.errors import DataError
 from kiloseg.training.precision import autocast_of
@@ -57,8 +57,7 @@ class Views:
     """Whether the outputs of the mirror image are averaged too."""
 
     def __post_init__(self) -> None:
-        if not self.scales or not all(0 < scale <= 8 for scale in self.scales):
-            raise ValueError(f"scales = {self.scales}: expected factors above 0 and at most 8")
+        check_scales(self.scales)
         if self.tile is not None:
             check_tiles(self.tile, self.overlap)
         elif self.overlap:

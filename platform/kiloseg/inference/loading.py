@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ def load(
     *,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
     runs: Path | str = "runs",
 ) -> TrainedModel:
     """Loads a trained model, ready to predict.
@@ -35,13 +38,16 @@ def load(
             name of a study, whose newest run with a checkpoint is used. For a study, the best trial's checkpoint is loaded.
         device: where the network runs; None: a GPU if there is one.
         precision: as `trainer.precision`.
+        scales: factors of an image's sides, above 0 and at most 8, whose outputs are averaged, such as (1, 1.2, 1.4).
+        flip: whether the outputs of the mirror image are averaged too.
         runs: folder of MLflow's database; used only if MLFLOW_TRACKING_URI names no server.
 
     Raises:
-        ValueError: there is no such model, it is damaged, or its run has no checkpoint.
+        ValueError: there is no such model, it is damaged, or its run has no checkpoint; or `scales` are impossible.
         ConnectionError: a store or a tracking server does not answer.
     """
-    return model_of(content_of(source, runs), source, device=device, precision=precision)
+    content = content_of(source, runs)
+    return model_of(content, source, device=device, precision=precision, scales=scales, flip=flip)
 
 
 def model_of(
@@ -50,6 +56,8 @@ def model_of(
     *,
     device: torch.device | str | None = None,
     precision: Precision = "auto",
+    scales: Sequence[float] = (1.0,),
+    flip: bool = False,
 ) -> TrainedModel:
     """Does the same as `load` for the content of a checkpoint (`content_of`) that came from `source`, perhaps edited."""
     segmenter, config = segmenter_of(content)
@@ -60,6 +68,8 @@ def model_of(
         classes=classes_of(content),
         source=str(source),
         autocast=autocast_of(precision, place),
+        scales=tuple(scales),
+        flip=flip,
     )
 
 

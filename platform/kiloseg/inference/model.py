@@ -17,6 +17,7 @@ from kiloseg.inference.classes import ModelClasses
 from kiloseg.inference.images import as_pixels
 from kiloseg.inference.result import Result
 from kiloseg.inference.tiling import predict_tiled
+from kiloseg.inference.views import averaged_outputs, check_scales
 from kiloseg.models import Segmenter
 
 TILE = 1024
@@ -38,6 +39,14 @@ class TrainedModel:
     """The source from which the model was loaded, as `kiloseg.load` accepts it."""
     autocast: torch.autocast | None = None
     """Context in which the network runs with mixed precision; None: full precision."""
+    scales: tuple[float, ...] = (1.0,)
+    """Factors of the image's sides, above 0 and at most 8, whose outputs are averaged; see `kiloseg.inference.views`. Each takes
+    the network's time once more, in proportion to its square."""
+    flip: bool = False
+    """Whether the outputs of the mirror image are averaged too."""
+
+    def __post_init__(self) -> None:
+        check_scales(self.scales)
 
     @property
     def device(self) -> torch.device:
@@ -99,7 +108,16 @@ class TrainedModel:
 
     @torch.no_grad()
     def outputs(self, images_B3HW: Tensor) -> Tensor:
-        """Returns the network's outputs for uint8 images whose sides are multiples of 32."""
+        """Returns the network's outputs for uint8 images whose sides are multiples of 32, averaged over `scales` and `flip`."""
+        outputs_of = averaged_outputs(
+            self._plain_outputs,
+            scales=self.scales,
+            flip=self.flip,
+            unit_vectors=self.segmenter.head.table is not None,
+        )
+        return outputs_of(images_B3HW)
+
+    def _plain_outputs(self, images_B3HW: Tensor) -> Tensor:
         with self.autocast or contextlib.nullcontext():
             outputs: Tensor = self.segmenter(images_B3HW.to(self.device, non_blocking=True))
         return outputs
